@@ -1,0 +1,254 @@
+//! What became of a call on one host: a verdict, with the result or the error, and when.
+
+use base64::Engine as _;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::job::HostState;
+
+/// The numbers in `error.code`: JSON-RPC's own for a request that is not sound, ours for all else. Never renumbered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum ErrorCode {
+    /// The body is not JSON (JSON-RPC 2.0, 5.1).
+    Parse = -32700,
+    /// Not one JSON-RPC call with an id, or not an envelope.
+    InvalidRequest = -32600,
+    /// This host has no such method.
+    UnknownMethod = -32601,
+    /// The arguments do not fit the method.
+    InvalidArguments = -32602,
+    /// The minion itself failed: its log says more.
+    Internal = -32603,
+    /// No rule lets this caller call this method.
+    Denied = -32001,
+    /// The envelope is not for this host.
+    WrongAudience = -32002,
+    /// The envelope's start-before has passed.
+    TooLate = -32003,
+    /// A limit of the minion is reached; the message names it.
+    LimitReached = -32004,
+    /// The call id was fenced: it never started and never will.
+    Fenced = -32005,
+    /// No job of that id that this caller may see.
+    UnknownJob = -32006,
+    /// The method said no.
+    Failed = 1,
+    /// A command ended with another status than 0.
+    ExitStatus = 2,
+    /// The method panicked, or its process died without a result.
+    Crashed = 3,
+    /// The time limit passed.
+    TimedOut = 4,
+    /// Somebody cancelled it.
+    Cancelled = 5,
+    /// It may have run, and its end is not known.
+    Lost = 6,
+    /// It never started: the host could not be reached, or was not asked.
+    Undelivered = 7,
+    /// The result was larger than `result_max_bytes`.
+    ResultTooLarge = 8,
+}
+
+/// An error as a caller reads it: `{"code", "message", "data"?}`. `data.type`, where present, names the kind of failure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// See [`ErrorCode`]; unknown numbers are kept as they are.
+    pub code: i32,
+    /// One line for a person: what failed, why, and what to do next.
+    pub message: String,
+    /// More, for a program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
+}
+
+impl Failure {
+    /// A failure without data.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code: code as i32, message: message.into(), data: None }
+    }
+
+    /// A method's own failure of the kind `kind`, which a program finds in `data.type`.
+    pub fn of_kind(kind: &str, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Failed, message).with_data(json!({ "type": kind }))
+    }
+
+    /// The same failure with `data`.
+    #[must_use]
+    pub fn with_data(mut self, data: Value) -> Self {
+        self.data = Some(data);
+        self
+    }
+
+    /// Whether the code is `code`.
+    #[must_use]
+    pub fn is(&self, code: ErrorCode) -> bool {
+        self.code == code as i32
+    }
+
+    /// The verdict that this error means when a minion refuses a call with it, before anything ran.
+    #[must_use]
+    pub fn into_refusal(self) -> Verdict {
+        let refused = |code: ErrorCode| self.code == code as i32;
+        if refused(ErrorCode::Denied) {
+            Verdict::Denied { error: self }
+        } else if [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience].into_iter().any(refused) {
+            Verdict::Undelivered { error: self }
+        } else {
+            Verdict::Failed { error: self }
+        }
+    }
+}
+
+/// How it ended, with the result or the error: `{"state": "ok", "result": …}` or `{"state": …, "error": {…}}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Verdict {
+    /// The method gave this result.
+    Ok {
+        /// Any JSON; `null` and other falsy results included.
+        #[serde(default)]
+        result: Value,
+    },
+    /// The method said no, or could not be run.
+    Failed {
+        /// What it said.
+        error: Failure,
+    },
+    /// No rule of the host allows it.
+    Denied {
+        /// The refusal.
+        error: Failure,
+    },
+    /// It was stopped on request; `error.data` says `by` whom and `at` what time.
+    Cancelled {
+        /// Who and when.
+        error: Failure,
+    },
+    /// It was stopped at its time limit.
+    TimedOut {
+        /// The limit.
+        error: Failure,
+    },
+    /// It never started.
+    Undelivered {
+        /// Why.
+        error: Failure,
+    },
+    /// It may have run, and its end is not known.
+    Lost {
+        /// Why.
+        error: Failure,
+    },
+}
+
+impl Verdict {
+    /// The host's state that this verdict is.
+    #[must_use]
+    pub fn state(&self) -> HostState {
+        match self {
+            Self::Ok { .. } => HostState::Ok,
+            Self::Failed { .. } => HostState::Failed,
+            Self::Denied { .. } => HostState::Denied,
+            Self::Cancelled { .. } => HostState::Cancelled,
+            Self::TimedOut { .. } => HostState::TimedOut,
+            Self::Undelivered { .. } => HostState::Undelivered,
+            Self::Lost { .. } => HostState::Lost,
+        }
+    }
+
+    /// The error, unless it is `ok`.
+    #[must_use]
+    pub fn error(&self) -> Option<&Failure> {
+        match self {
+            Self::Ok { .. } => None,
+            Self::Failed { error }
+            | Self::Denied { error }
+            | Self::Cancelled { error }
+            | Self::TimedOut { error }
+            | Self::Undelivered { error }
+            | Self::Lost { error } => Some(error),
+        }
+    }
+
+    /// It never started, for this reason.
+    pub fn undelivered(reason: impl Into<String>) -> Self {
+        Self::Undelivered { error: Failure::new(ErrorCode::Undelivered, reason) }
+    }
+
+    /// It may have run, and its end is not known, for this reason.
+    pub fn lost(reason: impl Into<String>) -> Self {
+        Self::Lost { error: Failure::new(ErrorCode::Lost, reason) }
+    }
+}
+
+impl From<Result<Value, Failure>> for Verdict {
+    fn from(answer: Result<Value, Failure>) -> Self {
+        match answer {
+            Ok(result) => Self::Ok { result },
+            Err(error) => Self::Failed { error },
+        }
+    }
+}
+
+/// A verdict and its times. On the wire, in the spool and in the job log: the verdict's fields with the times beside them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How it ended.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// When the method started, by the host's clock; none if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended, by the host's clock; for `undelivered` and `lost`, when that became known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+}
+
+impl Outcome {
+    /// A verdict on something that did not run on the host, learnt at `at`.
+    #[must_use]
+    pub fn not_run(verdict: Verdict, at: Timestamp) -> Self {
+        Self { verdict, started_at: None, finished_at: Some(at) }
+    }
+}
+
+/// A program's output as JSON without loss: a string if it is UTF-8, else `{"base64": "…"}`.
+#[must_use]
+pub fn bytes_value(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Value::from(text),
+        Err(_) => json!({ "base64": base64::engine::general_purpose::STANDARD.encode(bytes) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn a_falsy_result_is_a_result() {
+        for result in [json!(null), json!(0), json!(""), json!(false), json!([])] {
+            let outcome = Outcome::not_run(Verdict::Ok { result: result.clone() }, Timestamp::UNIX_EPOCH);
+            let text = serde_json::to_string(&outcome).unwrap();
+            assert!(text.contains("\"result\""), "{text}");
+            assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
+        }
+    }
+
+    #[test]
+    fn bytes_travel_whole() {
+        assert_eq!(bytes_value(b"a\x1b[31m\0"), json!("a\u{1b}[31m\0"));
+        assert_eq!(bytes_value(b"\xff\x00"), json!({ "base64": "/wA=" }));
+    }
+
+    #[test]
+    fn refusals_keep_their_error() {
+        let denied = Failure::new(ErrorCode::Denied, "no rule").into_refusal();
+        assert_eq!((denied.state(), denied.error().unwrap().message.as_str()), (HostState::Denied, "no rule"));
+        assert_eq!(Failure::new(ErrorCode::TooLate, "late").into_refusal().state(), HostState::Undelivered);
+        assert_eq!(Failure::new(ErrorCode::UnknownMethod, "none").into_refusal().state(), HostState::Failed);
+    }
+}

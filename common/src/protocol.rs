@@ -1,0 +1,161 @@
+//! What travels between an overlord and a minion: the envelope, and the replies.
+//!
+//! JSON-RPC 2.0 over HTTP/1.1 over TLS 1.3, one call a request: `method` is the envelope's method, `params` is
+//! [`CallParams`], and the result is an [`Outcome`](crate::outcome::Outcome), or for an `async.` method [`Accepted`].
+//! A refusal before anything ran is a JSON-RPC error whose fields are those of [`Failure`](crate::outcome::Failure).
+//! Unknown fields are ignored everywhere, so that neighbouring versions understand each other.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::identity::{CallerName, MinionName};
+use crate::job::{CallId, HostState, MinionJobId};
+use crate::outcome::Outcome;
+
+/// The port that a minion listens on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 51234;
+
+/// The most names in one envelope's audience: larger targets are sent as several envelopes with one call id.
+/// It keeps a request below 20 KiB and lets one signature serve many hosts.
+pub const AUDIENCE_MAX: usize = 64;
+
+/// Put before a method's name, it asks for a job instead of an answer.
+pub const ASYNC_PREFIX: &str = "async.";
+
+/// The `params` of every call. The envelope is JSON *text*, so that the bytes that were signed travel verbatim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallParams {
+    /// The [`Envelope`] as JSON text.
+    pub call: String,
+}
+
+/// One call as its caller wrote it. One envelope serves every host of its audience.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Names the call: for a job its job id, `/2` and up behind it when it is sent again.
+    pub call_id: CallId,
+    /// Who asks; must be the name in the certificate that brings it.
+    pub caller: CallerName,
+    /// The hosts it is for, at most [`AUDIENCE_MAX`].
+    pub audience: Vec<MinionName>,
+    /// `module.method`, or `async.module.method`.
+    pub method: String,
+    /// The arguments, not yet bound to the method's schema.
+    pub args: Arguments,
+    /// A host whose clock is past this refuses: the call never starts there.
+    pub start_before: Timestamp,
+    /// The time limit of the run in milliseconds, from its start; none: the host's own limit alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_ms: Option<u64>,
+}
+
+impl Envelope {
+    /// The time limit of the run.
+    #[must_use]
+    pub fn limit(&self) -> Option<Duration> {
+        self.limit_ms.map(Duration::from_millis)
+    }
+}
+
+/// Arguments as the caller gave them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arguments {
+    /// Words of a command line, each `VALUE` or `KEY=VALUE`; the method's schema on the host says what they mean.
+    Words(Vec<String>),
+    /// A list (by position) or an object (by name) of typed values.
+    Json(Value),
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self::Words(Vec::new())
+    }
+}
+
+/// The reply to an `async.` call: the host holds the job, durably.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The job's id on this host.
+    pub minion_job_id: MinionJobId,
+    /// `queued`, or `running`; for a repeated call, whatever the job has come to.
+    pub state: HostState,
+    /// The job had been accepted before, by the same caller and call id; nothing was started now.
+    pub repeated: bool,
+}
+
+/// What a minion says of one of its jobs: the result of `jobs.status`, an item of `jobs.list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    /// The job's id on this host.
+    pub minion_job_id: MinionJobId,
+    /// The call that asked for it.
+    pub call_id: CallId,
+    /// Who asked for it.
+    pub caller: CallerName,
+    /// `module.method`, without `async.`.
+    pub method: String,
+    /// When this host accepted it.
+    pub accepted_at: Timestamp,
+    /// How far it is.
+    #[serde(flatten)]
+    pub progress: JobProgress,
+}
+
+/// How far a job is on its host: the outcome's fields if it has ended, else the state and, if it runs, since when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum JobProgress {
+    /// It has ended.
+    Ended(Outcome),
+    /// It has not ended.
+    Going {
+        /// `queued` or `running`.
+        state: HostState,
+        /// When the method started.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        started_at: Option<Timestamp>,
+    },
+}
+
+impl JobProgress {
+    /// The state on the host.
+    #[must_use]
+    pub fn state(&self) -> HostState {
+        match self {
+            Self::Ended(outcome) => outcome.verdict.state(),
+            Self::Going { state, .. } => *state,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn progress_reads_back_ended_and_going() {
+        let going = json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" });
+        let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
+        assert_eq!(read.state(), HostState::Running);
+        assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        let ended = json!({ "state": "ok", "result": 0, "finished_at": "2026-01-01T00:00:00Z" });
+        let read: JobProgress = serde_json::from_value(ended.clone()).unwrap();
+        assert_eq!(read.state(), HostState::Ok);
+        assert_eq!(serde_json::to_value(&read).unwrap(), ended);
+    }
+
+    #[test]
+    fn an_envelope_of_a_newer_version_is_understood() {
+        let newer = json!({
+            "call_id": "54k2-9xqd-4fz1/2", "caller": "admin", "audience": ["web1"], "method": "async.test.add",
+            "args": { "words": ["1", "2"] }, "start_before": "2026-01-01T00:00:00Z", "trace": "new",
+        });
+        assert_eq!(serde_json::from_value::<Envelope>(newer).unwrap().limit(), None);
+    }
+}
