@@ -1,1 +1,13 @@
-//! stub
+//! The fleet's certificates: the authority that issues them, the files they lie in, and the TLS configurations made of them.
+//!
+//! Every certificate of a fleet comes from one authority and carries exactly one [`Role`](common::identity::Role), which each
+//! side of a connection checks while the handshake is still going on. This crate does not know what a call is, opens no
+//! connection, and never installs a process-wide default for cryptography.
+
+pub mod authority;
+pub mod files;
+mod leaf;
+mod request;
+pub mod tls;
+
+pub use leaf::LeafError;

@@ -95,6 +95,8 @@ impl Failure {
             Verdict::Denied { error: self }
         } else if [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience].into_iter().any(refused) {
             Verdict::Undelivered { error: self }
+        } else if refused(ErrorCode::Lost) {
+            Verdict::Lost { error: self }
         } else {
             Verdict::Failed { error: self }
         }

@@ -1,1 +1,19 @@
-//! stub
+//! The daemon on each host of an Overlord fleet: checks who asks, runs the method, remembers the outcome.
+//!
+//! ARCHITECTURE.md has the map. `cli` is where a program begins, `server` and `dispatch` are the way of a call.
+
+pub mod acl;
+pub mod audit;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod dispatch;
+pub mod jobs;
+pub mod modules;
+pub mod period;
+pub mod process;
+pub mod server;
+pub mod spawner;
+pub mod spool;
+pub mod store;
+pub mod supervise;

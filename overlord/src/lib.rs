@@ -1,1 +1,50 @@
-//! stub
+//! The overlord: runs methods on the hosts of a fleet, at once or as jobs, and tells the truth about what became of them.
+//!
+//! A program does with a [`Fleet`] what a person does with the `overlord` command, which is a skin over this crate:
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! let fleet = overlord::Fleet::open("/etc/overlord")?;
+//! let outcomes = fleet.target("web*")?.call("test.ping", ())?;
+//! let job = fleet.target("*")?.start("command.run", ["apt-get update"])?;
+//! let status = job.wait(Duration::from_secs(60))?;
+//! println!("{} hosts answered; the job {} is {}", outcomes.len(), job.id(), status.state());
+//! # Ok(())
+//! # }
+//! ```
+
+mod buckets;
+mod client;
+mod config;
+mod envelope;
+mod fleet;
+mod home;
+mod hosts;
+mod jobs;
+mod store;
+mod targets;
+
+use std::error::Error;
+
+pub use buckets::BucketError;
+pub use config::{Config, ConfigError};
+pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
+pub use home::{Home, HomeError};
+pub use hosts::{Host, Roster, RosterError};
+pub use jobs::log::LogError;
+pub use jobs::{Cancellation, Job, JobError, JobStatus, StartError};
+pub use store::{JobSummary, StoreError};
+pub use targets::TargetError;
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

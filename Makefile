@@ -1,0 +1,63 @@
+# `make demo` shows it, `make test` checks it. Everything is built by cargo; this file only says which commands belong together.
+
+SHELL := /bin/sh
+CARGO ?= cargo
+# Minutes that `make soak` goes on.
+SOAK_MINUTES ?= 30
+
+RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+.PHONY: help build demo test lint bench soak units tools
+
+help:
+	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
+	@echo 'make test   every test'
+	@echo 'make build  both programs, optimised: target/release/overlord and target/release/minion'
+	@echo 'make lint   format, clippy, dependencies, systemd units'
+	@echo 'make bench  the figures, as ratios'
+	@echo 'make soak   the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
+
+build: tools
+	$(CARGO) build --release --locked -p overlord -p minion
+
+demo: tools
+	tests/demo.sh
+
+test: tools
+	$(CARGO) build --locked -p overlord -p minion --bins --examples
+	$(CARGO) test --workspace --locked
+
+lint: tools units
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) deny --locked check bans licenses sources
+
+bench: tools
+	$(CARGO) build --release --locked -p overlord -p minion --bins
+	$(CARGO) bench --locked -p fleet
+
+soak: tools
+	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+	    round=$$((round + 1)); echo "soak: round $$round"; \
+	    $(CARGO) test --quiet --locked -p fleet || { echo "soak: round $$round failed" >&2; exit 1; }; \
+	done
+
+# systemd-analyze exits 0 on keys it does not know: any output is a failure. Where there is no systemd there is nothing to check.
+units:
+	@command -v systemd-analyze >/dev/null || { echo 'units: no systemd-analyze here, not checked'; exit 0; }; \
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	for unit in packaging/*.service; do sed 's|/usr/bin/minion|/bin/true|' $$unit > $$dir/$${unit##*/}; done && \
+	said=$$(systemd-analyze verify $$dir/*.service 2>&1) && [ -z "$$said" ] || { echo "units: $$said" >&2; exit 1; }
+
+# What is missing is named, with the command that installs it.
+tools:
+	@missing() { echo "make: $$1 is missing. Debian: $$2   Fedora: $$3" >&2; exit 1; }; \
+	command -v bash >/dev/null || missing bash 'sudo apt-get install -y bash' 'sudo dnf install -y bash'; \
+	command -v cc >/dev/null || missing cc 'sudo apt-get install -y gcc libc6-dev' 'sudo dnf install -y gcc'; \
+	command -v $(CARGO) >/dev/null || missing cargo \
+	    "sudo apt-get install -y curl && curl -sSf https://sh.rustup.rs | sh -s -- -y && . ~/.cargo/env" 'sudo dnf install -y cargo'; \
+	have=$$($(CARGO) --version | cut -d' ' -f2); \
+	oldest=$$(printf '%s\n%s\n' "$(RUST_VERSION)" "$$have" | sort -V | head -n 1); \
+	[ "$$oldest" = "$(RUST_VERSION)" ] || { \
+	    echo "make: cargo $$have is too old, $(RUST_VERSION) is needed: rustup update stable (without rustup: https://rustup.rs)" >&2; exit 1; }

@@ -1,0 +1,241 @@
+//! The fleet's certificate authority: made once, it issues a certificate for every host and caller, and remembers each.
+//!
+//! Its folder holds `ca.pem`, `ca.key` and `issued/SERIAL.pem`. It never hands out a certificate that it has not recorded,
+//! and never a certificate that outlasts its own.
+
+mod error;
+mod folder;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::identity::Role;
+use jiff::Timestamp;
+use rayon::prelude::*;
+use rcgen::{Issuer, KeyPair};
+use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::files::{self, FileError};
+use crate::leaf::{Leaf, LeafError, timestamp};
+use crate::request::Request;
+pub use crate::request::{RequestError, Validity};
+pub use error::AuthorityError;
+pub use folder::write_folder;
+use folder::{make_folder, publish, unfinished_folder};
+
+/// How far in the past a certificate begins, so that a host whose clock is slow accepts it at once.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// The authority's certificate within its folder.
+const CERT_FILE: &str = "ca.pem";
+/// The authority's key within its folder.
+const KEY_FILE: &str = "ca.key";
+/// The folder of the certificates it has issued, within its folder.
+const ISSUED_FOLDER: &str = "issued";
+
+/// What the folder of an authority is called until it is complete.
+const UNFINISHED_AUTHORITY: &str = ".unfinished-authority-";
+
+/// An authority, ready to issue.
+pub struct Authority {
+    dir: PathBuf,
+    cert_pem: String,
+    not_after: Timestamp,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate that was just issued, with its key, which is kept nowhere else.
+pub struct Issued {
+    /// What its bearer may be.
+    pub role: Role,
+    /// The certificate.
+    pub cert_pem: String,
+    /// Its serial number, in small hexadecimal digits.
+    pub serial: String,
+    key_pem: String,
+}
+
+/// What is remembered of an issued certificate.
+#[derive(Debug, Clone)]
+pub struct IssuedEntry {
+    /// What its bearer may be.
+    pub role: Role,
+    /// Its serial number, in small hexadecimal digits.
+    pub serial: String,
+    /// From when it is valid.
+    pub not_before: Timestamp,
+    /// Until when it is valid.
+    pub not_after: Timestamp,
+    /// The SHA-256 of its DER, in small hexadecimal digits.
+    pub fingerprint: String,
+}
+
+impl Authority {
+    /// Makes a new authority in `dir`, whose certificate is valid for `valid`. The folder appears whole or not at all, so a run
+    /// that crashed can simply be repeated.
+    ///
+    /// # Errors
+    /// There is an authority in `dir`, or something else; or it cannot be made.
+    pub fn init(dir: &Path, valid: Duration) -> Result<Self, AuthorityError> {
+        refuse_occupied(dir)?;
+        // Of several at once one wins, and sweeps the others' unfinished folders away: whatever they ran into, that is why.
+        build(dir, valid).map_err(|error| refuse_occupied(dir).err().unwrap_or(error))?;
+        Self::open(dir)
+    }
+
+    /// Opens the authority in `dir`.
+    ///
+    /// # Errors
+    /// There is none, its key can be read by others, or it is damaged.
+    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        let (cert_path, key_path) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
+        if !cert_path.exists() {
+            return Err(AuthorityError::Missing { dir: dir.to_owned() });
+        }
+        let damaged = || AuthorityError::Damaged { dir: dir.to_owned() };
+        let certs = files::read_certificates(&cert_path)?;
+        let cert = certs.first().ok_or_else(damaged)?;
+        let key_pem = String::from_utf8(files::read_secret(&key_path)?).map_err(|_| damaged())?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|_| damaged())?;
+        let not_after = own_end(cert, &key).ok_or_else(damaged)?;
+        let cert_pem = fs::read_to_string(&cert_path).map_err(|source| FileError::Read { path: cert_path.clone(), source })?;
+        let issuer = Issuer::from_ca_cert_der(cert, key).map_err(|_| damaged())?;
+        Ok(Self { dir: dir.to_owned(), cert_pem, not_after, issuer })
+    }
+
+    /// The authority's certificate: what hosts and callers trust.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// Until when the authority is valid; nothing that it issues lasts longer.
+    #[must_use]
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// Issues a certificate, with a key of its own, for each of `roles`, valid from [`CLOCK_SKEW`] ago for `valid` from now, over
+    /// all cores. Each is recorded durably before any is handed out. They come in the order of `roles`.
+    ///
+    /// # Errors
+    /// They would outlast the authority, a host's name can be no server's name, or they cannot be recorded.
+    pub fn issue(&self, roles: &[Role], valid: Duration) -> Result<Vec<Issued>, AuthorityError> {
+        let validity = validity_from_now(valid).map_err(|source| AuthorityError::Request { subject: "the fleet".into(), source })?;
+        self.issue_within(roles, validity)
+    }
+
+    /// As [`Authority::issue`], with the validity given outright.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue_within(&self, roles: &[Role], validity: Validity) -> Result<Vec<Issued>, AuthorityError> {
+        if validity.not_after > self.not_after {
+            return Err(AuthorityError::Outlasts { asked: validity.not_after, authority: self.not_after });
+        }
+        let issued = roles.par_iter().map(|role| self.issue_one(role, validity)).collect::<Result<_, _>>()?;
+        files::sync_folder(&self.dir.join(ISSUED_FOLDER))?;
+        Ok(issued)
+    }
+
+    /// What the authority in `dir` has issued, by name.
+    ///
+    /// # Errors
+    /// There is none, or a record is damaged.
+    pub fn list(dir: &Path) -> Result<Vec<IssuedEntry>, AuthorityError> {
+        if !dir.join(CERT_FILE).exists() {
+            return Err(AuthorityError::Missing { dir: dir.to_owned() });
+        }
+        let folder = dir.join(ISSUED_FOLDER);
+        let failed = |source| AuthorityError::Folder { doing: "reading", path: folder.clone(), source };
+        let names = fs::read_dir(&folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>());
+        let mut paths = names.map_err(failed)?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+        let mut entries: Vec<_> = paths.par_iter().map(|path| read_record(path)).collect::<Result<_, _>>()?;
+        entries.sort_by(|a, b| (a.role.name(), &a.role, a.not_before, &a.serial).cmp(&(b.role.name(), &b.role, b.not_before, &b.serial)));
+        Ok(entries)
+    }
+
+    fn issue_one(&self, role: &Role, validity: Validity) -> Result<Issued, AuthorityError> {
+        let failed = |source| AuthorityError::Request { subject: role.to_string(), source };
+        let request = Request::leaf(role, validity).map_err(failed)?;
+        let cert = request.params.signed_by(&request.key, &self.issuer).map_err(|error| failed(error.into()))?;
+        let record = self.dir.join(ISSUED_FOLDER).join(format!("{}.pem", request.serial));
+        files::write_new(&record, cert.pem().as_bytes(), 0o644)?;
+        Ok(Issued { role: role.clone(), cert_pem: cert.pem(), serial: request.serial, key_pem: request.key.serialize_pem() })
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Authority").field("dir", &self.dir).field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+impl Issued {
+    /// The private key. Write it with [`files::write_secret`], and nowhere else.
+    #[must_use]
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Issued").field("role", &self.role).field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
+fn build(dir: &Path, valid: Duration) -> Result<(), AuthorityError> {
+    let failed = |source| AuthorityError::Request { subject: "the authority".into(), source };
+    let request = Request::authority(validity_from_now(valid).map_err(failed)?).map_err(failed)?;
+    let cert = request.params.self_signed(&request.key).map_err(|error| failed(error.into()))?;
+
+    let parent = files::folder_of(dir);
+    make_folder(parent)?;
+    let unfinished = unfinished_folder(parent, UNFINISHED_AUTHORITY)?;
+    files::write_new(&unfinished.path().join(KEY_FILE), request.key.serialize_pem().as_bytes(), 0o600)?;
+    files::write_new(&unfinished.path().join(CERT_FILE), cert.pem().as_bytes(), 0o644)?;
+    make_folder(&unfinished.path().join(ISSUED_FOLDER))?;
+    publish(unfinished, dir)?;
+    files::sweep(parent, UNFINISHED_AUTHORITY);
+    Ok(())
+}
+
+fn refuse_occupied(dir: &Path) -> Result<(), AuthorityError> {
+    if dir.join(CERT_FILE).exists() {
+        return Err(AuthorityError::Exists { dir: dir.to_owned() });
+    }
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => Err(AuthorityError::Occupied { dir: dir.to_owned() }),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(AuthorityError::Folder { doing: "reading", path: dir.to_owned(), source }),
+    }
+}
+
+fn validity_from_now(valid: Duration) -> Result<Validity, RequestError> {
+    let now = Timestamp::now();
+    let not_before = now.checked_sub(CLOCK_SKEW).map_err(|_| RequestError::Range)?;
+    let not_after = now.checked_add(valid).map_err(|_| RequestError::Range)?;
+    Ok(Validity { not_before, not_after })
+}
+
+/// Until when the authority's certificate is valid, if it is one and the key is its own.
+fn own_end(cert: &CertificateDer<'_>, key: &KeyPair) -> Option<Timestamp> {
+    let (_, cert) = X509Certificate::from_der(cert).ok()?;
+    let own_key = cert.public_key().subject_public_key.data.as_ref() == key.public_key_raw();
+    if cert.is_ca() && own_key { timestamp(cert.validity().not_after).ok() } else { None }
+}
+
+fn read_record(path: &Path) -> Result<IssuedEntry, AuthorityError> {
+    let damaged = |source| AuthorityError::Record { path: path.to_owned(), source };
+    let certs = files::read_certificates(path)?;
+    let leaf = Leaf::read(certs.first().ok_or_else(|| damaged(LeafError::NotX509))?).map_err(damaged)?;
+    let Leaf { role, serial, not_before, not_after, fingerprint } = leaf;
+    Ok(IssuedEntry { role, serial, not_before, not_after, fingerprint })
+}

@@ -1,0 +1,147 @@
+//! What is asked of the authority: a fresh key, and the particulars of the certificate for it.
+//!
+//! Nothing here signs or writes. Keys are ECDSA on P-256, which every TLS stack verifies, and which is the cheapest to sign with.
+
+use std::time::Duration;
+
+use common::identity::Role;
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    SerialNumber,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::ServerName;
+
+use crate::leaf::hex;
+
+/// The most characters of a common name (X.520, ub-common-name). The role, not the common name, says who the bearer is.
+const COMMON_NAME_MAX: usize = 64;
+/// Bytes of a serial number: enough to be drawn at random (CA/Browser Forum, 7.1: at least 8).
+const SERIAL_BYTES: usize = 16;
+
+/// Why a request could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The system gives no random numbers.
+    #[error("drawing a random number")]
+    Random,
+    /// The key could not be made, or a name has no place in a certificate.
+    #[error("making a key and a certificate request")]
+    Generate(#[from] rcgen::Error),
+    /// The host's name can be no server's name in TLS.
+    #[error(
+        "the host's name \"{name}\" ends in a part of digits only and is not an address: TLS knows no such server name, choose another"
+    )]
+    ServerName {
+        /// The name.
+        name: String,
+    },
+    /// The period begins before 1970 or ends after the year 9999.
+    #[error("the validity is out of range: a certificate ends before the year 9999")]
+    Range,
+}
+
+/// From when to when a certificate is valid, to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Not before this.
+    pub not_before: Timestamp,
+    /// Not after this.
+    pub not_after: Timestamp,
+}
+
+/// A key, and what its certificate shall say.
+pub(crate) struct Request {
+    pub(crate) key: KeyPair,
+    pub(crate) params: CertificateParams,
+    /// In small hexadecimal digits.
+    pub(crate) serial: String,
+}
+
+impl Request {
+    /// For a host or a caller.
+    pub(crate) fn leaf(role: &Role, validity: Validity) -> Result<Self, RequestError> {
+        let mut request = Self::new(role.name(), validity)?;
+        let params = &mut request.params;
+        params.subject_alt_names = vec![SanType::URI(role.to_string().try_into()?)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        if let Role::Minion(name) = role {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.subject_alt_names.push(server_name(name.as_str())?);
+        }
+        Ok(request)
+    }
+
+    /// For an authority: its name is its own, so that the certificates of two fleets are never mistaken for each other.
+    pub(crate) fn authority(validity: Validity) -> Result<Self, RequestError> {
+        let name = format!("Overlord fleet CA {}", hex(&random::<4>()?));
+        let mut request = Self::new(&name, validity)?;
+        let params = &mut request.params;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(request)
+    }
+
+    fn new(name: &str, validity: Validity) -> Result<Self, RequestError> {
+        let serial = serial()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name.chars().take(COMMON_NAME_MAX).collect::<String>());
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + since_1970(validity.not_before)?;
+        params.not_after = epoch + since_1970(validity.not_after)?;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        Ok(Self { key: KeyPair::generate()?, params, serial: hex(&serial) })
+    }
+}
+
+fn server_name(name: &str) -> Result<SanType, RequestError> {
+    match ServerName::try_from(name) {
+        Ok(ServerName::DnsName(_)) => Ok(SanType::DnsName(name.try_into()?)),
+        Ok(ServerName::IpAddress(address)) => Ok(SanType::IpAddress(std::net::IpAddr::from(address))),
+        _ => Err(RequestError::ServerName { name: name.to_owned() }),
+    }
+}
+
+fn since_1970(at: Timestamp) -> Result<Duration, RequestError> {
+    u64::try_from(at.as_second()).map(Duration::from_secs).map_err(|_| RequestError::Range)
+}
+
+/// Positive, and always of the same length: the first two bits are 0 and 1.
+fn serial() -> Result<[u8; SERIAL_BYTES], RequestError> {
+    let mut bytes = random::<SERIAL_BYTES>()?;
+    if let Some(first) = bytes.first_mut() {
+        *first = (*first & 0x3f) | 0x40;
+    }
+    Ok(bytes)
+}
+
+fn random<const N: usize>() -> Result<[u8; N], RequestError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| RequestError::Random)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn serial_numbers_are_positive_and_of_one_length() {
+        for _ in 0..100 {
+            let serial = serial().unwrap();
+            assert!((0x40..0x80).contains(&serial[0]), "{serial:?}");
+        }
+    }
+
+    #[test]
+    fn names_find_their_place_in_a_certificate_or_are_refused() {
+        assert!(matches!(server_name("web_1.example.com").unwrap(), SanType::DnsName(_)));
+        assert!(matches!(server_name("10.0.0.11").unwrap(), SanType::IpAddress(_)));
+        assert!(matches!(server_name("web.1"), Err(RequestError::ServerName { .. })));
+    }
+}

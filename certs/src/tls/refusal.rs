@@ -1,0 +1,132 @@
+//! What a failed handshake means, for the person who reads of it: which side refused which certificate, why, and what to do.
+//!
+//! In TLS 1.3 the client's side of the handshake is over before the server has seen its certificate: the server's refusal, an
+//! alert, comes with the first read. All functions here take the error whenever it surfaced.
+
+use std::error::Error as StdError;
+use std::io;
+
+use common::identity::MinionName;
+use jiff::Timestamp;
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError, Error};
+
+/// One side did not accept the other's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Who refuses whom, why, and what to do next: one line, for a person.
+    pub message: String,
+    /// The host refused us, and said so in an alert; else we refused the host. Either way no call has reached it.
+    pub refused_by_peer: bool,
+}
+
+/// What `error`, of a connection from an overlord to `host`, says about certificates; nothing if it is about something else.
+#[must_use]
+pub fn refusal(host: &MinionName, error: &Error) -> Option<Refusal> {
+    match error {
+        Error::AlertReceived(alert) => refused_by(host, *alert).map(|message| Refusal { message, refused_by_peer: true }),
+        Error::InvalidCertificate(reason) => Some(Refusal { message: refused_host(host, reason), refused_by_peer: false }),
+        Error::NoCertificatesPresented => {
+            Some(Refusal { message: format!("what answers at {host}'s address shows no certificate"), refused_by_peer: false })
+        }
+        _ => None,
+    }
+}
+
+/// As [`refusal`], of an error that may hold the TLS error somewhere within, as an [`io::Error`] of a read does.
+#[must_use]
+pub fn refusal_within(host: &MinionName, error: &(dyn StdError + 'static)) -> Option<Refusal> {
+    refusal(host, tls_error_within(error)?)
+}
+
+/// What `error`, of a connection that a minion accepted, says about the client's certificate: one line for the minion's log.
+#[must_use]
+pub fn client_refusal(error: &(dyn StdError + 'static)) -> Option<String> {
+    let reason = match tls_error_within(error)? {
+        Error::NoCertificatesPresented => "it shows no certificate".to_owned(),
+        Error::InvalidCertificate(reason) => match reason {
+            CertificateError::ApplicationVerificationFailure => "its certificate has not the overlord role".to_owned(),
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "its certificate was issued by another authority than ours".to_owned()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired".to_owned(),
+            other => other.to_string(),
+        },
+        Error::AlertReceived(alert) => format!("it refuses our certificate ({alert:?})"),
+        _ => return None,
+    };
+    Some(reason)
+}
+
+fn tls_error_within<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e Error> {
+    let mut error = error;
+    loop {
+        if let Some(tls) = error.downcast_ref::<Error>() {
+            return Some(tls);
+        }
+        // An io::Error gives its inner error's source as its own: the inner error itself would be skipped.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        error = match inner {
+            Some(inner) => inner,
+            None => error.source()?,
+        };
+    }
+}
+
+fn refused_by(host: &MinionName, alert: AlertDescription) -> Option<String> {
+    let reason = match alert {
+        AlertDescription::CertificateExpired => {
+            "by its clock it has expired or is not valid yet; `overlord certs list` shows how long it is valid".to_owned()
+        }
+        AlertDescription::UnknownCA => format!(
+            "the authority that {host} trusts is another than the one that issued ours; \
+             give {host} the folder that `overlord certs issue {host}` writes"
+        ),
+        AlertDescription::AccessDenied | AlertDescription::UnsupportedCertificate => {
+            "it has not the overlord role; only the certificate that `overlord certs init` made for this overlord can call".to_owned()
+        }
+        AlertDescription::CertificateRequired => {
+            return Some(format!("{host} refuses us: it requires a certificate, and we showed none"));
+        }
+        AlertDescription::CertificateRevoked => "it has been revoked".to_owned(),
+        AlertDescription::BadCertificate
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::CertificateUnobtainable
+        | AlertDescription::DecryptError => format!("it cannot verify it ({alert:?})"),
+        _ => return None,
+    };
+    Some(format!("{host} refuses our certificate: {reason}"))
+}
+
+fn refused_host(host: &MinionName, reason: &CertificateError) -> String {
+    let renew = format!("give {host} the folder that `overlord certs issue {host}` writes");
+    match reason {
+        CertificateError::ExpiredContext { not_after, .. } => {
+            format!("the certificate of {host} has expired ({}): {renew}", moment(*not_after))
+        }
+        CertificateError::Expired => format!("the certificate of {host} has expired: {renew}"),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("the certificate of {host} is not valid before {}: set this machine's clock", moment(*not_before))
+        }
+        CertificateError::NotValidYet => format!("the certificate of {host} is not valid yet: set this machine's clock"),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            format!("the certificate of {host} was issued by another authority than ours: {renew}")
+        }
+        CertificateError::NotValidForNameContext { presented, .. } => {
+            format!("the host at this address is {}, not {host}: mend the address of {host} in hosts.toml", presented.join(", "))
+        }
+        CertificateError::NotValidForName => format!("the host at this address is not {host}: mend its address in hosts.toml"),
+        CertificateError::InvalidPurpose
+        | CertificateError::InvalidPurposeContext { .. }
+        | CertificateError::ApplicationVerificationFailure => {
+            format!("what answers at {host}'s address shows a certificate that has not the minion role: {renew}")
+        }
+        CertificateError::Revoked => format!("the certificate of {host} has been revoked: {renew}"),
+        other => format!("the certificate of {host} cannot be verified ({other}): {renew}"),
+    }
+}
+
+fn moment(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    Timestamp::from_second(seconds).map_or_else(|_| "at an unknown time".to_owned(), |time| time.to_string())
+}

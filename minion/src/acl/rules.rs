@@ -1,0 +1,215 @@
+//! The rules as they are written: `[[allow]]` tables of callers and methods.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use common::identity::CallerName;
+use common::method::MethodName;
+use common::protocol::ASYNC_PREFIX;
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::config::{line_at, line_of};
+
+/// Rules in the order in which they are asked.
+#[derive(Debug, Clone, Default)]
+pub struct Rules(Vec<Rule>);
+
+#[derive(Debug, Clone)]
+struct Rule {
+    /// `file.toml:line`.
+    place: String,
+    /// What the sets were made of.
+    written: Allow,
+    callers: GlobSet,
+    methods: GlobSet,
+}
+
+/// Why a file, or the folder, gives no rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Which.
+    pub file: PathBuf,
+    /// In which line; none if it is about the file as a whole.
+    pub line: Option<usize>,
+    /// What is wrong, and what follows from it.
+    pub text: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    allow: Vec<Spanned<Allow>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Allow {
+    caller: OneOrMore,
+    methods: OneOrMore,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "a glob in quotes, or a list of them")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl PartialEq for Rules {
+    fn eq(&self, other: &Self) -> bool {
+        let written = |rules: &Self| rules.0.iter().map(|rule| (rule.place.clone(), rule.written.clone())).collect::<Vec<_>>();
+        written(self) == written(other)
+    }
+}
+
+impl Rules {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Where the first rule stands that lets `caller` call `method`: `file.toml:line`.
+    pub(super) fn find(&self, caller: &CallerName, method: &MethodName) -> Option<String> {
+        let matches = |rule: &&Rule| rule.callers.is_match(caller.as_str()) && rule.methods.is_match(method.as_str());
+        self.0.iter().find(matches).map(|rule| rule.place.clone())
+    }
+
+    /// Adds the rules that stand in `text`, which is the file `path`: all of them, or, if one is wrong, none.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn add(&mut self, path: &Path, text: &str) -> Result<(), Problem> {
+        let problem = |line: usize, text: String| Problem { file: path.to_owned(), line: Some(line), text };
+        let file: File = toml::from_str(text).map_err(|error| problem(line_of(text, &error), error.message().replace('\n', "; ")))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut rules = Vec::new();
+        for allow in file.allow {
+            let line = line_at(text, allow.span().start);
+            let rule = Rule::new(format!("{name}:{line}"), allow.into_inner()).map_err(|wrong| problem(line, wrong))?;
+            rules.push(rule);
+        }
+        self.0.append(&mut rules);
+        Ok(())
+    }
+}
+
+impl Rule {
+    fn new(place: String, written: Allow) -> Result<Self, String> {
+        let methods = written.methods.globs();
+        if let Some(glob) = methods.iter().find(|glob| glob.starts_with(ASYNC_PREFIX)) {
+            return Err(format!("{glob:?}: a rule for a method covers its `{ASYNC_PREFIX}` form; leave that off"));
+        }
+        if let Some(glob) = methods.iter().find(|glob| !glob.contains(['.', '*', '?', '[', '{'])) {
+            return Err(format!("{glob:?} matches no method, which looks like module.method; a whole module is \"{glob}.*\""));
+        }
+        Ok(Self { place, callers: glob_set("caller", written.caller.globs())?, methods: glob_set("methods", methods)?, written })
+    }
+}
+
+impl OneOrMore {
+    fn globs(&self) -> &[String] {
+        match self {
+            Self::One(glob) => std::slice::from_ref(glob),
+            Self::More(globs) => globs,
+        }
+    }
+}
+
+/// Names match without regard to case.
+fn glob_set(key: &str, globs: &[String]) -> Result<GlobSet, String> {
+    if globs.is_empty() || globs.iter().any(String::is_empty) {
+        return Err(format!("`{key}` is empty; it is a glob, or a list of them"));
+    }
+    let glob = |text: &String| -> Result<Glob, globset::Error> { GlobBuilder::new(text).case_insensitive(true).build() };
+    let mut set = GlobSetBuilder::new();
+    for text in globs {
+        set.add(glob(text).map_err(|error| error.to_string())?);
+    }
+    set.build().map_err(|error| error.to_string())
+}
+
+impl Problem {
+    pub(super) fn of_dir(dir: &Path, error: &io::Error) -> Self {
+        let what = if error.kind() == io::ErrorKind::NotFound {
+            "there is no such folder, so nobody may call anything; make it and put rules in it, as [[allow]] caller = \"…\" methods = [\"…\"]"
+                .to_owned()
+        } else {
+            format!("cannot be read, so nobody may call anything: {error}")
+        };
+        Self { file: dir.to_owned(), line: None, text: what }
+    }
+
+    pub(super) fn of_file(path: &Path, error: &io::Error) -> Self {
+        Self { file: path.to_owned(), line: None, text: format!("cannot be read: {error}") }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(out, "{}:{line}: {}; none of its rules holds", self.file.display(), self.text),
+            None => write!(out, "{}: {}", self.file.display(), self.text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    fn add(text: &str) -> Result<Rules, String> {
+        let mut rules = Rules::default();
+        rules.add(Path::new("/etc/a.toml"), text).map(|()| rules).map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn callers_and_methods_are_globs_or_lists_of_them() {
+        let rules = add(
+            "# ops\n[[allow]]\ncaller = \"Ops-*\"\nmethods = \"test.{ping,add}\"\n\n[[allow]]\ncaller = [\"a\", \"b\"]\nmethods = [\"*\"]\n",
+        );
+        let rules = rules.unwrap();
+        let find = |caller: &str, method: &str| rules.find(&caller.parse().unwrap(), &method.parse().unwrap());
+        assert_eq!(find("ops-1", "test.ping").as_deref(), Some("a.toml:2"));
+        assert_eq!(find("b", "test.sleep").as_deref(), Some("a.toml:6"));
+        assert_eq!(find("ops-1", "test.sleep"), None);
+        assert_eq!(find("xops-1", "test.ping"), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let rule = |caller: &str, methods: &str| format!("\n[[allow]]\ncaller = {caller}\nmethods = {methods}\n");
+        for (text, said) in [
+            (rule("\"a\"", "[\"async.test.ping\"]"), "a.toml:2: \"async.test.ping\": a rule for a method covers"),
+            (rule("\"a\"", "[\"service\"]"), "a.toml:2: \"service\" matches no method"),
+            (rule("[]", "[\"*\"]"), "a.toml:2: `caller` is empty"),
+            (rule("\"[\"", "[\"*\"]"), "a.toml:2: "),
+            (rule("3", "[\"*\"]"), "a.toml:3: a glob in quotes, or a list of them"),
+            (rule("\"a\"", "[\"*\"]") + "deny = 1\n", "a.toml:5: unknown field `deny`, expected `caller` or `methods`"),
+            ("[[alow]]\n".to_owned(), "a.toml:1: unknown field `alow`, expected `allow`"),
+            ("a = \n".to_owned(), "a.toml:1: "),
+        ] {
+            let problem = add(&text).unwrap_err();
+            assert!(problem.contains(said), "{problem:?} does not say {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_one_wrong_rule_gives_none() {
+        let mut rules = Rules::default();
+        let text = "[[allow]]\ncaller = \"a\"\nmethods = [\"*\"]\n[[allow]]\ncaller = []\nmethods = []\n";
+        assert!(rules.add(Path::new("a.toml"), text).is_err());
+        assert!(rules.is_empty());
+    }
+}

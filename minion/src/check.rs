@@ -1,0 +1,130 @@
+//! `minion check`: everything that would keep this minion from serving, found before it is started. It changes nothing.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::path::Path;
+
+use certs::files::Credentials;
+use common::identity::Role;
+use jiff::Timestamp;
+use nix::unistd::{AccessFlags, access};
+
+use crate::acl;
+use crate::config::Config;
+
+/// The longest path of a Unix socket in bytes: `sun_path` of unix(7) without its ending zero.
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// What stands in a sound configuration.
+#[derive(Debug)]
+pub struct Sound {
+    /// The configuration.
+    pub config: Config,
+    /// Until when the host's certificate is good.
+    pub not_after: Timestamp,
+}
+
+/// Looks at all that the configuration file `path` says and points at.
+///
+/// # Errors
+/// Every problem that was found, a line each.
+pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
+    let config = Config::load(path).map_err(|error| vec![chain(&error)])?;
+    let mut problems = Vec::new();
+    let credentials = certificate(&config, &mut problems);
+    state_dir(&config, &mut problems);
+    problems.extend(sockets(&config));
+    problems.extend(listen(&config));
+    problems.extend(acl::problems(&config.acl_dir).iter().map(ToString::to_string));
+    match credentials {
+        Some(credentials) if problems.is_empty() => Ok(Sound { not_after: credentials.not_after(), config }),
+        _ => Err(problems),
+    }
+}
+
+/// This host's certificate, key and authority.
+///
+/// # Errors
+/// They cannot be read, do not belong together, or are not those of `config.name`.
+pub fn credentials(config: &Config) -> Result<Credentials, String> {
+    let dir = &config.certs_dir;
+    let read = Credentials::load(&dir.join("ca.pem"), &dir.join("cert.pem"), &dir.join("key.pem"));
+    let credentials = read.map_err(|error| chain(&error))?;
+    match credentials.role() {
+        Role::Minion(name) if *name == config.name => Ok(credentials),
+        role => Err(format!(
+            "the certificate in {} is for {} {}, and {} says this is the minion {}: correct `name`, or issue a certificate for it",
+            dir.display(),
+            role.kind(),
+            role.name(),
+            config.file.display(),
+            config.name
+        )),
+    }
+}
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
+fn certificate(config: &Config, problems: &mut Vec<String>) -> Option<Credentials> {
+    let credentials = credentials(config).map_err(|problem| problems.push(problem)).ok()?;
+    let (cert, now) = (config.certs_dir.join("cert.pem"), Timestamp::now());
+    if now >= credentials.not_after() {
+        let since = credentials.not_after();
+        problems.push(format!("the certificate {} has expired on {since}: issue a new one for {}", cert.display(), config.name));
+    }
+    if now < credentials.not_before() {
+        let from = credentials.not_before();
+        problems
+            .push(format!("the certificate {} is good from {from} on, and this host's clock says {now}: set the clock", cert.display()));
+    }
+    problems.extend(certs::tls::server_config(&credentials).err().map(|error| chain(&error)));
+    Some(credentials)
+}
+
+/// The folder, or if it is not there yet, the one that it would be made in.
+fn state_dir(config: &Config, problems: &mut Vec<String>) {
+    let dir = &config.state_dir;
+    let nearest = dir.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(dir);
+    if !nearest.is_dir() {
+        problems.push(format!("state_dir {}: {} is not a folder", dir.display(), nearest.display()));
+    } else if let Err(errno) = access(nearest, AccessFlags::W_OK | AccessFlags::X_OK) {
+        problems.push(format!("state_dir {}: this user cannot write to {}: {}", dir.display(), nearest.display(), errno.desc()));
+    }
+    let log = config.audit_log();
+    if fs::symlink_metadata(&log).is_ok()
+        && let Err(error) = fs::OpenOptions::new().append(true).open(&log)
+    {
+        problems.push(format!("the audit log {} cannot be appended to, and nothing is run that cannot be audited: {error}", log.display()));
+    }
+}
+
+fn sockets(config: &Config) -> Option<String> {
+    let longest = [config.spawner_socket(), config.server_socket()].into_iter().max_by_key(|path| path.as_os_str().len())?;
+    let bytes = longest.as_os_str().len();
+    (bytes > SOCKET_PATH_MAX_BYTES).then(|| {
+        format!("state_dir is too long: {} would be a socket of {bytes} bytes, and {SOCKET_PATH_MAX_BYTES} is the most", longest.display())
+    })
+}
+
+/// A port that is taken is no problem: this minion may hold it.
+fn listen(config: &Config) -> Option<String> {
+    match TcpListener::bind(config.listen) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => Some(format!("cannot listen on {}: {error}", config.listen)),
+        Ok(_) | Err(_) => None,
+    }
+}

@@ -1,0 +1,170 @@
+//! The command line, and what each of its words does.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::acl::Acl;
+use crate::audit::Audit;
+use crate::check::{self, check};
+use crate::config::Config;
+use crate::dispatch::Door;
+use crate::jobs::Jobs;
+use crate::modules::Registry;
+use crate::server;
+use crate::spawner::{self, Origin};
+
+/// Threads that carry connections. A minion serves few callers, and each thread costs memory.
+const WORKERS: usize = 2;
+/// Threads for files, at most.
+const BLOCKING_THREADS_MAX: usize = 16;
+/// How long such a thread stays when there is nothing to do.
+const BLOCKING_THREAD_KEPT: Duration = Duration::from_secs(5);
+/// Enough for a request of the deepest nesting that is read.
+const THREAD_STACK_BYTES: usize = 1024 * 1024;
+/// How long blocking work may hold up the end of the process.
+const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The daemon on each host of an Overlord fleet: checks who asks, runs the method, remembers the outcome.
+#[derive(Debug, Parser)]
+#[command(name = "minion", version)]
+struct Cli {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/minion/minion.toml", global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve callers until told to stop.
+    Serve {
+        /// The spawner is a service of its own, as under systemd; else the server starts it.
+        #[arg(long)]
+        spawner_unit: bool,
+    },
+    /// Say everything that is wrong with the configuration and what it points at.
+    Check,
+    /// Fork what runs methods.
+    #[command(hide = true)]
+    Spawner {
+        /// The server started it, and holds the other end of its stdin.
+        #[arg(long)]
+        of_server: bool,
+    },
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    let done = match cli.verb {
+        Verb::Serve { spawner_unit } => serve(&cli.config, if spawner_unit { Origin::Unit } else { Origin::Server }),
+        Verb::Spawner { of_server } => spawn(&cli.config, if of_server { Origin::Server } else { Origin::Unit }),
+        Verb::Check => return report(&cli.config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("MINION_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
+}
+
+fn report(path: &Path) -> ExitCode {
+    let (text, code) = match check(path) {
+        Ok(sound) => {
+            let config = sound.config;
+            let line =
+                format!("{}: minion {} on {}, certificate good until {}\n", path.display(), config.name, config.listen, sound.not_after);
+            (line, ExitCode::SUCCESS)
+        }
+        Err(problems) => (problems.iter().map(|problem| format!("{problem}\n")).collect(), ExitCode::FAILURE),
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// One thread, no runtime, no store: what forks must have none of them.
+fn spawn(path: &Path, origin: Origin) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    Ok(spawner::run(&config, origin)?)
+}
+
+fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let credentials = check::credentials(&config).map_err(|problem| anyhow!(problem))?;
+    let tls = certs::tls::server_config(&credentials)?;
+    let jobs = Arc::new(Jobs::open(&config, origin)?);
+    let audit = Arc::new(Audit::open(&config.audit_log())?);
+    let acl = Arc::new(Acl::open(&config.acl_dir));
+    let registry = Arc::new(Registry::builtin());
+    let door = Arc::new(Door::new(config.name.clone(), acl, audit, registry, Arc::clone(&jobs), &config.limits));
+    let runtime = runtime().context("starting threads")?;
+    let served = runtime.block_on(async {
+        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+        let tending = tokio::spawn(jobs.tend());
+        let stop = stop_on_signals()?;
+        info!(address = %listener.local_addr()?, name = %config.name, until = %credentials.not_after(), "listening");
+        tokio::select! {
+            () = server::serve(listener, tls, door, Arc::new(config.limits), stop) => Ok(()),
+            ended = tending => Err(match ended {
+                Ok(Err(error)) => anyhow!(error).context("listening for the ends of jobs"),
+                Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),
+                Err(error) => anyhow!(error).context("the tending of jobs broke off, which is a bug of the minion"),
+            }),
+        }
+    });
+    runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    served
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_keep_alive(BLOCKING_THREAD_KEPT)
+        .thread_stack_size(THREAD_STACK_BYTES)
+        .enable_all()
+        .build()
+}
+
+/// Becomes true at the first SIGTERM or SIGINT.
+fn stop_on_signals() -> io::Result<watch::Receiver<bool>> {
+    let (sender, receiver) = watch::channel(false);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {},
+            _ = interrupt.recv() => {},
+        }
+        info!("stopping: running requests may end");
+        if sender.send(true).is_err() {
+            warn!("told to stop, and nothing is serving");
+        }
+        // Dropped, it would stop nothing less; kept, a second signal changes nothing.
+        sender.closed().await;
+    });
+    Ok(receiver)
+}

@@ -1,0 +1,298 @@
+//! `minion.toml`: what may stand in it, what holds if it does not, and where the minion's files lie.
+//!
+//! It only reads; `check` says what is wrong with what the file points at.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::identity::{InvalidName, MinionName};
+use common::protocol::DEFAULT_PORT;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::period;
+
+const MIB: usize = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A minion's configuration. Its folders are absolute: what stands relative in the file is meant from the file's folder.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// The name in this host's certificate.
+    pub name: MinionName,
+    /// Where the server listens.
+    pub listen: SocketAddr,
+    /// What the minion itself writes.
+    pub state_dir: PathBuf,
+    /// `ca.pem`, `cert.pem` and `key.pem`.
+    pub certs_dir: PathBuf,
+    /// The rules of who may do what, `*.toml`.
+    pub acl_dir: PathBuf,
+    /// The bounds of everything.
+    pub limits: Limits,
+}
+
+/// The bounds of everything: the keys of `[limits]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// The largest body of a request.
+    #[serde(deserialize_with = "positive")]
+    pub body_max_bytes: u32,
+    /// Connections held open at once.
+    #[serde(deserialize_with = "positive")]
+    pub connections_max: usize,
+    /// From accepting a connection to the end of its TLS handshake.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request to the end of its headers; its body has as long again.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub idle_timeout: Duration,
+    /// The longest run of a synchronous call.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub call_time_max: Duration,
+    /// The longest run of a job.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub job_time_max: Duration,
+    /// The largest result of a method, as JSON text.
+    #[serde(deserialize_with = "positive")]
+    pub result_max_bytes: usize,
+    /// How much of each of a job's stdout and stderr is kept on disk.
+    #[serde(deserialize_with = "positive")]
+    pub output_max_bytes: u64,
+    /// Methods running at once, calls and jobs together.
+    #[serde(deserialize_with = "positive")]
+    pub processes_max: usize,
+    /// From SIGTERM to SIGKILL when a method is stopped.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub cancel_grace: Duration,
+    /// How long a server that was told to stop lets running calls end.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub shutdown_grace: Duration,
+    /// How often the spools are compared with the status store.
+    #[serde(deserialize_with = "period::deserialize")]
+    pub reconcile_every: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_max_bytes: 1 << 20,
+            connections_max: 1024,
+            handshake_timeout: 10 * SECOND,
+            header_timeout: 10 * SECOND,
+            idle_timeout: 60 * SECOND,
+            call_time_max: HOUR,
+            job_time_max: 7 * 24 * HOUR,
+            result_max_bytes: MIB,
+            output_max_bytes: 16 << 20,
+            processes_max: 256,
+            cancel_grace: 5 * SECOND,
+            shutdown_grace: 10 * SECOND,
+            reconcile_every: 60 * SECOND,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What stands in the file cannot stand there.
+    #[error("{}:{line}: {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what may stand there.
+        problem: String,
+    },
+    /// The file has no `name`, and the host's name does not do.
+    #[error("{} has no `name`, and the host's own cannot stand for it; write `name = \"…\"` as in the host's certificate", path.display())]
+    HostName {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the host's name.
+        source: InvalidName,
+    },
+}
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: Option<MinionName>,
+    #[serde(default = "everywhere")]
+    listen: SocketAddr,
+    #[serde(default = "default_state_dir")]
+    state_dir: PathBuf,
+    #[serde(default = "default_certs_dir")]
+    certs_dir: PathBuf,
+    #[serde(default = "default_acl_dir")]
+    acl_dir: PathBuf,
+    #[serde(default)]
+    limits: Limits,
+}
+
+fn everywhere() -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT).into()
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/minion".into()
+}
+
+fn default_certs_dir() -> PathBuf {
+    "/etc/minion/certs".into()
+}
+
+fn default_acl_dir() -> PathBuf {
+    "/etc/minion/acl.d".into()
+}
+
+fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
+    let number = N::deserialize(input)?;
+    if number == N::default() { Err(D::Error::custom("0 would let nothing through; it must be at least 1")) } else { Ok(number) }
+}
+
+impl Config {
+    /// The configuration in the file `path`.
+    ///
+    /// # Errors
+    /// It cannot be read, has a key that is not one of ours, or a value that cannot stand there.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let file = std::path::absolute(path).map_err(read)?;
+        Self::parse(file, &text)
+    }
+
+    fn parse(file: PathBuf, text: &str) -> Result<Self, ConfigError> {
+        let read: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+            path: file.clone(),
+            line: line_of(text, &error),
+            problem: error.message().replace('\n', "; "),
+        })?;
+        let name = match read.name {
+            Some(name) => name,
+            None => host_name().map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
+        };
+        let from_file = |path: PathBuf| file.parent().map(|folder| folder.join(&path)).unwrap_or(path);
+        Ok(Self {
+            name,
+            listen: read.listen,
+            state_dir: from_file(read.state_dir),
+            certs_dir: from_file(read.certs_dir),
+            acl_dir: from_file(read.acl_dir),
+            limits: read.limits,
+            file,
+        })
+    }
+
+    /// One folder for each job.
+    #[must_use]
+    pub fn spool_dir(&self) -> PathBuf {
+        self.state_dir.join("spool")
+    }
+
+    /// What the server answers from.
+    #[must_use]
+    pub fn status_store(&self) -> PathBuf {
+        self.state_dir.join("status.sled")
+    }
+
+    /// Where the spawner listens.
+    #[must_use]
+    pub fn spawner_socket(&self) -> PathBuf {
+        self.state_dir.join("spawner.sock")
+    }
+
+    /// Where job daemons tell the server that they have ended.
+    #[must_use]
+    pub fn server_socket(&self) -> PathBuf {
+        self.state_dir.join("server.sock")
+    }
+
+    /// One line for each decision.
+    #[must_use]
+    pub fn audit_log(&self) -> PathBuf {
+        self.state_dir.join("audit.log")
+    }
+}
+
+/// The line of `text`, from 1, that a TOML error is about.
+pub(crate) fn line_of(text: &str, error: &toml::de::Error) -> usize {
+    let start = error.span().map_or(0, |span| span.start);
+    line_at(text, start)
+}
+
+/// The line of `text`, from 1, in which the byte `offset` stands.
+pub(crate) fn line_at(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+fn host_name() -> Result<MinionName, InvalidName> {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().parse()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse("/etc/minion/minion.toml".into(), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_not_said_has_its_default() {
+        let config = parse("name = \"Web1\"\n").unwrap();
+        assert_eq!((config.name.as_str(), config.listen.to_string()), ("web1", "0.0.0.0:51234".to_owned()));
+        assert_eq!(config.spawner_socket(), Path::new("/var/lib/minion/spawner.sock"));
+        assert_eq!(config.limits.job_time_max, Duration::from_secs(7 * 86_400));
+    }
+
+    #[test]
+    fn what_is_said_holds() {
+        let text = "name = \"web1\"\nlisten = \"127.0.0.1:0\"\nstate_dir = \"state\"\nacl_dir = \"/acl\"\n\
+                    [limits]\nheader_timeout = \"1m 30s\"\noutput_max_bytes = 7\n";
+        let config = parse(text).unwrap();
+        assert_eq!((config.state_dir.as_path(), config.acl_dir.as_path()), (Path::new("/etc/minion/state"), Path::new("/acl")));
+        assert_eq!((config.limits.header_timeout, config.limits.output_max_bytes), (Duration::from_secs(90), 7));
+        assert_eq!(config.limits.processes_max, 256);
+    }
+
+    #[test]
+    fn what_may_not_stand_there_is_named_with_its_line() {
+        for (text, said) in [
+            ("name = \"web1\"\nport = 1\n", "minion.toml:2: unknown field `port`, expected one of `name`, `listen`"),
+            ("name = \"web1\"\n\n[limits]\nidle = 1\n", "minion.toml:4: unknown field `idle`, expected one of `body_max_bytes`"),
+            ("name = \"a b\"\n", "minion.toml:1: \"a b\" is not a name"),
+            ("[limits]\n\nidle_timeout = \"soon\"\n", "minion.toml:3: \"soon\" is not a length of time, which looks like"),
+            ("[limits]\nidle_timeout = 3\n", "minion.toml:2: "),
+            ("[limits]\nconnections_max = 0\n", "minion.toml:2: 0 would let nothing through"),
+            ("[limits]\nbody_max_bytes = 5000000000\n", "minion.toml:2: "),
+            ("listen = \"here\"\n", "minion.toml:1: "),
+            ("name = \n", "minion.toml:1: "),
+        ] {
+            let problem = parse(text).unwrap_err();
+            assert!(problem.contains(said), "{problem:?} does not say {said:?}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Methods that run outside the server: synchronous calls, and jobs from their start to their report.
+//!
+//! The server's side of it. It asks the spawner, reads spools and answers from the status store; it forks nothing and writes no spool.
+
+mod tend;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::identity::{CallerName, MinionName};
+use common::job::{CallId, HostState, MinionJobId};
+use common::method::MethodName;
+use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use common::protocol::{Accepted, JobProgress, JobReport};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use crate::acl::Scope;
+use crate::config::{Config, Limits};
+use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
+use crate::spool::{CancelRequest, Life, Spool, SpoolError, SpoolRequest};
+use crate::store::{Store, StoreError};
+
+/// How long the spawner's child may take over an order that runs nothing, beyond what the disk needs.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much longer than its limit a synchronous method may take to be killed and reported.
+const CALL_MARGIN: Duration = Duration::from_secs(20);
+
+/// One method to run, its arguments bound: what the spawner is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MethodRun {
+    /// What.
+    pub method: MethodName,
+    /// With which arguments.
+    pub args: Value,
+    /// Under which call id.
+    pub call_id: CallId,
+    /// For whom.
+    pub caller: CallerName,
+    /// For how long at most.
+    pub limit: Duration,
+}
+
+/// Who asks about jobs, and of whose he may hear.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// Who.
+    pub caller: CallerName,
+    /// Of whose.
+    pub scope: Scope,
+}
+
+/// Why the jobs cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum JobsError {
+    /// The folder for state cannot be made.
+    #[error("making {path}: {source}")]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The spawner does not start.
+    #[error("starting the spawner: {0}")]
+    Spawner(std::io::Error),
+}
+
+/// The methods that run on this host outside the server.
+#[derive(Debug)]
+pub struct Jobs {
+    spawner: Spawner,
+    store: Store,
+    spools: PathBuf,
+    server_socket: PathBuf,
+    limits: Limits,
+    calls: AtomicUsize,
+    /// The jobs that have not ended, as far as is known, and who waits for their end.
+    live: Mutex<HashMap<MinionJobId, Arc<Notify>>>,
+}
+
+/// A place among `limits.processes_max`, given back when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Jobs {
+    /// Opens the store, and starts the spawner if it is to be the server's own.
+    ///
+    /// # Errors
+    /// See [`JobsError`].
+    pub fn open(config: &Config, origin: Origin) -> Result<Self, JobsError> {
+        let path = config.state_dir.clone();
+        let made = std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700).create(&path);
+        made.map_err(|source| JobsError::StateDir { path, source })?;
+        // The store comes first: its lock keeps a second minion from replacing the first one's spawner.
+        let (store, aside) = Store::open(&config.status_store())?;
+        if let Some(aside) = aside {
+            tracing::error!(aside = %aside.display(), "the status store was damaged; it is set aside and made anew from the spools");
+        }
+        let spawner = Spawner::open(config, origin).map_err(JobsError::Spawner)?;
+        let live = store.all().filter(|job| !job.progress.state().is_final());
+        let live = Mutex::new(live.map(|job| (job.minion_job_id, Arc::default())).collect());
+        Ok(Self {
+            spawner,
+            store,
+            spools: config.spool_dir(),
+            server_socket: config.server_socket(),
+            limits: config.limits.clone(),
+            calls: AtomicUsize::new(0),
+            live,
+        })
+    }
+
+    /// Runs a method and gives its outcome. Dropping the future stops the method.
+    ///
+    /// # Errors
+    /// It was refused: nothing ran.
+    pub async fn run(&self, run: MethodRun) -> Result<Outcome, Failure> {
+        let _place = self.enter()?;
+        let patience = run.limit + self.limits.cancel_grace + CALL_MARGIN;
+        match self.spawner.order(&Order::Run(run), patience).await {
+            Ok(Reply::Ended(outcome)) => Ok(outcome),
+            Ok(Reply::Refused(failure)) => Err(failure),
+            Ok(reply) => Err(internal(format!("the spawner answered a call with {reply:?}"))),
+            Err(error @ SpawnError::Unreachable { .. }) => Err(internal(error.to_string())),
+            Err(SpawnError::NoAnswer(error)) => {
+                let reason = format!("the process that supervised it died or fell silent ({error}): it may have run");
+                Ok(Outcome::not_run(Verdict::lost(reason), Timestamp::now()))
+            }
+        }
+    }
+
+    /// Starts a job, unless the same caller has started one under the same call id: then that one is named again.
+    ///
+    /// # Errors
+    /// It was refused: nothing was started. With the code `Lost` that is not known.
+    pub async fn start(&self, minion: &MinionName, run: MethodRun, call: String) -> Result<Accepted, Failure> {
+        let id = MinionJobId::derive(minion, &run.caller, &run.call_id);
+        if let Some(report) = self.learn(&id).await? {
+            return repeated(report, &run.caller, &run.call_id);
+        }
+        let _place = self.enter()?;
+        let request = request(&id, run.caller.clone(), run.call_id.clone(), Some(run.clone()), call);
+        match self.spawner.order(&Order::Start(request.clone()), ORDER_TIMEOUT).await {
+            Ok(Reply::Started) => {
+                self.note(request.report(JobProgress::Going { state: HostState::Running, started_at: None })).await?;
+                Ok(Accepted { minion_job_id: id, state: HostState::Running, repeated: false })
+            }
+            Ok(Reply::Refused(failure)) => Err(failure),
+            Err(error @ SpawnError::Unreachable { .. }) => Err(internal(error.to_string())),
+            // The same call came twice at once, or nobody answered: the spool knows.
+            Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await? {
+                Some(report) => repeated(report, &run.caller, &run.call_id),
+                None => Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id")),
+            },
+        }
+    }
+
+    /// What is known of the job `id`.
+    ///
+    /// # Errors
+    /// There is none that the reader may hear of.
+    pub async fn status(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
+        let report = self.learn(id).await?.filter(|report| reader.may_see(report));
+        report.ok_or_else(|| Failure::new(ErrorCode::UnknownJob, format!("this host knows no job {id} of {}", reader.caller)))
+    }
+
+    /// Every job that the reader may hear of, the newest first.
+    ///
+    /// # Errors
+    /// One cannot be looked up.
+    pub async fn list(&self, reader: &Reader) -> Result<Vec<JobReport>, Failure> {
+        for id in self.live_ids() {
+            self.learn(&id).await?;
+        }
+        let mut reports: Vec<_> = self.store.all().filter(|report| reader.may_see(report)).collect();
+        reports.sort_by_key(|report| std::cmp::Reverse(report.accepted_at));
+        Ok(reports)
+    }
+
+    /// Stops the job `id`, and says what became of it: it may have ended by itself before, or not be dead yet.
+    ///
+    /// # Errors
+    /// There is none that the reader may see, or the wish cannot be written down.
+    pub async fn cancel(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
+        let report = self.status(reader, id).await?;
+        let waiter = self.waiter(id);
+        let (Some(waiter), false) = (waiter, report.progress.state().is_final()) else { return Ok(report) };
+        let ended = waiter.notified();
+        let wish = CancelRequest { by: reader.caller.clone(), at: Timestamp::now() };
+        match self.spawner.order(&Order::Cancel(id.clone(), wish), ORDER_TIMEOUT).await {
+            Ok(Reply::Refused(failure)) => return Err(failure),
+            Ok(_) => {}
+            Err(error) => return Err(internal(error.to_string())),
+        }
+        let _ended_or_not = tokio::time::timeout(self.limits.cancel_grace + ORDER_TIMEOUT, ended).await;
+        self.status(reader, id).await
+    }
+
+    /// Sees to it that the reader's call `call_id` never starts here, unless it has: then its job is reported.
+    ///
+    /// # Errors
+    /// The fence cannot be made; whether the call may still start is not known then.
+    pub async fn fence(&self, minion: &MinionName, reader: &Reader, call_id: &CallId) -> Result<JobReport, Failure> {
+        let id = MinionJobId::derive(minion, &reader.caller, call_id);
+        if self.learn(&id).await?.is_none() {
+            let request = request(&id, reader.caller.clone(), call_id.clone(), None, String::new());
+            match self.spawner.order(&Order::Fence(request), ORDER_TIMEOUT).await {
+                Ok(Reply::Refused(failure)) => return Err(failure),
+                Ok(_) => {}
+                Err(error) => return Err(internal(error.to_string())),
+            }
+        }
+        self.status(reader, &id).await
+    }
+
+    /// Takes one of `limits.processes_max` places for a call or for the start of a job.
+    fn enter(&self) -> Result<Place<'_>, Failure> {
+        let place = Place(&self.calls);
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        let (jobs, limit) = (self.lock_live().len(), self.limits.processes_max);
+        if calls + jobs >= limit {
+            let message = format!("{calls} calls and {jobs} jobs run here, and limits.processes_max is {limit}; try again later");
+            return Err(Failure::new(ErrorCode::LimitReached, message));
+        }
+        Ok(place)
+    }
+
+    /// What is known of the job `id`, by the store if it has ended, else by its spool.
+    async fn learn(&self, id: &MinionJobId) -> Result<Option<JobReport>, Failure> {
+        let known = self.store.find(id);
+        if known.as_ref().is_some_and(|report| report.progress.state().is_final()) {
+            return Ok(known);
+        }
+        let spool = Spool::of(&self.spools, id);
+        if !spool.exists() {
+            return match known {
+                None => Ok(None),
+                Some(report) => {
+                    let gone = Outcome::not_run(Verdict::lost(format!("its spool {} is gone", spool.dir().display())), Timestamp::now());
+                    self.note(JobReport { progress: JobProgress::Ended(gone), ..report }).await.map(Some)
+                }
+            };
+        }
+        let mut life = read(&spool).await?;
+        if let (_, Life::Dead(_)) = life {
+            self.settle(id).await?;
+            life = read(&spool).await?;
+        }
+        let (request, life) = life;
+        let report = request.report(match life {
+            Life::Ended(outcome) => JobProgress::Ended(outcome),
+            Life::Going(started) | Life::Dead(started) => {
+                JobProgress::Going { state: HostState::Running, started_at: started.map(|started| started.at) }
+            }
+        });
+        if known.as_ref() == Some(&report) { Ok(known) } else { self.note(report).await.map(Some) }
+    }
+
+    async fn settle(&self, id: &MinionJobId) -> Result<(), Failure> {
+        match self.spawner.order(&Order::Settle(id.clone()), ORDER_TIMEOUT).await {
+            Ok(Reply::Refused(failure)) => Err(failure),
+            Ok(_) => Ok(()),
+            Err(error) => Err(internal(error.to_string())),
+        }
+    }
+
+    /// Writes down what is known of a job, and tells who waits for its end.
+    async fn note(&self, report: JobReport) -> Result<JobReport, Failure> {
+        self.store.put(report.clone()).await.map_err(|error| internal(error.to_string()))?;
+        let mut live = self.lock_live();
+        if report.progress.state().is_final() {
+            if let Some(waiter) = live.remove(&report.minion_job_id) {
+                waiter.notify_waiters();
+            }
+        } else {
+            live.entry(report.minion_job_id.clone()).or_default();
+        }
+        Ok(report)
+    }
+
+    fn waiter(&self, id: &MinionJobId) -> Option<Arc<Notify>> {
+        self.lock_live().get(id).cloned()
+    }
+
+    fn live_ids(&self) -> Vec<MinionJobId> {
+        self.lock_live().keys().cloned().collect()
+    }
+
+    fn lock_live(&self) -> std::sync::MutexGuard<'_, HashMap<MinionJobId, Arc<Notify>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader {
+    fn may_see(&self, report: &JobReport) -> bool {
+        match self.scope {
+            Scope::All => true,
+            Scope::Own => report.caller == self.caller,
+        }
+    }
+}
+
+fn request(id: &MinionJobId, caller: CallerName, call_id: CallId, run: Option<MethodRun>, call: String) -> SpoolRequest {
+    SpoolRequest { minion_job_id: id.clone(), run, caller, call_id, call, accepted_at: Timestamp::now() }
+}
+
+/// The answer to a call that came again. A fenced call is refused.
+fn repeated(report: JobReport, caller: &CallerName, call_id: &CallId) -> Result<Accepted, Failure> {
+    if report.caller != *caller || report.call_id != *call_id {
+        // Sixty bits of a hash agree by chance; it will not happen, but it must not be an answer either.
+        let message = format!("the id {} is taken by another call; send it again as a new job", report.minion_job_id);
+        return Err(Failure::new(ErrorCode::LimitReached, message));
+    }
+    match &report.progress {
+        JobProgress::Ended(Outcome { verdict: Verdict::Undelivered { error }, .. }) => Err(error.clone()),
+        progress => Ok(Accepted { state: progress.state(), minion_job_id: report.minion_job_id, repeated: true }),
+    }
+}
+
+async fn read(spool: &Spool) -> Result<(SpoolRequest, Life), Failure> {
+    let spool = spool.clone();
+    let read = tokio::task::spawn_blocking(move || Ok::<_, SpoolError>((spool.request()?, spool.life()?))).await;
+    match read {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) => Err(internal(error.to_string())),
+        Err(error) => Err(internal(error.to_string())),
+    }
+}
+
+fn internal(problem: String) -> Failure {
+    Failure::new(ErrorCode::Internal, problem)
+}

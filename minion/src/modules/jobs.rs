@@ -1,0 +1,107 @@
+//! What can be asked about jobs: the specs of `jobs.*`, and their arguments once read. The door hands them to `crate::jobs`.
+
+use common::job::{CallId, MinionJobId};
+use common::outcome::{ErrorCode, Failure};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Method, Module, NoArguments};
+
+pub(super) struct Jobs;
+
+impl Module for Jobs {
+    const NAME: &'static str = "jobs";
+    const ABOUT: &'static str = "The jobs of this host: one's own, or with a rule for it, everyone's.";
+
+    fn methods() -> Vec<Method> {
+        vec![
+            Method::of_jobs::<OfJob>("jobs.status", "How far a job is; once it has ended, its outcome."),
+            Method::of_jobs::<NoArguments>("jobs.list", "The jobs that this host remembers."),
+            Method::of_jobs::<OfJob>("jobs.cancel", "Stops a job."),
+            Method::of_jobs::<OfCall>(
+                "jobs.fence",
+                "Sees to it that a call which has not started here never will; tells of the job if it has.",
+            ),
+        ]
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OfJob {
+    /// The job's id on this host.
+    #[schemars(with = "String")]
+    id: MinionJobId,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OfCall {
+    /// The call's id.
+    #[schemars(with = "String")]
+    call_id: CallId,
+}
+
+/// One call of `jobs.*`, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobsCall {
+    /// `jobs.status`
+    Status(MinionJobId),
+    /// `jobs.list`
+    List,
+    /// `jobs.cancel`
+    Cancel(MinionJobId),
+    /// `jobs.fence`
+    Fence(CallId),
+}
+
+impl JobsCall {
+    /// What `method` with `args`, bound to its spec, asks.
+    ///
+    /// # Errors
+    /// `InvalidArguments`: an id that is none.
+    pub fn read(method: &Method, args: Value) -> Result<Self, Failure> {
+        let name = &method.spec().method;
+        let job = |args| serde_json::from_value(args).map(|OfJob { id }| id).map_err(|error| method.invalid(&error));
+        match name.method() {
+            "status" => job(args).map(Self::Status),
+            "list" => Ok(Self::List),
+            "cancel" => job(args).map(Self::Cancel),
+            "fence" => serde_json::from_value(args).map(|OfCall { call_id }| Self::Fence(call_id)).map_err(|error| method.invalid(&error)),
+            _ => Err(Failure::new(ErrorCode::Internal, format!("{name} has a spec, and nothing that answers it"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::super::Registry;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_spec_can_be_read() {
+        let registry = Registry::builtin();
+        let id = "54k2-9xqd-4fz1";
+        let args = [json!({ "id": id }), json!({}), json!({ "id": id }), json!({ "call_id": "54k2-9xqd-4fz1/2" })];
+        for (name, args) in ["jobs.status", "jobs.list", "jobs.cancel", "jobs.fence"].into_iter().zip(args) {
+            let method = registry.find(&name.parse().unwrap()).unwrap();
+            assert!(JobsCall::read(method, args).is_ok(), "{name}");
+        }
+        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 4);
+    }
+
+    #[test]
+    fn what_is_no_id_is_told_with_the_usage() {
+        let registry = Registry::builtin();
+        let method = registry.find(&"jobs.status".parse().unwrap()).unwrap();
+        let failure = JobsCall::read(method, json!({ "id": "../x" })).unwrap_err();
+        assert!(failure.is(ErrorCode::InvalidArguments));
+        assert!(
+            failure.message.contains("\"../x\" is not a job id") && failure.message.ends_with("usage: jobs.status ID:string"),
+            "{failure:?}"
+        );
+    }
+}

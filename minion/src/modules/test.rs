@@ -1,0 +1,135 @@
+//! Methods to try a fleet with.
+
+use std::time::Duration;
+
+use common::outcome::{ErrorCode, Failure};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Number, Value};
+
+use super::{Context, Method, Module, NoArguments};
+
+pub(super) struct Test;
+
+impl Module for Test {
+    const NAME: &'static str = "test";
+    const ABOUT: &'static str = "Tries a fleet out.";
+
+    fn methods() -> Vec<Method> {
+        vec![
+            Method::inline("test.ping", "Answers \"pong\".", ping),
+            Method::new("test.echo", "Gives back the value.", echo),
+            Method::new("test.add", "Adds two numbers.", add),
+            Method::new("test.sleep", "Waits so many seconds, and gives back how many.", sleep),
+            Method::new("test.explode", "Fails with the message.", explode),
+        ]
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Echo {
+    /// Any value.
+    value: Value,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Add {
+    /// The first number.
+    a: Number,
+    /// The second number.
+    b: Number,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Sleep {
+    /// How many; parts of a second too.
+    seconds: Number,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Explode {
+    /// What to fail with.
+    message: Option<String>,
+}
+
+fn ping(_: NoArguments, _: &Context<'_>) -> Result<&'static str, Failure> {
+    Ok("pong")
+}
+
+fn echo(args: Echo, _: &Context<'_>) -> Result<Value, Failure> {
+    Ok(args.value)
+}
+
+/// Integers add up to an integer, all else to a float.
+fn add(args: Add, _: &Context<'_>) -> Result<Number, Failure> {
+    let sum = match (args.a.as_i128(), args.b.as_i128()) {
+        (Some(a), Some(b)) => a.checked_add(b).and_then(Number::from_i128),
+        _ => args.a.as_f64().zip(args.b.as_f64()).and_then(|(a, b)| Number::from_f64(a + b)),
+    };
+    sum.ok_or_else(|| Failure::of_kind("overflow", format!("{} and {} add up to more than a number can hold", args.a, args.b)))
+}
+
+fn sleep(args: Sleep, _: &Context<'_>) -> Result<Number, Failure> {
+    let period = args.seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let period = period
+        .ok_or_else(|| Failure::new(ErrorCode::InvalidArguments, format!("test.sleep: {} seconds is no time to wait", args.seconds)))?;
+    std::thread::sleep(period);
+    Ok(args.seconds)
+}
+
+fn explode(args: Explode, _: &Context<'_>) -> Result<(), Failure> {
+    Err(Failure::of_kind("explosion", args.message.unwrap_or_else(|| "boom".to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::super::Registry;
+    use super::*;
+    use serde_json::json;
+
+    fn run(method: &str, args: Value) -> Result<Value, Failure> {
+        let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
+        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20 };
+        registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
+    }
+
+    #[test]
+    fn integers_stay_integers() {
+        for (a, b, sum) in [
+            (json!(23), json!(45), json!(68)),
+            (json!(u64::MAX), json!(-1), json!(u64::MAX - 1)),
+            (json!(i64::MIN), json!(1), json!(i64::MIN + 1)),
+            (json!(1), json!(0.5), json!(1.5)),
+        ] {
+            assert_eq!(run("test.add", json!({ "a": a, "b": b })).unwrap(), sum);
+        }
+        for (a, b) in [(json!(u64::MAX), json!(1)), (json!(i64::MIN), json!(-1)), (json!(f64::MAX), json!(f64::MAX))] {
+            let failure = run("test.add", json!({ "a": a, "b": b })).unwrap_err();
+            assert_eq!(failure.data.unwrap(), json!({ "type": "overflow" }));
+        }
+    }
+
+    #[test]
+    fn an_explosion_has_a_type_and_a_message() {
+        let failure = run("test.explode", json!({ "message": "bang" })).unwrap_err();
+        assert_eq!((failure.message.as_str(), failure.data), ("bang", Some(json!({ "type": "explosion" }))));
+        assert_eq!(run("test.explode", json!({})).unwrap_err().message, "boom");
+    }
+
+    #[test]
+    fn nobody_can_wait_a_negative_time() {
+        assert!(run("test.sleep", json!({ "seconds": -1 })).unwrap_err().is(ErrorCode::InvalidArguments));
+        assert_eq!(run("test.sleep", json!({ "seconds": 0.01 })).unwrap(), json!(0.01));
+    }
+
+    #[test]
+    fn what_the_type_cannot_read_is_told_with_the_usage() {
+        let failure = run("test.add", json!({ "a": 1, "b": "x" })).unwrap_err();
+        assert!(failure.is(ErrorCode::InvalidArguments) && failure.message.ends_with("usage: test.add A:number B:number"), "{failure:?}");
+    }
+}

@@ -1,0 +1,64 @@
+//! Forking. The only file of the minion with `unsafe`, because `fork` and changing one's own environment are sound only in a
+//! process with a single thread, which is a promise that no type can make. The spawner and what it forks keep it; the server never
+//! comes here.
+
+#![allow(unsafe_code, reason = "fork, setenv and _exit are sound here: the process has one thread, which `require_single_thread` checks")]
+
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::unistd::{ForkResult, Pid};
+
+/// The exit status of a child whose closure panicked; the panic's message went to its stderr.
+const PANICKED: u8 = 101;
+
+/// That the process has more than one thread, and so must not fork.
+#[derive(Debug, thiserror::Error)]
+pub enum ThreadError {
+    /// Threads other than the caller's exist.
+    #[error("a process that forks must have one thread, and this one has {0}: this is a bug of the minion")]
+    NotAlone(usize),
+    /// The number of threads could not be read.
+    #[error("counting this process's threads in /proc/self/task")]
+    Unknown(#[from] std::io::Error),
+}
+
+/// Makes sure that this process may fork.
+///
+/// # Errors
+/// It has more than one thread, or `/proc` does not tell.
+pub fn require_single_thread() -> Result<(), ThreadError> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        count => Err(ThreadError::NotAlone(count)),
+    }
+}
+
+/// Forks. The child runs `child` with its copy of `state` and exits with the number it gives, running no destructor but the closure's
+/// own; the parent gets the child's pid and `state` back.
+///
+/// # Errors
+/// The kernel refuses another process; `state` comes back with its reason.
+pub fn fork_with<T>(state: T, child: impl FnOnce(T) -> u8) -> Result<(Pid, T), (nix::Error, T)> {
+    // SAFETY: the process has one thread (`require_single_thread` at the spawner's start, and nothing it runs starts another),
+    // so no lock can be held by a thread that the child lacks.
+    match unsafe { nix::unistd::fork() } {
+        Err(errno) => Err((errno, state)),
+        Ok(ForkResult::Parent { child }) => Ok((child, state)),
+        Ok(ForkResult::Child) => {
+            let code = catch_unwind(AssertUnwindSafe(|| child(state))).unwrap_or(PANICKED);
+            exit_now(code)
+        }
+    }
+}
+
+/// Sets a variable for this process and all that it starts.
+pub fn set_variable(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
+    // SAFETY: one thread, as above, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(name, value) };
+}
+
+fn exit_now(code: u8) -> ! {
+    // SAFETY: _exit runs no handlers, which belong to the parent; it is always sound.
+    unsafe { nix::libc::_exit(i32::from(code)) }
+}

@@ -1,0 +1,231 @@
+//! The spawner: a small process with one thread that forks what runs methods. It holds neither a port nor a store, and each of its
+//! children serves one order of the server: a synchronous call, the start of a job, a word to a job.
+//!
+//! Without systemd the server starts it and it ends with the server; under systemd it is a unit of its own, as root.
+
+mod client;
+mod daemon;
+mod order;
+mod serve;
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::outcome::{ErrorCode, Failure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::config::Config;
+use crate::modules::Registry;
+use crate::process::{self, ThreadError};
+use crate::spool::{self, SpoolError};
+use crate::supervise::{Cgroups, Station};
+
+pub use client::{SpawnError, Spawner};
+pub use order::{Order, Reply};
+
+/// What the spawner prints when it listens, for the server that started it.
+const READY: &[u8] = b"ready\n";
+
+/// A draft of a spool that is older than this belongs to a child that died.
+const DRAFT_AGE: Duration = Duration::from_secs(600);
+
+/// Children beyond `limits.processes_max`: orders that run nothing, and starts that are under way.
+const SPARE_CHILDREN: usize = 64;
+
+/// Why the spawner could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnerError {
+    /// It has threads.
+    #[error(transparent)]
+    Threads(#[from] ThreadError),
+    /// The folder of the spools cannot be made.
+    #[error(transparent)]
+    Spools(#[from] SpoolError),
+    /// Its socket cannot be made.
+    #[error("listening on {path}: {source}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel refuses signals or waiting.
+    #[error("the kernel refuses: {0}")]
+    Kernel(#[from] Errno),
+    /// The boot id cannot be read.
+    #[error("reading the boot id: {0}")]
+    BootId(std::io::Error),
+}
+
+/// How the spawner came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The server started it, and holds the other end of its stdin: when that ends, the spawner ends too.
+    Server,
+    /// A unit of its own.
+    Unit,
+}
+
+/// What the spawner's children know.
+#[derive(Debug)]
+struct Post {
+    station: Station,
+    spools: PathBuf,
+    server_socket: PathBuf,
+    boot_id: String,
+}
+
+/// Serves orders until told to stop. What runs then goes on.
+///
+/// # Errors
+/// It cannot start, or the kernel refuses to go on.
+pub fn run(config: &Config, origin: Origin) -> Result<(), SpawnerError> {
+    process::require_single_thread()?;
+    let post = Post {
+        station: Station {
+            minion: config.name.clone(),
+            registry: Registry::builtin(),
+            limits: config.limits.clone(),
+            cgroups: Cgroups::delegated(),
+        },
+        spools: config.spool_dir(),
+        server_socket: config.server_socket(),
+        boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
+    };
+    spool::prepare(&post.spools, DRAFT_AGE)?;
+    let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
+    let listener = listen(config)?;
+    let mut door = Loop { post, signals, listener, origin, children: BTreeSet::new() };
+    door.announce();
+    while door.turn()? {}
+    Ok(())
+}
+
+/// Blocks `signals` and makes them readable.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn signal_fd(signals: &[Signal]) -> nix::Result<SignalFd> {
+    let set: SigSet = signals.iter().copied().collect();
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// The socket, for this user alone from the first instant. One that a dead spawner left behind is replaced.
+fn listen(config: &Config) -> Result<UnixListener, SpawnerError> {
+    let path = config.spawner_socket();
+    let failed = |source| SpawnerError::Listen { path: path.clone(), source };
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(failed(source)),
+        _gone => {}
+    }
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(&path);
+    umask(before);
+    let listener = bound.map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+struct Loop {
+    post: Post,
+    signals: SignalFd,
+    listener: UnixListener,
+    origin: Origin,
+    children: BTreeSet<Pid>,
+}
+
+impl Loop {
+    fn announce(&self) {
+        if self.origin == Origin::Server {
+            // If nobody reads it, the server is gone, and the next turn sees the end of stdin.
+            let _nobody_listens = std::io::stdout().write_all(READY).and_then(|()| std::io::stdout().flush());
+        }
+    }
+
+    /// Serves what has come; `false` when it is time to stop.
+    fn turn(&mut self) -> Result<bool, SpawnerError> {
+        let stdin = std::io::stdin();
+        let [mut connected, mut signalled, mut abandoned] = [false; 3];
+        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if self.origin == Origin::Server {
+            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {
+                for (news, fd) in [&mut connected, &mut signalled, &mut abandoned].into_iter().zip(&fds) {
+                    *news = fd.any().unwrap_or(false);
+                }
+            }
+            Err(Errno::EINTR) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+        if signalled && self.hear_signals() || abandoned {
+            return Ok(false);
+        }
+        if connected {
+            self.accept();
+        }
+        Ok(true)
+    }
+
+    /// Reaps children; `true` if told to stop.
+    fn hear_signals(&mut self) -> bool {
+        let mut stop = false;
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            stop |= i32::try_from(signal.ssi_signo).is_ok_and(|number| number != Signal::SIGCHLD as i32);
+        }
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            match status {
+                WaitStatus::StillAlive => break,
+                ended => self.children.retain(|child| Some(*child) != ended.pid()),
+            }
+        }
+        stop
+    }
+
+    fn accept(&mut self) {
+        while let Ok((server, _)) = self.listener.accept() {
+            let limit = self.post.station.limits.processes_max + SPARE_CHILDREN;
+            if self.children.len() >= limit {
+                refuse(&server, format!("the spawner has {limit} processes under way (limits.processes_max and a reserve); try again"));
+                continue;
+            }
+            let signals = &self.signals;
+            let listener = &self.listener;
+            match process::fork_with(server, |server| {
+                close_inherited(signals, listener);
+                serve::serve(&self.post, server)
+            }) {
+                Ok((child, _server)) => {
+                    self.children.insert(child);
+                }
+                Err((errno, server)) => refuse(&server, format!("the host cannot make another process: {errno}")),
+            }
+        }
+    }
+}
+
+/// In a child: lets go of what is the spawner's alone, so that no job keeps its socket open.
+fn close_inherited(signals: &SignalFd, listener: &UnixListener) {
+    use std::os::fd::AsRawFd as _;
+    for fd in [signals.as_fd().as_raw_fd(), listener.as_raw_fd()] {
+        let _closed_once = nix::unistd::close(fd);
+    }
+}
+
+fn refuse(server: &UnixStream, problem: String) {
+    let reply = Reply::Refused(Failure::new(ErrorCode::LimitReached, problem));
+    // A server that is gone needs no refusal.
+    let _gone = order::send(server, &reply);
+}

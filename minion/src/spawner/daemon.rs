@@ -1,0 +1,96 @@
+//! The job daemon: supervises one job, writes its outcome into the spool, and pokes the server.
+
+use std::fs::File;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::time::{Duration, Instant};
+
+use common::job::MinionJobId;
+use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use jiff::Timestamp;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+use super::Post;
+use super::order::{self, Reply};
+use crate::jobs::MethodRun;
+use crate::spool::{Spool, SpoolError, SpoolLock, Started};
+use crate::supervise::{Charge, JobCharge, Stop, cancelled, supervise};
+
+/// How often, and for how long, a daemon tries to write an outcome that a full or broken disk does not take. Until it succeeds
+/// the job counts as running, because the daemon lives; after that it is lost.
+const OUTCOME_RETRY: Duration = Duration::from_secs(1);
+const OUTCOME_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// The whole life of a job daemon; its exit status.
+pub(super) fn live(post: &Post, run: &MethodRun, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
+    let Some(id) = spool.dir().file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) else { return 1 };
+    // The spool is durable and locked: from here on the job is this daemon's. A server that is gone finds it by its spool.
+    let _gone = order::send(&server, &Reply::Started);
+    drop(server);
+    let begun = leave_stdio().and_then(|()| JobCharge::new(spool, lock, post.station.limits.output_max_bytes));
+    match begun {
+        Ok(job) => {
+            let written = run_job(post, run, &id, job);
+            poke(post, &id, "");
+            u8::from(!written)
+        }
+        // Nothing was started and the lock is let go: the spool says so by itself.
+        Err(error) => {
+            poke(post, &id, &error.to_string());
+            1
+        }
+    }
+}
+
+/// Lets go of the spawner's stdin, stdout and stderr, which may be pipes that somebody waits for the end of.
+fn leave_stdio() -> Result<(), SpoolError> {
+    let leave = || {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).map_err(std::io::Error::from)
+    };
+    leave().map_err(|source| SpoolError::File { doing: "opening", path: "/dev/null".into(), source })
+}
+
+fn run_job(post: &Post, run: &MethodRun, id: &MinionJobId, job: JobCharge) -> bool {
+    let write_outcome = |job: &JobCharge, outcome| write_outcome(post, id, job, &outcome);
+    if let Some(wish) = job.cancelled() {
+        let verdict = cancelled(&Stop::Cancelled(wish));
+        return write_outcome(&job, Outcome::not_run(verdict, Timestamp::now()));
+    }
+    let started = Started { at: Timestamp::now(), boot_id: post.boot_id.clone() };
+    if let Err(error) = job.spool.mark_started(&job.lock, &started) {
+        let verdict = Verdict::undelivered(format!("its start could not be written down: {error}"));
+        return write_outcome(&job, Outcome::not_run(verdict, Timestamp::now()));
+    }
+    match supervise(&post.station, run, Charge::Job(job)) {
+        Ok((outcome, Charge::Job(job))) => write_outcome(&job, outcome),
+        Err((errno, Charge::Job(job))) => {
+            let error = Failure::new(ErrorCode::LimitReached, format!("the host cannot make another process: {errno}"));
+            write_outcome(&job, Outcome::not_run(Verdict::Undelivered { error }, Timestamp::now()))
+        }
+        _another_charge => false,
+    }
+}
+
+/// Writes the outcome, again and again if need be; `false` if it could not be written at all.
+fn write_outcome(post: &Post, id: &MinionJobId, job: &JobCharge, outcome: &Outcome) -> bool {
+    let deadline = Instant::now() + OUTCOME_TIMEOUT;
+    loop {
+        match job.spool.write_outcome(&job.lock, outcome) {
+            Ok(()) => return true,
+            Err(error) if Instant::now() < deadline => {
+                poke(post, id, &format!("its outcome cannot be written, and is tried again: {error}"));
+                std::thread::sleep(OUTCOME_RETRY);
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Tells the server to look at the job `id`, and, where an operator must act, of a `problem` to log. It is only a hint: a server that
+/// misses it finds out by itself.
+pub(super) fn poke(post: &Post, id: &MinionJobId, problem: &str) {
+    let _missed = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.send_to(format!("{id} {problem}").as_bytes(), &post.server_socket)
+    });
+}

@@ -1,0 +1,372 @@
+//! A job's folder: what lies in it, in which order it is written, and what it means. The files are the truth; all else follows from them.
+//!
+//! The root side alone writes here (the spawner's children and the job daemons); the server only reads. ARCHITECTURE.md has the table.
+
+mod record;
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use common::job::MinionJobId;
+use common::outcome::Outcome;
+use jiff::Timestamp;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use record::{CancelRequest, SpoolRequest, Started, boot_id, lost_reason};
+
+/// The most that is read of any one file of a spool: the outcome holds a result, which has a limit of its own far below.
+const FILE_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+const REQUEST: &str = "request.json";
+const LOCK: &str = "lock";
+/// A FIFO: whatever is written to it wakes the job daemon, which then looks for `cancel.json`. (A watch by inotify would be one of only
+/// 128 that a user may have by default.)
+const WAKE: &str = "wake";
+const CANCEL: &str = "cancel.json";
+const OUTCOME: &str = "outcome.json";
+
+/// Why a spool could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// A file or folder could not be made, read, synced or renamed.
+    #[error("{doing} {path}: {source}")]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file holds something else than it should.
+    #[error("{path} is damaged: {source}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// The lock of a spool, held. Children inherit it; it is free when the last of them has closed it or died.
+#[derive(Debug)]
+pub struct SpoolLock(File);
+
+/// What became of the wish to make a spool.
+#[derive(Debug)]
+pub enum Made {
+    /// It is there now, and this is its lock.
+    New(Spool, SpoolLock),
+    /// It had been there before.
+    Exists,
+}
+
+/// What a spool says.
+#[derive(Debug)]
+pub enum Life {
+    /// The job has ended.
+    Ended(Outcome),
+    /// Its daemon lives; the method started then, if it has.
+    Going(Option<Started>),
+    /// Its daemon is dead and left no outcome: nothing will come any more.
+    Dead(Option<Started>),
+}
+
+/// The folder of one job.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    dir: PathBuf,
+}
+
+/// Makes the folder that holds all spools, for root alone, and sweeps out of it what a crash left half-made longer than `age` ago.
+///
+/// # Errors
+/// It cannot be made or read.
+pub fn prepare(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> {
+    let failed = |doing| move |source| SpoolError::File { doing, path: spools.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed("making"))?;
+    for entry in std::fs::read_dir(spools).map_err(failed("reading"))?.flatten() {
+        let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|since| since > age);
+        if entry.file_name().to_string_lossy().starts_with('.') && is_old() == Some(true) {
+            // What cannot be removed now is met again at the next start, and harms nobody meanwhile.
+            let _left_for_later = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// The ids of all spools, in no order. Folders with other names are passed over.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn list(spools: &Path) -> Result<Vec<MinionJobId>, SpoolError> {
+    let entries = std::fs::read_dir(spools).map_err(|source| SpoolError::File { doing: "reading", path: spools.to_owned(), source })?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+impl Spool {
+    /// The spool of the job `id`, which need not exist.
+    #[must_use]
+    pub fn of(spools: &Path, id: &MinionJobId) -> Self {
+        Self { dir: spools.join(id.as_str()) }
+    }
+
+    /// Makes the spool of `request`, complete and durable, unless there is one. With an `outcome` it is a fence.
+    ///
+    /// # Errors
+    /// The disk is full, or another failure of the file system; then no spool of that id was made.
+    pub fn make(spools: &Path, request: &SpoolRequest, outcome: Option<&Outcome>) -> Result<Made, SpoolError> {
+        let spool = Self::of(spools, &request.minion_job_id);
+        if spool.exists() {
+            return Ok(Made::Exists);
+        }
+        let draft = Self { dir: spools.join(format!(".{}-{}", request.minion_job_id, std::process::id())) };
+        let made = draft.fill(request, outcome).and_then(|lock| Ok((lock, draft.publish(&spool)?)));
+        match made {
+            Ok((lock, true)) => Ok(Made::New(spool, lock)),
+            Ok((_, false)) => draft.discard().map(|()| Made::Exists),
+            Err(error) => {
+                // The first error is the one to tell; a draft that stays behind is swept later.
+                let _swept_later = draft.discard();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, request: &SpoolRequest, outcome: Option<&Outcome>) -> Result<SpoolLock, SpoolError> {
+        std::fs::DirBuilder::new().mode(0o700).create(&self.dir).map_err(self.failed("making", ""))?;
+        let lock = self.create(LOCK)?;
+        lock.try_lock().map_err(|error| self.failed("locking", LOCK)(error.into()))?;
+        self.write_new(REQUEST, request)?;
+        match outcome {
+            Some(outcome) => self.write_new(OUTCOME, outcome)?,
+            None => {
+                mkfifo(&self.dir.join(WAKE), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| self.failed("making", WAKE)(errno.into()))?
+            }
+        }
+        sync_dir(&self.dir)?;
+        Ok(SpoolLock(lock))
+    }
+
+    /// Gives the draft its name; `false` if another has it. On return the name is durable.
+    fn publish(&self, spool: &Self) -> Result<bool, SpoolError> {
+        match renameat2(AT_FDCWD, &self.dir, AT_FDCWD, &spool.dir, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => {}
+            Err(nix::Error::EEXIST | nix::Error::ENOTEMPTY) => return Ok(false),
+            Err(errno) => return Err(self.failed("renaming", "")(errno.into())),
+        }
+        spool.dir.parent().map_or(Ok(()), sync_dir).map(|()| true)
+    }
+
+    fn discard(&self) -> Result<(), SpoolError> {
+        std::fs::remove_dir_all(&self.dir).map_err(self.failed("removing", ""))
+    }
+
+    /// Whether there is such a spool.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Who asked for what.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn request(&self) -> Result<SpoolRequest, SpoolError> {
+        self.read(REQUEST)
+    }
+
+    /// What the files say now.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is damaged.
+    pub fn life(&self) -> Result<Life, SpoolError> {
+        if let Some(outcome) = self.outcome()? {
+            return Ok(Life::Ended(outcome));
+        }
+        if self.daemon_lives()? {
+            return Ok(Life::Going(self.started()?));
+        }
+        // It may have ended between the two looks: the outcome is written before the lock is let go.
+        self.last_words()
+    }
+
+    /// What the files say to the holder of the lock: the job has ended, or its daemon is dead.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is damaged.
+    pub fn life_under_lock(&self, _held: &SpoolLock) -> Result<Life, SpoolError> {
+        self.last_words()
+    }
+
+    fn last_words(&self) -> Result<Life, SpoolError> {
+        match self.outcome()? {
+            Some(outcome) => Ok(Life::Ended(outcome)),
+            None => Ok(Life::Dead(self.started()?)),
+        }
+    }
+
+    /// Whether somebody holds the lock for himself. Looking takes a shared lock for an instant, which other lookers do not mind.
+    fn daemon_lives(&self) -> Result<bool, SpoolError> {
+        let file = File::open(self.dir.join(LOCK)).map_err(self.failed("opening", LOCK))?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(self.failed("locking", LOCK)(source)),
+        }
+    }
+
+    /// The lock, if nobody holds it.
+    ///
+    /// # Errors
+    /// The lock file cannot be opened.
+    pub fn try_lock(&self) -> Result<Option<SpoolLock>, SpoolError> {
+        let file = File::open(self.dir.join(LOCK)).map_err(self.failed("opening", LOCK))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(SpoolLock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(self.failed("locking", LOCK)(source)),
+        }
+    }
+
+    /// The outcome, once there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn outcome(&self) -> Result<Option<Outcome>, SpoolError> {
+        self.read_if_there(OUTCOME)
+    }
+
+    /// Writes the outcome: whoever holds the lock does it, once. Durable on return.
+    ///
+    /// # Errors
+    /// The disk is full, or another failure of the file system; then there is no outcome yet, and it may be tried again.
+    pub fn write_outcome(&self, _held: &SpoolLock, outcome: &Outcome) -> Result<(), SpoolError> {
+        let draft = ".outcome.json";
+        let path = self.dir.join(draft);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(self.failed("removing", draft))?;
+        }
+        self.write_new(draft, outcome)?;
+        std::fs::rename(&path, self.dir.join(OUTCOME)).map_err(self.failed("renaming", draft))?;
+        sync_dir(&self.dir)
+    }
+
+    /// The wish to stop the job, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn cancel_request(&self) -> Result<Option<CancelRequest>, SpoolError> {
+        self.read_if_there(CANCEL)
+    }
+
+    /// The job daemon's ear: readable when somebody wants something of it. It is a writer too, so that it never reads an end.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn listen(&self) -> Result<File, SpoolError> {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        options.open(self.dir.join(WAKE)).map_err(self.failed("opening", WAKE))
+    }
+
+    fn wake(&self) {
+        // Without a reader the daemon is dead, and with a full pipe it is awake already.
+        let opened = File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(self.dir.join(WAKE));
+        let _asleep_for_good = opened.and_then(|mut wake| wake.write(b"!"));
+    }
+
+    /// Asks the job daemon to stop the job. The first to ask is the one who is told of; durable on return.
+    ///
+    /// # Errors
+    /// The disk is full, or another failure of the file system.
+    pub fn ask_to_cancel(&self, wish: &CancelRequest) -> Result<(), SpoolError> {
+        let draft = format!(".cancel-{}", std::process::id());
+        self.write_new(&draft, wish)?;
+        let path = self.dir.join(&draft);
+        let renamed = renameat2(AT_FDCWD, &path, AT_FDCWD, &self.dir.join(CANCEL), RenameFlags::RENAME_NOREPLACE);
+        match renamed {
+            Ok(()) => {
+                sync_dir(&self.dir)?;
+                self.wake();
+                Ok(())
+            }
+            Err(nix::Error::EEXIST) => std::fs::remove_file(&path).map_err(self.failed("removing", &draft)),
+            Err(errno) => Err(self.failed("renaming", &draft)(errno.into())),
+        }
+    }
+
+    /// Writes into the lock file that the method is about to start. Durable on return.
+    ///
+    /// # Errors
+    /// The disk is full, or another failure of the file system; the method must not be started then.
+    pub fn mark_started(&self, lock: &SpoolLock, started: &Started) -> Result<(), SpoolError> {
+        let text = serde_json::to_vec(started).map_err(|source| SpoolError::Damaged { path: self.dir.join(LOCK), source })?;
+        (&lock.0).write_all(&text).and_then(|()| lock.0.sync_data()).map_err(self.failed("writing", LOCK))
+    }
+
+    fn started(&self) -> Result<Option<Started>, SpoolError> {
+        // A text that was cut by a crash while it was written means the same as a whole one: it may have started.
+        let path = self.dir.join(LOCK);
+        let text = std::fs::read(&path).map_err(self.failed("reading", LOCK))?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_slice(&text).unwrap_or(Started { at: Timestamp::UNIX_EPOCH, boot_id: String::new() })))
+    }
+
+    /// A new file for a stream of the job's output.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create(&self, name: &str) -> Result<File, SpoolError> {
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        options.open(self.dir.join(name)).map_err(self.failed("making", name))
+    }
+
+    fn write_new(&self, name: &str, value: &impl Serialize) -> Result<(), SpoolError> {
+        let text = serde_json::to_vec(value).map_err(|source| SpoolError::Damaged { path: self.dir.join(name), source })?;
+        let mut file = self.create(name)?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(self.failed("writing", name))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, SpoolError> {
+        let path = self.dir.join(name);
+        let mut text = Vec::new();
+        let file = File::open(&path).map_err(self.failed("opening", name))?;
+        file.take(FILE_MAX_BYTES).read_to_end(&mut text).map_err(self.failed("reading", name))?;
+        serde_json::from_slice(&text).map_err(|source| SpoolError::Damaged { path, source })
+    }
+
+    fn read_if_there<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, SpoolError> {
+        match self.read(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(SpoolError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn failed(&self, doing: &'static str, name: &str) -> impl FnOnce(io::Error) -> SpoolError + use<> {
+        let path = if name.is_empty() { self.dir.clone() } else { self.dir.join(name) };
+        move |source| SpoolError::File { doing, path, source }
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
+    let synced = File::open(dir).and_then(|file| file.sync_all());
+    synced.map_err(|source| SpoolError::File { doing: "syncing", path: dir.to_owned(), source })
+}

@@ -1,0 +1,80 @@
+//! What the files of a spool hold.
+
+use std::io;
+
+use common::identity::CallerName;
+use common::job::{CallId, MinionJobId};
+use common::outcome::Verdict;
+use common::protocol::{JobProgress, JobReport};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::jobs::MethodRun;
+
+/// The first file of a spool: who asked for what.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpoolRequest {
+    /// The job's id here, and the folder's name.
+    pub minion_job_id: MinionJobId,
+    /// What to run; none in a fence.
+    pub run: Option<MethodRun>,
+    /// Who asked.
+    pub caller: CallerName,
+    /// Under which call id.
+    pub call_id: CallId,
+    /// The envelope as it came.
+    pub call: String,
+    /// When the host accepted it.
+    pub accepted_at: Timestamp,
+}
+
+/// The text of the lock file: the method was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Started {
+    /// When.
+    pub at: Timestamp,
+    /// In which boot of the host.
+    pub boot_id: String,
+}
+
+/// The text of `cancel.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// Who wants it stopped.
+    pub by: CallerName,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+impl SpoolRequest {
+    /// What the server tells of the job, whose state is `progress`.
+    #[must_use]
+    pub fn report(self, progress: JobProgress) -> JobReport {
+        JobReport {
+            minion_job_id: self.minion_job_id,
+            call_id: self.call_id,
+            caller: self.caller,
+            method: self.run.map_or_else(|| "jobs.fence".to_owned(), |run| run.method.to_string()),
+            accepted_at: self.accepted_at,
+            progress,
+        }
+    }
+}
+
+/// Why a job whose daemon is dead is lost, as of a host whose present boot is `boot_id`.
+#[must_use]
+pub fn lost_reason(started: Option<&Started>, boot_id: &str) -> Verdict {
+    Verdict::lost(match started {
+        None => "never started: its job daemon was gone before the method began",
+        Some(started) if started.boot_id != boot_id => "the host rebooted while it ran",
+        Some(_) => "its job daemon was killed while it ran",
+    })
+}
+
+/// This boot of the host, as the kernel names it.
+///
+/// # Errors
+/// `/proc` does not tell.
+pub fn boot_id() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned())
+}

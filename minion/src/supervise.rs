@@ -1,0 +1,262 @@
+//! Running one method in a child process, until it and everything that it started has ended.
+//!
+//! The supervisor is the job daemon, or for a synchronous call the spawner's child. It is the subreaper of all that the method starts,
+//! so nothing can fork away from it. It neither decides what may run nor keeps what became of it.
+
+mod cgroup;
+mod charge;
+mod child;
+mod output;
+mod tree;
+
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use common::identity::MinionName;
+use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use serde_json::json;
+
+pub use cgroup::Cgroups;
+pub use charge::{Charge, JobCharge, Stop};
+pub use tree::kill_marked;
+
+use crate::config::Limits;
+use crate::jobs::MethodRun;
+use crate::modules::Registry;
+use child::Child;
+
+/// How long after its method's end what is left of the tree may take to die. SIGKILL takes effect at once, except for a process that
+/// waits in the kernel, for a dead disk for instance; such a one is left behind after this.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause between two attempts to kill a tree that may be growing while it is read.
+const KILL_AGAIN: Duration = Duration::from_millis(20);
+
+/// What every supervisor knows of its host.
+#[derive(Debug)]
+pub struct Station {
+    /// This host.
+    pub minion: MinionName,
+    /// What it can do.
+    pub registry: Registry,
+    /// Its bounds.
+    pub limits: Limits,
+    /// Where to make a cgroup for a job, if the host lets us.
+    pub cgroups: Option<Cgroups>,
+}
+
+/// Why a method was made to stop.
+#[derive(Debug)]
+enum Ending {
+    TimedOut,
+    Stopped(Stop),
+}
+
+/// A method that runs, and what its supervisor knows of it.
+struct Supervision<'a> {
+    station: &'a Station,
+    run: &'a MethodRun,
+    charge: Charge,
+    child: Child,
+    signals: SignalFd,
+    child_status: Option<WaitStatus>,
+    /// No child is left, neither the method's process nor anything that it left behind.
+    childless: bool,
+    answer: Vec<u8>,
+    ending: Option<Ending>,
+    limit_at: Instant,
+    kill_at: Option<Instant>,
+}
+
+/// Runs `run` to its end and gives what became of it, with the charge, which the method's process has closed first of all.
+/// SIGCHLD must be blocked in the calling process.
+///
+/// # Errors
+/// No process could be made: the method did not start.
+pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
+    let signals = match prepare() {
+        Ok(signals) => signals,
+        Err(errno) => return Err((errno, charge)),
+    };
+    let started_at = Timestamp::now();
+    let limit_at = Instant::now() + run.limit;
+    let (child, charge) = Child::start(station, run, charge)?;
+    let mut supervision = Supervision {
+        station,
+        run,
+        charge,
+        child,
+        signals,
+        child_status: None,
+        childless: false,
+        answer: Vec::new(),
+        ending: None,
+        limit_at,
+        kill_at: None,
+    };
+    while !supervision.is_over() {
+        supervision.wait_for_news();
+    }
+    let finished_at = Timestamp::now();
+    supervision.clear_away();
+    let verdict = supervision.verdict();
+    Ok((Outcome { verdict, started_at: Some(started_at), finished_at: Some(finished_at) }, supervision.charge))
+}
+
+/// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.
+fn prepare() -> nix::Result<SignalFd> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    crate::spawner::signal_fd(&[Signal::SIGCHLD])
+}
+
+impl Supervision<'_> {
+    /// The method's process is gone, and, where it was asked to stop, so is all that it started, or its time is up.
+    fn is_over(&self) -> bool {
+        let may_tidy_up = self.kill_at.is_some_and(|kill_at| Instant::now() < kill_at);
+        self.child_status.is_some() && (self.childless || !may_tidy_up)
+    }
+
+    fn wait_for_news(&mut self) {
+        let [signalled, stopped, answered, printed] = self.poll();
+        if signalled {
+            while let Ok(Some(_one_or_more)) = self.signals.read_signal() {}
+            self.reap();
+        }
+        if answered {
+            self.read_answer();
+        }
+        if printed {
+            self.child.pump_output(&mut self.charge);
+        }
+        let now = Instant::now();
+        if self.ending.is_none() && now >= self.limit_at {
+            self.ending = Some(Ending::TimedOut);
+            self.kill_at = Some(now);
+        } else if stopped
+            && self.ending.is_none()
+            && let Some(stop) = self.charge.stop()
+        {
+            self.ending = Some(Ending::Stopped(stop));
+            self.kill_at = Some(now + self.station.limits.cancel_grace);
+            self.child.signal_tree(Signal::SIGTERM);
+        }
+        if self.kill_at.is_some_and(|kill_at| now >= kill_at) {
+            self.child.signal_tree(Signal::SIGKILL);
+        }
+    }
+
+    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the output.
+    fn poll(&self) -> [bool; 4] {
+        let wishes = self.ending.is_none().then(|| self.charge.wishes());
+        let streams = [Some(self.signals.as_fd()), wishes, self.child.answer.as_ref().map(|pipe| pipe.as_fd())];
+        let outputs = self.child.outputs.iter().map(|output| output.as_ref().map(|pipe| pipe.as_fd()));
+        let listed: Vec<_> = streams.into_iter().chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(3), fd?))).collect();
+        let mut polled: Vec<_> = listed.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let left = self.kill_at.unwrap_or(self.limit_at).saturating_duration_since(Instant::now());
+        let wait = if left.is_zero() { KILL_AGAIN } else { left };
+        // Rounded up, so that the deadline has passed when the wait is over.
+        let timeout = PollTimeout::try_from(wait.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
+        let _interrupted_or_not = poll(&mut polled, timeout);
+        let mut news = [false; 4];
+        for ((which, _), fd) in listed.iter().zip(&polled) {
+            if let Some(place) = news.get_mut(*which) {
+                *place |= fd.any().unwrap_or(false);
+            }
+        }
+        news
+    }
+
+    /// Takes note of every child that has died, the method's own and orphans.
+    fn reap(&mut self) {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => return,
+                Ok(status) if status.pid() == Some(self.child.pid) => self.child_status = Some(status),
+                Ok(_orphan) => {}
+                Err(_no_child) => {
+                    self.childless = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn read_answer(&mut self) {
+        let cap = self.station.limits.result_max_bytes.saturating_mul(2).saturating_add(child::ANSWER_MARGIN_BYTES);
+        let Some(pipe) = &mut self.child.answer else { return };
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            match pipe.read(&mut chunk) {
+                Ok(count) if count > 0 && self.answer.len() <= cap => self.answer.extend(chunk.iter().take(count)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                _over => break,
+            }
+        }
+        self.child.answer = None;
+    }
+
+    /// Ends what the method left behind, and takes in the last of its answer and output.
+    fn clear_away(&mut self) {
+        self.read_answer();
+        let deadline = Instant::now() + DEATH_TIMEOUT;
+        while !self.childless && Instant::now() < deadline {
+            self.child.signal_tree(Signal::SIGKILL);
+            let mut signals = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let _woken_or_not = poll(&mut signals, PollTimeout::try_from(KILL_AGAIN).unwrap_or(PollTimeout::ZERO));
+            while let Ok(Some(_one_or_more)) = self.signals.read_signal() {}
+            self.reap();
+        }
+        self.child.pump_output(&mut self.charge);
+        self.charge.close_output();
+        self.child.leave_cgroup();
+    }
+
+    fn verdict(&self) -> Verdict {
+        let answer = serde_json::from_slice::<child::Answer>(&self.answer).ok();
+        match (answer, &self.ending) {
+            (Some(child::Answer::Ok(result)), _) => Verdict::Ok { result },
+            (_, Some(Ending::TimedOut)) => {
+                let limit = humane(self.run.limit);
+                let message = format!("{} was stopped at its time limit of {limit}", self.run.method);
+                Verdict::TimedOut { error: Failure::new(ErrorCode::TimedOut, message) }
+            }
+            (_, Some(Ending::Stopped(stop))) => cancelled(stop),
+            (Some(child::Answer::Error(error)), None) => Verdict::Failed { error },
+            (None, None) => {
+                let message = format!("{}: its process {} before it gave a result", self.run.method, self.death());
+                Verdict::Failed { error: Failure::new(ErrorCode::Crashed, message).with_data(json!({ "type": "crash" })) }
+            }
+        }
+    }
+
+    fn death(&self) -> String {
+        match self.child_status {
+            Some(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
+            Some(WaitStatus::Exited(_, status)) => format!("exited with status {status}"),
+            _ => "ended".to_owned(),
+        }
+    }
+}
+
+/// The verdict on a method that was stopped for this reason.
+pub(crate) fn cancelled(stop: &Stop) -> Verdict {
+    let error = match stop {
+        Stop::Cancelled(wish) => Failure::new(ErrorCode::Cancelled, format!("cancelled by {} at {}", wish.by, wish.at))
+            .with_data(json!({ "by": wish.by, "at": wish.at })),
+        Stop::HungUp => Failure::new(ErrorCode::Cancelled, "stopped because its caller hung up"),
+    };
+    Verdict::Cancelled { error }
+}
+
+/// A length of time as people write it.
+pub(crate) fn humane(period: Duration) -> String {
+    jiff::SignedDuration::try_from(period).map_or_else(|_| format!("{period:?}"), |signed| format!("{signed:#}"))
+}

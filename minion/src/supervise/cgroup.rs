@@ -1,0 +1,76 @@
+//! A cgroup for each job, where cgroup v2 is delegated to us: then nothing of a job can hide, and killing it is one write.
+//!
+//! Delegation is systemd's word for "this subtree is yours" (`Delegate=yes`); it marks the folder with the extended attribute
+//! `user.delegate` or, as root, `trusted.delegate`. Without the mark we keep our hands off and walk the tree of processes instead.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use crate::spool::Spool;
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The cgroup that was delegated to the spawner.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    root: PathBuf,
+}
+
+/// The cgroup of one job.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    dir: PathBuf,
+}
+
+impl Cgroups {
+    /// This process's own cgroup, if it is of version 2 and delegated.
+    #[must_use]
+    pub fn delegated() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let root = Path::new(MOUNT).join(own);
+        let is_v2 = statfs(&root).ok()?.filesystem_type() == CGROUP2_SUPER_MAGIC;
+        let is_ours = ["user.delegate", "trusted.delegate"]
+            .iter()
+            .any(|name| xattr::get(&root, name).ok().flatten().as_deref() == Some(b"1".as_slice()));
+        (is_v2 && is_ours).then_some(Self { root })
+    }
+
+    fn of(&self, spool: &Spool) -> PathBuf {
+        let id = spool.dir().file_name().unwrap_or_default();
+        self.root.join(format!("job-{}", id.to_string_lossy()))
+    }
+
+    /// A cgroup for the job of `spool`; none if the kernel refuses one more, which costs the job nothing but this.
+    pub(super) fn create(&self, spool: &Spool) -> Option<Cgroup> {
+        let dir = self.of(spool);
+        std::fs::create_dir(&dir).ok().map(|()| Cgroup { dir })
+    }
+
+    /// Kills what is left in the cgroup of the job of `spool`, and removes it.
+    pub fn clear(&self, spool: &Spool) {
+        let cgroup = Cgroup { dir: self.of(spool) };
+        if cgroup.dir.is_dir() {
+            cgroup.kill();
+            cgroup.remove();
+        }
+    }
+}
+
+impl Cgroup {
+    /// Moves this process in. `false`: it is not in.
+    pub(super) fn join(&self) -> bool {
+        std::fs::write(self.dir.join("cgroup.procs"), "0").is_ok()
+    }
+
+    /// Kills all that is in it; `false` if this kernel (before 5.14) cannot.
+    pub(super) fn kill(&self) -> bool {
+        std::fs::write(self.dir.join("cgroup.kill"), "1").is_ok()
+    }
+
+    /// Removes it. One that is not empty stays, as a sign of what would not die.
+    pub(super) fn remove(&self) {
+        let _stays_if_not_empty = std::fs::remove_dir(&self.dir);
+    }
+}

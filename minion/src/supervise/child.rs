@@ -1,0 +1,187 @@
+//! The method's own process: made, told what to run, and heard.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::outcome::{ErrorCode, Failure};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::cgroup::Cgroup;
+use super::{Charge, Station, tree};
+use crate::jobs::MethodRun;
+use crate::modules::Context;
+use crate::process;
+
+/// What an answer may need beyond its result: the names around it, and an error's message.
+pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
+
+/// What the method's process says of itself, as JSON, before it exits.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    Ok(Value),
+    Error(Failure),
+}
+
+/// The method's process, seen from its supervisor.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: Pid,
+    /// Where its answer comes from, until it has come.
+    pub(super) answer: Option<File>,
+    /// Where its stdout and stderr come from, if they are kept, until it has closed them.
+    pub(super) outputs: [Option<File>; 2],
+    cgroup: Option<Cgroup>,
+}
+
+/// The ends of the pipes that are the child's.
+struct Ends {
+    answer: File,
+    outputs: Vec<File>,
+}
+
+/// Where a method's process finds itself.
+struct Place<'a> {
+    station: &'a Station,
+    run: &'a MethodRun,
+    supervisor: Pid,
+}
+
+impl Child {
+    /// Forks the method's process.
+    pub(super) fn start(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Self, Charge), (nix::Error, Charge)> {
+        let (ends, mut child) = match make_pipes(charge.keeps_output()) {
+            Ok(made) => made,
+            Err(errno) => return Err((errno, charge)),
+        };
+        child.cgroup = match (&charge, &station.cgroups) {
+            (Charge::Job(job), Some(cgroups)) => cgroups.create(&job.spool),
+            _ => None,
+        };
+        let state = (charge, child, ends);
+        let place = Place { station, run, supervisor: getpid() };
+        let forked = process::fork_with(state, |(charge, child, ends)| {
+            let minion_job_id = match &charge {
+                Charge::Job(job) => job.spool.dir().file_name().map(std::ffi::OsStr::to_owned),
+                Charge::Call(_) => None,
+            };
+            let joined = child.cgroup.as_ref().is_none_or(Cgroup::join);
+            drop((charge, child));
+            u8::from(!(joined && become_method(&place, minion_job_id, ends).is_ok()))
+        });
+        match forked {
+            Ok((pid, (charge, mut child, _ends))) => {
+                child.pid = pid;
+                Ok((child, charge))
+            }
+            Err((errno, (charge, ..))) => Err((errno, charge)),
+        }
+    }
+
+    /// Takes in what it has printed.
+    pub(super) fn pump_output(&mut self, charge: &mut Charge) {
+        let Some(files) = charge.output() else { return };
+        let mut chunk = vec![0; 64 * 1024];
+        for (output, file) in self.outputs.iter_mut().zip(files) {
+            while let Some(pipe) = output {
+                match pipe.read(&mut chunk) {
+                    Ok(count) if count > 0 => file.take(chunk.get(..count).unwrap_or_default()),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    _closed => *output = None,
+                }
+            }
+        }
+    }
+
+    /// Sends `signal` to the method's process and to all that it started.
+    pub(super) fn signal_tree(&self, signal: Signal) {
+        match &self.cgroup {
+            Some(cgroup) if signal == Signal::SIGKILL && cgroup.kill() => {}
+            _ => tree::signal_descendants(signal),
+        }
+    }
+
+    /// Removes the cgroup, which is empty now.
+    pub(super) fn leave_cgroup(&mut self) {
+        if let Some(cgroup) = self.cgroup.take() {
+            cgroup.remove();
+        }
+    }
+}
+
+fn make_pipes(keeps_output: bool) -> nix::Result<(Ends, Child)> {
+    let make = || {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        // Only the supervisor's end must not block: methods expect ordinary pipes.
+        nix::fcntl::fcntl(read.as_fd(), nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        nix::Result::Ok((File::from(read), File::from(write)))
+    };
+    let (answer_read, answer_write) = make()?;
+    let mut ends = Ends { answer: answer_write, outputs: Vec::new() };
+    let mut child = Child { pid: Pid::from_raw(0), answer: Some(answer_read), outputs: [None, None], cgroup: None };
+    if keeps_output {
+        for output in &mut child.outputs {
+            let (read, write) = make()?;
+            *output = Some(read);
+            ends.outputs.push(write);
+        }
+    }
+    Ok((ends, child))
+}
+
+/// In the new process: becomes one that a method can expect, runs the method, answers.
+fn become_method(place: &Place<'_>, minion_job_id: Option<std::ffi::OsString>, mut ends: Ends) -> std::io::Result<()> {
+    let Place { station, run, supervisor } = *place;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != supervisor {
+        return Err(std::io::Error::other("the supervisor died before its death could be heard of"));
+    }
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(ends.outputs.first().unwrap_or(&null))?;
+    dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
+    drop(null);
+    ends.outputs.clear();
+    std::env::set_current_dir("/")?;
+    process::set_variable("MINION_NAME", station.minion.as_str());
+    if let Some(minion_job_id) = minion_job_id {
+        process::set_variable("OVERLORD_JOB_ID", run.call_id.job().as_str());
+        process::set_variable(tree::JOB_VARIABLE, minion_job_id);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    let answer = answer_of(station, run);
+    ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
+}
+
+fn answer_of(station: &Station, run: &MethodRun) -> Answer {
+    let Some(method) = station.registry.find(&run.method) else {
+        return Answer::Error(station.registry.unknown(&run.method));
+    };
+    let context = Context { minion: &station.minion, registry: &station.registry, result_max_bytes: station.limits.result_max_bytes };
+    match catch_unwind(AssertUnwindSafe(|| method.run(run.args.clone(), &context))) {
+        Ok(Ok(result)) => Answer::Ok(result),
+        Ok(Err(failure)) => Answer::Error(failure),
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            let message = format!("{} panicked: {}", run.method, said.unwrap_or("no message"));
+            Answer::Error(Failure::new(ErrorCode::Crashed, message).with_data(json!({ "type": "panic" })))
+        }
+    }
+}
+
+/// The answer as JSON, or, if it is larger than the host takes, that it is.
+fn encode(answer: &Answer, result_max_bytes: usize) -> Vec<u8> {
+    let text = serde_json::to_vec(answer).unwrap_or_default();
+    if text.len() <= result_max_bytes.saturating_add(ANSWER_MARGIN_BYTES) {
+        return text;
+    }
+    let message = format!("its result of {} bytes is larger than limits.result_max_bytes, {result_max_bytes}, of this host", text.len());
+    serde_json::to_vec(&Answer::Error(Failure::new(ErrorCode::ResultTooLarge, message))).unwrap_or_default()
+}

@@ -1,0 +1,65 @@
+//! Signalling a tree of processes without ever hitting a stranger: a process is held by a pidfd, then looked at again, and only then
+//! signalled, so that a pid that was taken over by another process in between is left alone.
+
+use std::ffi::OsStr;
+use std::time::{Duration, Instant};
+
+use common::job::MinionJobId;
+use nix::sys::signal::Signal;
+use procfs::process::{Process, all_processes};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+
+/// The variable by which the processes of a job know it, and by which what is left of a job is known.
+pub(super) const JOB_VARIABLE: &str = "MINION_JOB_ID";
+
+/// A tree deeper than this is not followed: no chain of parents is, that is not changing while it is read.
+const DEPTH_MAX: usize = 10_000;
+
+/// Sends `signal` to every descendant of this process.
+pub(super) fn signal_descendants(signal: Signal) {
+    let this = rustix::process::getpid().as_raw_nonzero().get();
+    signal_all(signal, |process| descends_from(process, this));
+}
+
+/// Kills every process that carries the mark of the job `id` in its environment, until none is left or `patience` is over.
+/// For what a job left behind whose daemon was killed.
+pub fn kill_marked(id: &MinionJobId, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while signal_all(Signal::SIGKILL, |process| is_marked(process, id)) > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal_all(signal: Signal, belongs: impl Fn(&Process) -> bool) -> usize {
+    let Ok(processes) = all_processes() else { return 0 };
+    processes.flatten().filter(|process| belongs(process)).filter(|process| signal_one(process, signal, &belongs)).count()
+}
+
+fn signal_one(process: &Process, signal: Signal, belongs: &impl Fn(&Process) -> bool) -> bool {
+    let Some(held) = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        return false;
+    };
+    // Read afresh, because `process` may be of one that died before it was held.
+    let still_belongs = Process::new(process.pid).is_ok_and(|again| belongs(&again));
+    let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else { return false };
+    still_belongs && pidfd_send_signal(&held, signal).is_ok()
+}
+
+fn descends_from(process: &Process, ancestor: i32) -> bool {
+    let mut parent = process.stat().ok().map(|stat| stat.ppid);
+    for _generation in 0..DEPTH_MAX {
+        match parent {
+            Some(pid) if pid == ancestor => return true,
+            Some(pid) if pid > 1 => parent = Process::new(pid).and_then(|process| process.stat()).ok().map(|stat| stat.ppid),
+            _ => return false,
+        }
+    }
+    false
+}
+
+fn is_marked(process: &Process, id: &MinionJobId) -> bool {
+    let marked = |variables: std::collections::HashMap<std::ffi::OsString, std::ffi::OsString>| {
+        variables.get(OsStr::new(JOB_VARIABLE)).is_some_and(|value| value == id.as_str())
+    };
+    process.environ().is_ok_and(marked)
+}

@@ -1,0 +1,156 @@
+//! One host, one question: connect, TLS, JSON-RPC, and what a failure means. Retries nothing.
+//!
+//! What matters is the line between "never sent" and "sent": below it a call cannot have run. In TLS 1.3 our side of the
+//! handshake is over before the host has looked at our certificate, so a refusal may arrive after the call was sent; it is
+//! then found in the stream, and means that the call was not read.
+
+mod broken;
+mod exchange;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use certs::files::Credentials;
+use common::outcome::{ErrorCode, Failure, Verdict};
+use jsonrpsee::core::client::{ClientT, Error as RpcError};
+use jsonrpsee_http_client::transport::Error as TransportError;
+use jsonrpsee_http_client::{HttpClientBuilder, RpcServiceBuilder};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio_rustls::TlsConnector;
+use tower::ServiceBuilder;
+
+use crate::config::Config;
+use crate::envelope::Letter;
+use broken::Broken;
+pub(crate) use broken::Sent;
+use exchange::Dial;
+
+/// Longer than every wait within an exchange: jsonrpsee wants a limit of its own, which must not be the one that strikes.
+const OUTER_MARGIN: Duration = Duration::from_secs(10);
+/// As much of an answer that cannot be understood as is shown.
+const SHOWN_MAX_CHARS: usize = 200;
+
+/// What asking hosts takes; made once for a command.
+pub(crate) struct Client {
+    connector: TlsConnector,
+    connect_within: Duration,
+    answer_max_bytes: u32,
+    call_max_bytes: u32,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum NoAnswer {
+    /// The host was not asked: nothing was sent, or nothing that it would read.
+    NotSent(String),
+    /// It was asked, and what it said, if anything, cannot be understood.
+    Silent(String),
+    /// It refused, before anything ran.
+    Refused(Failure),
+}
+
+impl NoAnswer {
+    /// What it means for a call that was to run.
+    pub(crate) fn into_verdict(self) -> Verdict {
+        match self {
+            Self::NotSent(reason) => Verdict::undelivered(reason),
+            Self::Silent(reason) => Verdict::lost(reason),
+            Self::Refused(failure) => failure.into_refusal(),
+        }
+    }
+
+    /// The reason, for a person.
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::NotSent(reason) | Self::Silent(reason) => reason,
+            Self::Refused(failure) => &failure.message,
+        }
+    }
+
+    pub(crate) fn is_refusal(&self, code: ErrorCode) -> bool {
+        matches!(self, Self::Refused(failure) if failure.is(code))
+    }
+}
+
+impl Client {
+    pub(crate) fn new(credentials: &Credentials, config: &Config) -> Result<Self, certs::tls::TlsError> {
+        let tls = certs::tls::client_config(credentials)?;
+        Ok(Self {
+            connector: TlsConnector::from(tls),
+            connect_within: config.connect_timeout,
+            answer_max_bytes: config.result_max_bytes,
+            call_max_bytes: config.call_max_bytes,
+        })
+    }
+
+    /// Asks the letter's host, and waits `within` for the answer once it is sent. `sent` tells whether it came so far, also
+    /// to whoever drops this future.
+    pub(crate) async fn ask<R: DeserializeOwned>(&self, letter: &Letter, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
+        let params = letter.params().map_err(|error| NoAnswer::NotSent(format!("the call cannot be written as JSON: {error}")))?;
+        let dial = Arc::new(Dial {
+            connector: self.connector.clone(),
+            host: letter.host.clone(),
+            address: letter.address.clone(),
+            connect_within: self.connect_within,
+            answer_within: within,
+            answer_max_bytes: self.answer_max_bytes,
+            sent: sent.clone(),
+        });
+        let client = HttpClientBuilder::new()
+            .set_http_middleware(ServiceBuilder::new().layer_fn(move |_stock_transport| dial.clone().service()))
+            .set_rpc_middleware(RpcServiceBuilder::new())
+            .max_request_size(self.call_max_bytes)
+            .max_response_size(u32::MAX)
+            .request_timeout(self.connect_within.saturating_add(within).saturating_add(OUTER_MARGIN))
+            // The name in it is never looked up: the service above dials the address that the roster has.
+            .build("http://minion/")
+            .map_err(|error| NoAnswer::NotSent(error.to_string()))?;
+        let answer: Box<RawValue> = client.request(letter.method(), params).await.map_err(|error| no_answer(error, sent))?;
+        serde_json::from_str(answer.get()).map_err(|error| not_understood(&error.to_string()))
+    }
+}
+
+/// The meaning of an error of jsonrpsee's.
+fn no_answer(error: RpcError, sent: &Sent) -> NoAnswer {
+    match error {
+        RpcError::Call(error) => NoAnswer::Refused(Failure {
+            code: error.code(),
+            message: error.message().to_owned(),
+            data: error.data().and_then(|data| serde_json::from_str(data.get()).ok()),
+        }),
+        RpcError::Transport(error) => match error.downcast::<TransportError>() {
+            Ok(error) => transport_failure(*error, sent),
+            Err(error) => unclear(&error.to_string(), sent),
+        },
+        RpcError::ParseError(error) => not_understood(&error.to_string()),
+        other => unclear(&other.to_string(), sent),
+    }
+}
+
+fn transport_failure(error: TransportError, sent: &Sent) -> NoAnswer {
+    match error {
+        TransportError::Http(error) => match Broken::within(error) {
+            Ok(Broken::NotSent(reason)) => NoAnswer::NotSent(reason),
+            Ok(Broken::Silent(reason)) => NoAnswer::Silent(reason),
+            Err(other) => not_understood(&other.to_string()),
+        },
+        // A minion that runs a call answers it with 200; these it gives before it reads one.
+        TransportError::Rejected { status_code: status @ (400..=499 | 503) } => {
+            NoAnswer::NotSent(format!("the host turned the request away with HTTP status {status}; its log says why"))
+        }
+        TransportError::RequestTooLarge => {
+            NoAnswer::NotSent("the call is larger than call_max_bytes in overlord.toml: give it smaller arguments".to_owned())
+        }
+        other => unclear(&other.to_string(), sent),
+    }
+}
+
+fn not_understood(problem: &str) -> NoAnswer {
+    let problem: String = problem.chars().take(SHOWN_MAX_CHARS).collect();
+    NoAnswer::Silent(format!("it answered something that is not an outcome: {problem}"))
+}
+
+fn unclear(problem: &str, sent: &Sent) -> NoAnswer {
+    if sent.is_set() { NoAnswer::Silent(problem.to_owned()) } else { NoAnswer::NotSent(problem.to_owned()) }
+}

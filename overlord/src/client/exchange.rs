@@ -1,0 +1,225 @@
+//! The bytes: one TCP connection, one TLS session, one HTTP/1.1 request and its answer. Takes the place of jsonrpsee's own
+//! transport, which would verify the name in a URL; here an address is dialled, and the name is the host's that is meant.
+
+use std::error::Error as StdError;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use certs::tls::Refusal;
+use common::identity::MinionName;
+use http::header::{HOST, HeaderValue};
+use http::uri::Uri;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use jsonrpsee::core::http_helpers::HttpError;
+use jsonrpsee_http_client::transport::Error as TransportError;
+use jsonrpsee_http_client::{HttpBody, HttpRequest, HttpResponse};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tower::Service;
+use tower::util::service_fn;
+
+use super::broken::{Broken, Sent, deepest_cause};
+
+/// How many addresses of a name are tried.
+const ADDRESSES_MAX: usize = 4;
+/// How long a broken connection is read on for the reason why the host closed it.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+
+type Stream = TlsStream<TcpStream>;
+type Connection = http1::Connection<TokioIo<Stream>, HttpBody>;
+type Answer = HttpResponse<Full<Bytes>>;
+type Exchanged = Pin<Box<dyn Future<Output = Result<Answer, TransportError>> + Send>>;
+
+/// One exchange to be.
+pub(super) struct Dial {
+    pub(super) connector: TlsConnector,
+    pub(super) host: MinionName,
+    pub(super) address: String,
+    pub(super) connect_within: Duration,
+    pub(super) answer_within: Duration,
+    pub(super) answer_max_bytes: u32,
+    pub(super) sent: Sent,
+}
+
+/// What went wrong after the handshake.
+struct Failure {
+    /// Not a byte of the request was written.
+    never_written: bool,
+    /// The host was still being heard: it is the answer that is wrong.
+    answered: bool,
+    message: String,
+    cause: Box<dyn StdError + Send + Sync>,
+}
+
+impl Dial {
+    /// The exchange as what jsonrpsee wants in place of its transport.
+    pub(super) fn service(
+        self: Arc<Self>,
+    ) -> impl Service<HttpRequest, Response = Answer, Error = TransportError, Future = Exchanged> + Clone + Send + Sync {
+        service_fn(move |request: HttpRequest| -> Exchanged {
+            let dial = self.clone();
+            Box::pin(async move { dial.exchange(request).await.map_err(|broken| TransportError::Http(HttpError::Stream(broken.into()))) })
+        })
+    }
+
+    async fn exchange(&self, request: HttpRequest) -> Result<Answer, Broken> {
+        let request = self.addressed(request)?;
+        let stream = match timeout(self.connect_within, self.connect()).await {
+            Ok(connected) => connected?,
+            Err(_) => return Err(self.not_sent(&format!("no connection within {:?}", self.connect_within))),
+        };
+        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|error| self.not_sent(&error.to_string()))?;
+        self.sent.set();
+        match timeout(self.answer_within, self.send(request, sender, connection)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(Broken::Silent(format!("it was sent, and no answer came within {:?}", self.answer_within))),
+        }
+    }
+
+    /// The request with a path in place of the URL, and the host's name in the header that HTTP/1.1 wants.
+    fn addressed(&self, mut request: HttpRequest) -> Result<HttpRequest, Broken> {
+        *request.uri_mut() = Uri::from_static("/");
+        let host = HeaderValue::from_str(self.host.as_str()).map_err(|error| self.not_sent(&error.to_string()))?;
+        request.headers_mut().insert(HOST, host);
+        Ok(request)
+    }
+
+    async fn connect(&self) -> Result<Stream, Broken> {
+        let tcp = self.connect_tcp().await?;
+        let name = certs::tls::server_name(&self.host).map_err(|error| self.not_sent(&error.to_string()))?;
+        self.connector.connect(name, tcp).await.map_err(|error| match self.refusal(&error) {
+            Some(refusal) => Broken::NotSent(refusal.message),
+            None => self.not_sent(&format!("the TLS handshake failed: {error}")),
+        })
+    }
+
+    async fn connect_tcp(&self) -> Result<TcpStream, Broken> {
+        let addresses: Vec<SocketAddr> = match self.address.parse() {
+            Ok(address) => vec![address],
+            Err(_) => {
+                let found = lookup_host(&self.address).await.map_err(|error| self.not_sent(&error.to_string()))?;
+                found.take(ADDRESSES_MAX).collect()
+            }
+        };
+        let share = self.connect_within / u32::try_from(addresses.len().max(1)).unwrap_or(1);
+        let mut reason = "its name has no address".to_owned();
+        for address in addresses {
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => {
+                    // The request is one write; there is nothing that waiting for more could join to it.
+                    let _slower = tcp.set_nodelay(true);
+                    return Ok(tcp);
+                }
+                Ok(Err(error)) => reason = error.to_string(),
+                Err(_) => reason = format!("no connection within {share:?}"),
+            }
+        }
+        Err(self.not_sent(&reason))
+    }
+
+    /// Sends the request and reads the answer whole, while driving the connection, so that nothing outlives this future.
+    async fn send(
+        &self,
+        request: HttpRequest,
+        mut sender: http1::SendRequest<HttpBody>,
+        mut connection: Connection,
+    ) -> Result<Answer, Broken> {
+        let mut ended = None;
+        let answered = {
+            let mut answer = pin!(self.answer(&mut sender, request));
+            poll_fn(|context| {
+                if ended.is_none()
+                    && let Poll::Ready(end) = connection.poll_without_shutdown(context)
+                {
+                    ended = Some(end);
+                }
+                answer.as_mut().poll(context)
+            })
+            .await
+        };
+        let failure = match answered {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        let end = ended.and_then(Result::err);
+        let mut refusal = self.refusal(&*failure.cause).or_else(|| self.refusal(&end?));
+        if refusal.is_none() && !failure.answered {
+            refusal = self.last_words(connection.into_parts().io.into_inner()).await;
+        }
+        Err(self.meaning(failure, refusal))
+    }
+
+    async fn answer(&self, sender: &mut http1::SendRequest<HttpBody>, request: HttpRequest) -> Result<Answer, Failure> {
+        let response = sender.try_send_request(request).await.map_err(|mut failed| Failure {
+            never_written: failed.take_message().is_some(),
+            answered: false,
+            message: "the connection was closed before an answer came".to_owned(),
+            cause: failed.into_error().into(),
+        })?;
+        let (head, body) = response.into_parts();
+        let limit = usize::try_from(self.answer_max_bytes).unwrap_or(usize::MAX);
+        let body = Limited::new(body, limit).collect().await.map_err(|cause| Failure {
+            never_written: false,
+            answered: true,
+            message: if cause.is::<LengthLimitError>() {
+                format!("its answer is longer than {limit} bytes, which result_max_bytes in overlord.toml allows")
+            } else {
+                "the connection was closed in the middle of the answer".to_owned()
+            },
+            cause,
+        })?;
+        Ok(HttpResponse::from_parts(head, Full::new(body.to_bytes())))
+    }
+
+    /// Reads on to the stream's end, where a host that closed the connection says why, if it says so. Writing may have failed
+    /// before the reason could be read.
+    async fn last_words(&self, mut stream: Stream) -> Option<Refusal> {
+        let read_to_end = async {
+            let mut bytes = [0; 1024];
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                match poll_fn(|context| Pin::new(&mut stream).poll_read(context, &mut buffer)).await {
+                    Ok(()) if buffer.filled().is_empty() => return None,
+                    Ok(()) => {}
+                    Err(error) => return Some(error),
+                }
+            }
+        };
+        let error = timeout(LAST_WORDS_WITHIN, read_to_end).await.ok()??;
+        self.refusal(&error)
+    }
+
+    fn meaning(&self, failure: Failure, refusal: Option<Refusal>) -> Broken {
+        match refusal {
+            // The host refused us in the handshake, so it has not read what was sent behind it.
+            Some(refusal) => {
+                self.sent.unset();
+                Broken::NotSent(refusal.message)
+            }
+            _ if failure.never_written => {
+                self.sent.unset();
+                self.not_sent("the connection was closed before anything was sent")
+            }
+            None => Broken::Silent(format!("{} ({})", failure.message, deepest_cause(&*failure.cause))),
+        }
+    }
+
+    fn refusal(&self, error: &(dyn StdError + 'static)) -> Option<Refusal> {
+        certs::tls::refusal_within(&self.host, error)
+    }
+
+    fn not_sent(&self, reason: &str) -> Broken {
+        Broken::NotSent(format!("cannot reach {} at {}: {reason}", self.host, self.address))
+    }
+}

@@ -1,0 +1,171 @@
+//! `overlord.toml`: the limits, each with a default. The file may be missing; a key it does not know is an error.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use serde::{Deserialize, Deserializer};
+
+/// Why a file of the home cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("reading {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What it says cannot be understood.
+    #[error("{}:{line}: {problem}", .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// The limits of the overlord. Each is a key of `overlord.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Hosts in flight at once.
+    pub forks: u16,
+    /// How long a method may take on a host in a synchronous call.
+    #[serde(deserialize_with = "period")]
+    pub timeout: Duration,
+    /// How long looking a host up, connecting and the TLS handshake may take together.
+    #[serde(deserialize_with = "period")]
+    pub connect_timeout: Duration,
+    /// How long a host may take to accept a job.
+    #[serde(deserialize_with = "period")]
+    pub accept_timeout: Duration,
+    /// How long a host may take to say how far a job is.
+    #[serde(deserialize_with = "period")]
+    pub poll_timeout: Duration,
+    /// A host that has not answered for so long is `lost`.
+    #[serde(deserialize_with = "period")]
+    pub lost_after: Duration,
+    /// How long to wait while other commands use the job store.
+    #[serde(deserialize_with = "period")]
+    pub store_wait: Duration,
+    /// The largest answer of a host that is read.
+    pub result_max_bytes: u32,
+    /// The largest call that is sent.
+    pub call_max_bytes: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            forks: 64,
+            timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(3),
+            accept_timeout: Duration::from_secs(10),
+            poll_timeout: Duration::from_secs(10),
+            lost_after: Duration::from_secs(24 * 60 * 60),
+            store_wait: Duration::from_secs(10),
+            result_max_bytes: 16 << 20,
+            call_max_bytes: 10 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`; the defaults if there is no such file.
+    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        let config: Self = toml::from_str(&text).map_err(|error| toml_error(path, &text, &error))?;
+        let zero =
+            [("forks", u32::from(config.forks)), ("result_max_bytes", config.result_max_bytes), ("call_max_bytes", config.call_max_bytes)]
+                .into_iter()
+                .find(|(_, value)| *value == 0);
+        match zero {
+            None => Ok(config),
+            Some((key, _)) => Err(content_error(path, &text, text.find(key), format!("{key} is 0: nothing could be sent"))),
+        }
+    }
+}
+
+pub(crate) fn toml_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    content_error(path, text, error.span().map(|Range { start, .. }| start), error.message().trim_end().to_owned())
+}
+
+/// A [`ConfigError`] about what stands at byte `at` of `text`.
+pub(crate) fn content_error(path: &Path, text: &str, at: Option<usize>, problem: String) -> ConfigError {
+    let before = text.get(..at.unwrap_or(0)).unwrap_or_default();
+    ConfigError::Content { path: path.to_owned(), line: before.matches('\n').count() + 1, problem }
+}
+
+/// A length of time as people write it: `500ms`, `60s`, `10m`, `24h`, `90d`, or several of them, `1h 30m`. Longer than none, at most 100 years.
+///
+/// # Errors
+/// It is none; the text says what one looks like.
+pub fn parse_period(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+    let exact = text.parse::<SignedDuration>().ok();
+    let days = || text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok();
+    let period = exact.or_else(days).and_then(|period| Duration::try_from(period).ok());
+    period
+        .filter(|period| !period.is_zero() && *period <= LONGEST)
+        .ok_or_else(|| "not a length of time: write it like 500ms, 60s, 10m, 24h or 90d".to_owned())
+}
+
+fn period<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    parse_period(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("overlord.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|error| error.to_string().replace(&dir.path().display().to_string(), ""))
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        assert_eq!(Config::load(Path::new("/nonexistent/overlord.toml")).unwrap(), Config::default());
+        let config = load("forks = 8\nlost_after = \"2d\"\n").unwrap();
+        assert_eq!((config.forks, config.lost_after), (8, Duration::from_secs(172_800)));
+        assert_eq!(config.timeout, Config::default().timeout);
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_line() {
+        for (text, problem) in [
+            ("forks = 8\nfroks = 9\n", "/overlord.toml:2: unknown field `froks`"),
+            ("\n\ntimeout = \"60\"\n", "/overlord.toml:3: not a length of time"),
+            ("forks = 1\nresult_max_bytes = 0\n", "/overlord.toml:2: result_max_bytes is 0"),
+            ("forks = \n", "/overlord.toml:1: "),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.starts_with(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn periods_read_as_people_write_them() {
+        for (text, ms) in [("500ms", 500), ("60s", 60_000), ("1h 30m", 5_400_000), ("90d", 7_776_000_000), ("1.5s", 1500)] {
+            assert_eq!(parse_period(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "60", "0s", "-3s", "300000d", "soon"] {
+            assert!(parse_period(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One call as letters, one for each host: hosts share an envelope, written once, at the moment when its first letter is sent.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use common::identity::{CallerName, MinionName};
+use common::job::{CallId, JobId};
+use common::protocol::{AUDIENCE_MAX, Arguments, CallParams, Envelope};
+use jiff::{SignedDuration, Timestamp};
+use jsonrpsee::core::traits::ToRpcParams;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::value::RawValue;
+
+use crate::hosts::Host;
+
+/// How long an envelope may be started after it was written, if the call's own limit is not longer. Clocks differ:
+/// five minutes is what Kerberos lets them differ by (RFC 4120, 5.5.1, "reasonable clock skew").
+const START_WITHIN: Duration = Duration::from_secs(5 * 60);
+
+/// What is asked, of whomever.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) call_id: CallId,
+    pub(crate) caller: CallerName,
+    /// `module.method`, or `async.module.method`.
+    pub(crate) method: String,
+    pub(crate) args: Arguments,
+    /// The limit of the run.
+    pub(crate) limit: Option<Duration>,
+}
+
+/// A message to one host.
+#[derive(Debug, Clone)]
+pub(crate) struct Letter {
+    pub(crate) host: MinionName,
+    pub(crate) address: String,
+    sheet: Arc<Sheet>,
+}
+
+#[derive(Debug)]
+struct Sheet {
+    message: Arc<Message>,
+    audience: Vec<MinionName>,
+    written: OnceLock<Params>,
+}
+
+/// The `params` of a call, as JSON text.
+#[derive(Debug, Clone)]
+pub(crate) struct Params(Box<RawValue>);
+
+impl Message {
+    /// A letter to each of `hosts`.
+    pub(crate) fn letters<'h>(self, hosts: impl IntoIterator<Item = &'h Host>) -> Vec<Letter> {
+        let message = Arc::new(self);
+        let hosts: Vec<&Host> = hosts.into_iter().collect();
+        let mut letters = Vec::with_capacity(hosts.len());
+        for chunk in hosts.chunks(AUDIENCE_MAX) {
+            let audience = chunk.iter().map(|host| host.name.clone()).collect();
+            let sheet = Arc::new(Sheet { message: message.clone(), audience, written: OnceLock::new() });
+            letters.extend(chunk.iter().map(|host| Letter {
+                host: host.name.clone(),
+                address: host.address.clone(),
+                sheet: sheet.clone(),
+            }));
+        }
+        letters
+    }
+
+    fn write(&self, audience: &[MinionName]) -> serde_json::Result<Params> {
+        let within = self.limit.unwrap_or_default().max(START_WITHIN);
+        let envelope = Envelope {
+            call_id: self.call_id.clone(),
+            caller: self.caller.clone(),
+            audience: audience.to_owned(),
+            method: self.method.clone(),
+            args: self.args.clone(),
+            start_before: later(Timestamp::now(), within),
+            limit_ms: self.limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+        };
+        let params = CallParams { call: serde_json::to_string(&envelope)? };
+        serde_json::value::to_raw_value(&params).map(Params)
+    }
+}
+
+impl Letter {
+    pub(crate) fn method(&self) -> &str {
+        &self.sheet.message.method
+    }
+
+    pub(crate) fn params(&self) -> serde_json::Result<Params> {
+        if let Some(written) = self.sheet.written.get() {
+            return Ok(written.clone());
+        }
+        let params = self.sheet.message.write(&self.sheet.audience)?;
+        Ok(self.sheet.written.get_or_init(|| params).clone())
+    }
+}
+
+impl ToRpcParams for Params {
+    fn to_rpc_params(self) -> serde_json::Result<Option<Box<RawValue>>> {
+        Ok(Some(self.0))
+    }
+}
+
+/// A job id that nobody has drawn before, as far as twenty random bits in each hundredth of a second go.
+pub(crate) fn fresh_id() -> JobId {
+    let now = Timestamp::now();
+    let mut bytes = [0; 4];
+    if SystemRandom::new().fill(&mut bytes).is_err() {
+        // A kernel without randomness: then what tells two ids apart is the nanosecond and the process.
+        bytes = (now.subsec_nanosecond().unsigned_abs() ^ std::process::id().rotate_left(16)).to_ne_bytes();
+    }
+    JobId::new(now, u32::from_ne_bytes(bytes))
+}
+
+/// `at` moved by `by`, or the end of time.
+pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
+    SignedDuration::try_from(by).ok().and_then(|by| at.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+    use super::*;
+
+    fn hosts(count: usize) -> Vec<Host> {
+        let host =
+            |n| Host { name: format!("n{n}").parse().unwrap(), address: format!("10.0.0.1:{n}"), groups: vec![], vars: Default::default() };
+        (0..count).map(host).collect()
+    }
+
+    fn message(limit: Option<Duration>) -> Message {
+        Message {
+            call_id: CallId::new(fresh_id(), 1),
+            caller: "admin".parse().unwrap(),
+            method: "test.ping".into(),
+            args: Arguments::default(),
+            limit,
+        }
+    }
+
+    fn envelope(letter: &Letter) -> Envelope {
+        let params: CallParams = serde_json::from_str(letter.params().unwrap().0.get()).unwrap();
+        serde_json::from_str(&params.call).unwrap()
+    }
+
+    #[test]
+    fn every_host_gets_a_letter_and_is_in_its_audience() {
+        let letters = message(None).letters(&hosts(130));
+        assert_eq!(letters.len(), 130);
+        for letter in &letters {
+            let envelope = envelope(letter);
+            assert!(envelope.audience.contains(&letter.host) && envelope.audience.len() <= AUDIENCE_MAX);
+        }
+        assert_eq!(envelope(&letters[0]).call_id, envelope(&letters[129]).call_id);
+        assert_eq!(letters[0].params().unwrap().0.get(), letters[63].params().unwrap().0.get());
+    }
+
+    #[test]
+    fn it_may_be_started_for_five_minutes_or_as_long_as_it_may_run() {
+        for (limit, seconds) in [(None, 300), (Some(Duration::from_secs(60)), 300), (Some(Duration::from_secs(900)), 900)] {
+            let envelope = envelope(&message(limit).letters(&hosts(1))[0]);
+            let within = envelope.start_before.duration_since(Timestamp::now()).as_secs();
+            assert!((seconds - 10..=seconds).contains(&within), "{within}");
+            assert_eq!(envelope.limit(), limit);
+        }
+    }
+
+    #[test]
+    fn ids_differ() {
+        assert_ne!(fresh_id(), fresh_id());
+        assert_eq!(later(Timestamp::now(), Duration::MAX), Timestamp::MAX);
+    }
+}

@@ -1,0 +1,264 @@
+//! The library's face: a [`Fleet`], a [`Target`] in it, and what can be asked of the target. The command line is a skin over it.
+//! Prints nothing: what a person should know besides is given to the function set with [`Fleet::with_warnings`].
+
+mod arguments;
+mod call;
+mod stop;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use certs::files::{Credentials, FileError};
+use certs::tls::TlsError;
+use common::identity::{CallerName, MinionName, Role};
+
+use crate::buckets::BucketError;
+use crate::client::Client;
+use crate::config::{Config, ConfigError};
+use crate::home::{Home, HomeError};
+use crate::hosts::{Host, Roster, RosterError};
+use crate::jobs::{Job, JobError, StartError};
+use crate::store::{self, JobSummary};
+use crate::targets::{Expression, TargetError};
+
+pub(crate) use arguments::check_call;
+pub use arguments::{CheckError, IntoArguments};
+pub(crate) use call::Arrival;
+pub use call::CallError;
+pub use stop::Stop;
+
+/// Why the overlord's home cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// There is no telling where it is.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// Its configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// Why hosts cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// We have no certificate.
+    #[error("there is no {}; make an authority and this overlord's certificate with `overlord certs init`", .path.display())]
+    Missing {
+        /// The file that is not there.
+        path: PathBuf,
+    },
+    /// It cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] FileError),
+    /// It is not one of an overlord, or its authority is not sound.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Threads cannot be started.
+    #[error(transparent)]
+    Buckets(#[from] BucketError),
+}
+
+/// A fleet of hosts, as one overlord's home describes it. Clones are the same fleet.
+#[derive(Clone)]
+pub struct Fleet(Arc<Inner>);
+
+struct Inner {
+    home: Home,
+    config: Config,
+    warning: Box<dyn Fn(&str) + Send + Sync>,
+    link: OnceLock<Link>,
+}
+
+/// What it takes to talk to hosts: made when the first is talked to.
+pub(crate) struct Link {
+    pub(crate) caller: CallerName,
+    pub(crate) client: Client,
+}
+
+/// The hosts that an expression names, and the limits of what is asked of them.
+#[derive(Clone, Debug)]
+pub struct Target {
+    fleet: Fleet,
+    expression: String,
+    hosts: Vec<Host>,
+    forks: u16,
+    timeout: Duration,
+    job_timeout: Option<Duration>,
+}
+
+impl Fleet {
+    /// Opens the overlord's home: the folder with `hosts.toml`, `certs/` and perhaps `overlord.toml`.
+    ///
+    /// # Errors
+    /// `overlord.toml` is there and cannot be read or understood.
+    pub fn open(home: impl AsRef<Path>) -> Result<Self, FleetError> {
+        Self::at(Home::at(home)?)
+    }
+
+    /// As [`Fleet::open`], of the home that [`Home::find`] has found.
+    ///
+    /// # Errors
+    /// As [`Fleet::open`].
+    pub fn at(home: Home) -> Result<Self, FleetError> {
+        let config = Config::load(&home.config_file())?;
+        Ok(Self(Arc::new(Inner { home, config, warning: Box::new(|_| ()), link: OnceLock::new() })))
+    }
+
+    /// The same fleet, where `warning` is called with what a person should know and what stops nothing, a line at a time.
+    #[must_use]
+    pub fn with_warnings(self, warning: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        let (home, config) = (self.0.home.clone(), self.0.config.clone());
+        Self(Arc::new(Inner { home, config, warning: Box::new(warning), link: OnceLock::new() }))
+    }
+
+    /// The hosts of the roster that `expression` names: `*`, `web*;db1`, `@group`, `!web9`.
+    ///
+    /// # Errors
+    /// `hosts.toml` cannot be used; the expression is none; it names a host or group that is not there; or it matches nothing.
+    pub fn target(&self, expression: &str) -> Result<Target, TargetError> {
+        let parsed = Expression::parse(expression)?;
+        let roster = self.roster()?;
+        let hosts = parsed.hosts(&roster)?.into_iter().cloned().collect();
+        Ok(Target {
+            fleet: self.clone(),
+            expression: expression.to_owned(),
+            hosts,
+            forks: self.0.config.forks,
+            timeout: self.0.config.timeout,
+            job_timeout: None,
+        })
+    }
+
+    /// The job of that id, or of the only id that begins so.
+    ///
+    /// # Errors
+    /// The text can be no id's beginning, several ids begin so, or none does.
+    pub fn job(&self, id: &str) -> Result<Job, JobError> {
+        Job::find(self, id)
+    }
+
+    /// Every job that is known, oldest first, as of what is known; no host is asked.
+    ///
+    /// # Errors
+    /// The logs or the store cannot be read.
+    pub fn jobs(&self) -> Result<Vec<JobSummary>, JobError> {
+        Ok(store::with_store(self, store::Store::summaries)?)
+    }
+
+    /// The roster: `hosts.toml` as it is now.
+    ///
+    /// # Errors
+    /// It is missing, or cannot be read or understood.
+    pub fn roster(&self) -> Result<Roster, RosterError> {
+        Roster::load(&self.0.home.hosts_file())
+    }
+
+    /// Its limits.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.0.home
+    }
+
+    pub(crate) fn warn(&self, text: &str) {
+        (self.0.warning)(text);
+    }
+
+    pub(crate) fn warning(&self) -> &dyn Fn(&str) {
+        &self.0.warning
+    }
+
+    pub(crate) fn link(&self) -> Result<&Link, LinkError> {
+        if let Some(link) = self.0.link.get() {
+            return Ok(link);
+        }
+        let link = Link::load(&self.0.home, &self.0.config)?;
+        Ok(self.0.link.get_or_init(|| link))
+    }
+}
+
+impl Link {
+    fn load(home: &Home, config: &Config) -> Result<Self, LinkError> {
+        let certs = home.certs_dir();
+        let (ca, cert, key) = (certs.join("ca.pem"), certs.join("overlord.pem"), certs.join("overlord.key"));
+        if let Some(path) = [&ca, &cert, &key].into_iter().find(|path| !path.exists()) {
+            return Err(LinkError::Missing { path: path.clone() });
+        }
+        let credentials = Credentials::load(&ca, &cert, &key)?;
+        let client = Client::new(&credentials, config)?;
+        match credentials.role() {
+            Role::Overlord(caller) => Ok(Self { caller: caller.clone(), client }),
+            Role::Minion(_) => Err(TlsError::Role { needs: "overlord", has: credentials.role().clone() }.into()),
+        }
+    }
+}
+
+impl Target {
+    /// At most so many hosts are in flight at once.
+    #[must_use]
+    pub fn with_forks(mut self, forks: u16) -> Self {
+        self.forks = forks.max(1);
+        self
+    }
+
+    /// A method may take so long on a host in a synchronous call. A job's limit is another: see [`Target::with_job_timeout`].
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// A job may run so long on a host; without this, as long as the host lets it.
+    #[must_use]
+    pub fn with_job_timeout(mut self, limit: Duration) -> Self {
+        self.job_timeout = Some(limit);
+        self
+    }
+
+    /// The names of the hosts.
+    pub fn hosts(&self) -> impl ExactSizeIterator<Item = &MinionName> {
+        self.hosts.iter().map(|host| &host.name)
+    }
+
+    /// Starts `method` as a job on every host, and gives its handle as soon as the job is on the disk.
+    ///
+    /// A thread of this program sends it to the hosts. If the program ends before it has, the rest can be sent with
+    /// `overlord job-resume ID`; what was sent runs on whatever becomes of the program.
+    ///
+    /// # Errors
+    /// The arguments do not fit the method, there is no certificate to call with, or the job cannot be written down.
+    pub fn start(&self, method: &str, args: impl IntoArguments) -> Result<Job, StartError> {
+        Job::start(self, method, args.into_arguments())
+    }
+
+    pub(crate) fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    pub(crate) fn expression(&self) -> &str {
+        &self.expression
+    }
+
+    pub(crate) fn members(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    pub(crate) fn forks(&self) -> u16 {
+        self.forks
+    }
+
+    pub(crate) fn job_timeout(&self) -> Option<Duration> {
+        self.job_timeout
+    }
+}
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Fleet").field("home", &self.0.home).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,253 @@
+//! Sending a job to its hosts, and writing each one's answer into the job log as it arrives. It holds the log's lock for as long
+//! as it works, which is how others know that it does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use common::identity::MinionName;
+use common::job::{CallId, Event, HostState, JobHeader, JobId, LogLine, News};
+use common::outcome::Outcome;
+use common::protocol::{ASYNC_PREFIX, Accepted, Arguments};
+use jiff::Timestamp;
+
+use super::log::{JobLog, LockedLog, LogError};
+use super::poll::{self, Question};
+use super::{Job, JobError, append_all};
+use crate::buckets::fan_out;
+use crate::client::{Client, NoAnswer, Sent};
+use crate::envelope::{Letter, Message, fresh_id};
+use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call};
+use crate::store;
+
+/// How often a job id is drawn before it is given up: two in the same hundredth of a second collide once in a million.
+const IDS_DRAWN_MAX: usize = 16;
+/// How often a call whose answer got lost is sent. The call id is the same, so it starts at most once.
+const SENDINGS_MAX: u32 = 3;
+/// How long to pause before it is sent again; twice as long the next time.
+const RESEND_AFTER: Duration = Duration::from_millis(500);
+/// How long a line may wait to be synced together with others.
+const SYNC_WITHIN: Duration = Duration::from_millis(50);
+
+/// Why a job was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The method or its arguments are wrong.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// We cannot talk to hosts.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It cannot be written down.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Every id that was drawn is taken.
+    #[error("no free job id was found in {IDS_DRAWN_MAX} tries; try again")]
+    Ids,
+    /// The job is there, and nothing sends it.
+    #[error("starting the thread that sends the job {job}; send it with `overlord job-resume {job}`")]
+    Thread {
+        /// The job.
+        job: JobId,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A job that is written down, locked, and ready to be sent.
+pub(crate) struct Dispatch {
+    fleet: Fleet,
+    job: JobId,
+    log: LockedLog,
+    attempt: u32,
+    letters: Vec<Letter>,
+    forks: u16,
+}
+
+/// What can be done about a job whose dispatcher died, or that did not reach every host.
+pub(crate) struct Resumption {
+    pub(crate) job: JobId,
+    /// None: no host is to be sent it again.
+    pub(crate) dispatch: Option<Dispatch>,
+    /// Hosts that stay as they are, and why.
+    pub(crate) left: BTreeMap<MinionName, String>,
+}
+
+impl Dispatch {
+    /// Writes the job down, durably.
+    pub(crate) fn begin(target: &Target, method: &str, args: Arguments) -> Result<Self, StartError> {
+        let method = check_call(method, &args)?;
+        let fleet = target.fleet();
+        let header = |job_id| {
+            Ok::<_, LinkError>(JobHeader {
+                job_id,
+                caller: fleet.link()?.caller.clone(),
+                target: target.expression().to_owned(),
+                method: method.as_str().to_owned(),
+                args: args.clone(),
+                job_limit_ms: target.job_timeout().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+                hosts: target.hosts().cloned().collect(),
+            })
+        };
+        for _ in 0..IDS_DRAWN_MAX {
+            let header = header(fresh_id())?;
+            let message = message(&header, 1);
+            let job = header.job_id.clone();
+            if let Some(log) = LockedLog::create(fleet.home(), header)? {
+                let letters = message.letters(target.members());
+                return Ok(Self { fleet: fleet.clone(), job, log, attempt: 1, letters, forks: target.forks() });
+            }
+        }
+        Err(StartError::Ids)
+    }
+
+    pub(crate) fn job_id(&self) -> &JobId {
+        &self.job
+    }
+
+    /// Sends it to every host. What goes wrong on the way is found by the next `job-status`, so it is a warning here.
+    pub(crate) fn run(self) {
+        let Self { fleet, job, mut log, attempt, letters, forks } = self;
+        let link = match fleet.link() {
+            Ok(link) => link,
+            Err(error) => return fleet.warn(&crate::chain(&error)),
+        };
+        let (stop, within) = (Stop::new(), fleet.config().accept_timeout);
+        let send = |letter: Letter| {
+            let stop = &stop;
+            async move {
+                let news = if stop.is_stopped() { None } else { Some(deliver(&link.client, &letter, within).await) };
+                (letter.host, news)
+            }
+        };
+        let sent = fan_out(letters, forks, send, |arrivals| {
+            // Without a log there is nobody to tell what the hosts say: better to leave the rest unsent.
+            write_down(&mut log, attempt, arrivals).inspect_err(|_| stop.stop())
+        });
+        match sent {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => fleet.warn(&crate::chain(&error)),
+            Err(error) => fleet.warn(&crate::chain(&error)),
+        }
+        // So that the first who asks finds it folded; they would fold it themselves.
+        if let Err(error) = store::with_store(&fleet, |store| store.record(&job)) {
+            fleet.warn(&crate::chain(&error));
+        }
+        drop(log);
+    }
+}
+
+impl Resumption {
+    /// Makes sure that hosts which the job may not have reached can never be reached by that sending, and then writes down
+    /// that those and all others where it never started are sent it again.
+    pub(crate) fn prepare(job: &Job) -> Result<Self, JobError> {
+        let (fleet, id) = (&job.fleet, &job.id);
+        let Some(mut log) = JobLog::open(fleet.home(), id)?.lock()? else {
+            return Err(JobError::Dispatching { job: id.clone() });
+        };
+        let mut record = job.known()?.record;
+        let mut inquiries = poll::inquiries(&record, false);
+        inquiries.retain(|inquiry| matches!(inquiry.question, Question::Fence(_)));
+        // Asked even of nobody: it also checks that we are the caller.
+        let answers = job.ask(&record, inquiries)?;
+        append_all(&mut log, &poll::news(&mut record, &answers, fleet.config().lost_after))?;
+
+        let roster = fleet.roster()?;
+        let (mut hosts, mut left) = (Vec::new(), BTreeMap::new());
+        for (name, host) in &record.hosts {
+            match (host.state, roster.find(name)) {
+                (HostState::Undelivered, Some(host)) => hosts.push(host),
+                (HostState::Undelivered, None) => drop(left.insert(name.clone(), "it is no longer in hosts.toml".to_owned())),
+                (HostState::Pending, _) => {
+                    let why = host.unreachable.as_ref().map_or("it did not answer", |contact| contact.reason.as_str());
+                    left.insert(name.clone(), format!("it may have the job: {why}"));
+                }
+                _ => {}
+            }
+        }
+        if hosts.is_empty() {
+            return Ok(Self { job: id.clone(), dispatch: None, left });
+        }
+        let attempt = record.hosts.values().map(|host| host.attempt).max().unwrap_or(1).saturating_add(1);
+        let names = hosts.iter().map(|host| host.name.clone()).collect();
+        append_all(&mut log, &[LogLine { at: Timestamp::now(), event: Event::Resumed { attempt, hosts: names } }])?;
+        let letters = message(&record.header, attempt).letters(hosts);
+        let forks = fleet.config().forks;
+        let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, forks };
+        Ok(Self { job: id.clone(), dispatch: Some(dispatch), left })
+    }
+}
+
+fn message(header: &JobHeader, attempt: u32) -> Message {
+    Message {
+        call_id: CallId::new(header.job_id.clone(), attempt),
+        caller: header.caller.clone(),
+        method: format!("{ASYNC_PREFIX}{}", header.method),
+        args: header.args.clone(),
+        limit: header.job_limit_ms.map(Duration::from_millis),
+    }
+}
+
+/// Sends it to one host, again if the answer got lost. Once it may have arrived, nothing but an acceptance settles it.
+async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
+    let mut doubt = None;
+    for sending in 0..SENDINGS_MAX {
+        if sending > 0 {
+            tokio::time::sleep(RESEND_AFTER * sending).await;
+        }
+        match (client.ask::<Accepted>(letter, within, &Sent::default()).await, &doubt) {
+            (Ok(accepted), _) => return acceptance(accepted),
+            (Err(NoAnswer::Silent(reason)), _) => doubt = Some(reason),
+            (Err(silence), None) => return News::Ended(Outcome::not_run(silence.into_verdict(), Timestamp::now())),
+            (Err(_), Some(_)) => {}
+        }
+    }
+    News::Unreachable { reason: doubt.unwrap_or_default() }
+}
+
+/// A repeated call may find the job at its end, which `job-status` asks for: an acceptance has no result.
+fn acceptance(accepted: Accepted) -> News {
+    let state = if accepted.state.is_final() { HostState::Queued } else { accepted.state };
+    News::Accepted { minion_job_id: accepted.minion_job_id, state }
+}
+
+/// Appends what arrives, and syncs it in groups.
+fn write_down(log: &mut LockedLog, attempt: u32, arrivals: &Receiver<(MinionName, Option<News>)>) -> Result<(), LogError> {
+    let mut unsynced_since: Option<Instant> = None;
+    loop {
+        let patience = unsynced_since.map(|since| SYNC_WITHIN.saturating_sub(since.elapsed()));
+        let arrival = match patience {
+            None => arrivals.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(Duration::ZERO) => Err(RecvTimeoutError::Timeout),
+            Some(patience) => arrivals.recv_timeout(patience),
+        };
+        match arrival {
+            Ok((_, None)) => {}
+            Ok((host, Some(news))) => {
+                log.append(&LogLine { at: Timestamp::now(), event: Event::Heard { host, attempt, news } })?;
+                unsynced_since.get_or_insert_with(Instant::now);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                log.sync()?;
+                unsynced_since = None;
+            }
+            Err(RecvTimeoutError::Disconnected) => return log.sync(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn an_acceptance_never_carries_an_end() {
+        let minion_job_id: common::job::MinionJobId = "54k2-9xqd-4fz1".parse().unwrap();
+        for (state, noted) in [(HostState::Ok, HostState::Queued), (HostState::Running, HostState::Running)] {
+            let news = acceptance(Accepted { minion_job_id: minion_job_id.clone(), state, repeated: true });
+            assert_eq!(news, News::Accepted { minion_job_id: minion_job_id.clone(), state: noted });
+        }
+    }
+}

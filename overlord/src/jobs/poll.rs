@@ -1,0 +1,174 @@
+//! Asking hosts how far a job is: whom to ask what, and what the answers mean. Only [`ask`] talks to hosts; the rest is pure.
+
+use std::time::Duration;
+
+use common::identity::MinionName;
+use common::job::{CallId, Event, HostRecord, HostState, JobRecord, LogLine, MinionJobId, News};
+use common::outcome::{ErrorCode, Outcome, Verdict};
+use common::protocol::{Arguments, JobProgress, JobReport};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::JobError;
+use crate::buckets::fan_out;
+use crate::client::{NoAnswer, Sent};
+use crate::envelope::{Letter, Message, fresh_id, later};
+use crate::fleet::{Fleet, Link};
+
+/// A question to one host about one sending of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Inquiry {
+    pub(crate) host: MinionName,
+    pub(crate) attempt: u32,
+    pub(crate) question: Question,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Question {
+    /// How far is it?
+    Status(MinionJobId),
+    /// Stop it.
+    Cancel(MinionJobId),
+    /// Did it reach you? If not, it never may: the host refuses that call from now on.
+    Fence(CallId),
+}
+
+/// A question, and the answer.
+pub(crate) type Answered = (Inquiry, Result<JobReport, NoAnswer>);
+
+impl Inquiry {
+    /// The same, to have the job stopped. Where it may not have arrived, the fence does that.
+    pub(crate) fn to_cancel(self) -> Self {
+        let question = match self.question {
+            Question::Status(id) => Question::Cancel(id),
+            other => other,
+        };
+        Self { question, ..self }
+    }
+
+    fn method_and_args(&self) -> (&'static str, Arguments) {
+        match &self.question {
+            Question::Status(id) => ("jobs.status", Arguments::Json(json!({ "id": id }))),
+            Question::Cancel(id) => ("jobs.cancel", Arguments::Json(json!({ "id": id }))),
+            Question::Fence(call) => ("jobs.fence", Arguments::Json(json!({ "call_id": call }))),
+        }
+    }
+}
+
+/// Whom to ask: hosts that have not ended, or are lost. What is still being sent is left to its dispatcher while that lives.
+pub(crate) fn inquiries(record: &JobRecord, is_dispatching: bool) -> Vec<Inquiry> {
+    let is_open = |host: &HostRecord| !host.state.is_final() || host.state == HostState::Lost;
+    let open = record.hosts.iter().filter(|(_, host)| is_open(host));
+    let asked = open.filter_map(|(name, host)| {
+        let question = match &host.minion_job_id {
+            Some(id) => Question::Status(id.clone()),
+            None if is_dispatching && host.state == HostState::Pending => return None,
+            None => Question::Fence(CallId::new(record.header.job_id.clone(), host.attempt)),
+        };
+        Some(Inquiry { host: name.clone(), attempt: host.attempt, question })
+    });
+    asked.collect()
+}
+
+/// Asks all of them, each with a deadline of its own. A host that is not in the roster cannot be asked.
+pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>) -> Result<Vec<Answered>, JobError> {
+    let roster = fleet.roster()?;
+    let (mut letters, mut answered): (Vec<(Inquiry, Letter)>, Vec<Answered>) = (Vec::new(), Vec::new());
+    for inquiry in inquiries {
+        let (method, args) = inquiry.method_and_args();
+        let call_id = CallId::new(fresh_id(), 1);
+        let message = Message { call_id, caller: link.caller.clone(), method: method.to_owned(), args, limit: None };
+        match message.letters(roster.find(&inquiry.host)).pop() {
+            Some(letter) => letters.push((inquiry, letter)),
+            None => {
+                let reason = format!("{} is no longer in hosts.toml, so it cannot be asked", inquiry.host);
+                answered.push((inquiry, Err(NoAnswer::NotSent(reason))));
+            }
+        }
+    }
+    let within = fleet.config().poll_timeout;
+    let work = |(inquiry, letter): (Inquiry, Letter)| async move {
+        let answer = link.client.ask::<Outcome>(&letter, within, &Sent::default()).await.and_then(report);
+        (inquiry, answer)
+    };
+    answered.extend(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().collect::<Vec<_>>())?);
+    Ok(answered)
+}
+
+/// The report within the answer to such a call.
+fn report(outcome: Outcome) -> Result<JobReport, NoAnswer> {
+    match outcome.verdict {
+        Verdict::Ok { result } => serde_json::from_value(result)
+            .map_err(|error| NoAnswer::Silent(format!("it answered something that is not a job's report: {error}"))),
+        Verdict::Failed { error }
+        | Verdict::Denied { error }
+        | Verdict::Cancelled { error }
+        | Verdict::TimedOut { error }
+        | Verdict::Undelivered { error }
+        | Verdict::Lost { error } => Err(NoAnswer::Refused(error)),
+    }
+}
+
+/// What the answers say that is new. `record` is told of it, too.
+pub(crate) fn news(record: &mut JobRecord, answers: &[Answered], lost_after: Duration) -> Vec<LogLine> {
+    let now = Timestamp::now();
+    let mut lines = Vec::new();
+    for (inquiry, answer) in answers {
+        let Some(before) = record.hosts.get(&inquiry.host).cloned() else { continue };
+        for news in meaning(record, &before, inquiry, answer, (now, lost_after)) {
+            let event = Event::Heard { host: inquiry.host.clone(), attempt: inquiry.attempt, news };
+            let line = LogLine { at: now, event };
+            let known = record.hosts.get(&inquiry.host).cloned();
+            record.apply(&line);
+            if record.hosts.get(&inquiry.host) != known.as_ref() {
+                lines.push(line);
+            }
+        }
+    }
+    lines
+}
+
+fn meaning(
+    record: &JobRecord,
+    host: &HostRecord,
+    inquiry: &Inquiry,
+    answer: &Result<JobReport, NoAnswer>,
+    (now, lost_after): (Timestamp, Duration),
+) -> Vec<News> {
+    let lost = |reason: String| vec![News::Ended(Outcome::not_run(Verdict::lost(reason), now))];
+    match answer {
+        Ok(report) if *report.call_id.job() != record.header.job_id => missed(host, "it answered about another job", now, lost_after),
+        Ok(report) => heard(host, report),
+        Err(silence) if silence.is_refusal(ErrorCode::UnknownJob) => {
+            let (name, job) = (&inquiry.host, &record.header.job_id);
+            lost(format!("{name} does not know the job {job} any more: its state was lost, or it was installed anew"))
+        }
+        Err(silence) => missed(host, silence.reason(), now, lost_after),
+    }
+}
+
+fn heard(host: &HostRecord, report: &JobReport) -> Vec<News> {
+    let state = report.progress.state();
+    let mut news = Vec::new();
+    // What a fence has just stopped was never accepted.
+    if host.minion_job_id.is_none() && state != HostState::Undelivered {
+        let state = if state.is_final() { HostState::Queued } else { state };
+        news.push(News::Accepted { minion_job_id: report.minion_job_id.clone(), state });
+    }
+    news.push(match &report.progress {
+        JobProgress::Ended(outcome) => News::Ended(outcome.clone()),
+        JobProgress::Going { state, started_at } => News::Going { state: *state, started_at: *started_at },
+    });
+    news
+}
+
+/// The host did not say. After `lost_after` of that, the job is lost there, until the host comes back.
+fn missed(host: &HostRecord, reason: &str, now: Timestamp, lost_after: Duration) -> Vec<News> {
+    match &host.unreachable {
+        Some(contact) if later(contact.since, lost_after) <= now => {
+            let verdict = Verdict::lost(format!("it has not answered since {}: {reason}", contact.since.strftime("%Y-%m-%dT%H:%M:%SZ")));
+            vec![News::Ended(Outcome::not_run(verdict, now))]
+        }
+        _ => vec![News::Unreachable { reason: reason.to_owned() }],
+    }
+}

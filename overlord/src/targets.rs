@@ -1,0 +1,252 @@
+//! Target expressions: `web*;db1,@group;!web9` → the hosts of the roster that are meant. Pure: reads no file, asks no host.
+//!
+//! A term that names something, a host or a group, must name something that is there: a slip of the hand is an error, and
+//! never a smaller target. An operator that this version does not have is refused by its name, and never read as a glob.
+
+use std::collections::BTreeSet;
+
+use common::identity::MinionName;
+use globset::{GlobBuilder, GlobMatcher};
+use rayon::prelude::*;
+
+use crate::hosts::{Host, Roster, RosterError};
+
+/// Rosters above this are matched on all cores; below, starting the threads costs more than it saves.
+const PARALLEL_FROM: usize = 10_000;
+
+/// Why an expression names no hosts.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// It is not an expression.
+    #[error("the target \"{}\": {problem}", .target.escape_debug())]
+    Syntax {
+        /// As it was given.
+        target: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A host or a group in it is not in the roster.
+    #[error("the target \"{}\": {problem}; `overlord hosts` lists what is known", .target.escape_debug())]
+    Unknown {
+        /// As it was given.
+        target: String,
+        /// What is not known.
+        problem: String,
+    },
+    /// Nothing matches.
+    #[error("the target \"{}\" matches none of the {known} known hosts; `overlord hosts` lists them", .target.escape_debug())]
+    Nothing {
+        /// As it was given.
+        target: String,
+        /// How many hosts the roster has.
+        known: usize,
+    },
+    /// There is no roster to match against.
+    #[error(transparent)]
+    Roster(#[from] RosterError),
+}
+
+/// A target expression, parsed.
+#[derive(Debug, Clone)]
+pub(crate) struct Expression {
+    text: String,
+    included: Vec<Pattern>,
+    excluded: Vec<Pattern>,
+}
+
+#[derive(Debug, Clone)]
+enum Pattern {
+    Every,
+    Glob(GlobMatcher),
+    Name(MinionName),
+    Group(String),
+}
+
+impl Expression {
+    pub(crate) fn parse(text: &str) -> Result<Self, TargetError> {
+        let wrong = |problem: String| TargetError::Syntax { target: text.to_owned(), problem };
+        refuse_what_is_not_there(text).map_err(wrong)?;
+        let (mut included, mut excluded) = (Vec::new(), Vec::new());
+        for term in text.split([';', ',']).map(str::trim) {
+            match term.strip_prefix('!') {
+                None => included.push(pattern(term).map_err(wrong)?),
+                Some(rest) => excluded.push(pattern(rest.trim_start()).map_err(wrong)?),
+            }
+        }
+        if included.is_empty() {
+            included.push(Pattern::Every);
+        }
+        Ok(Self { text: text.to_owned(), included, excluded })
+    }
+
+    /// The hosts that are meant, by name; never none.
+    pub(crate) fn hosts<'r>(&self, roster: &'r Roster) -> Result<Vec<&'r Host>, TargetError> {
+        self.check_names(roster)?;
+        let is_meant = |host: &&Host| {
+            self.included.iter().any(|pattern| pattern.matches(host)) && !self.excluded.iter().any(|pattern| pattern.matches(host))
+        };
+        let hosts: Vec<&Host> = if roster.iter().len() < PARALLEL_FROM {
+            roster.iter().filter(is_meant).collect()
+        } else {
+            let all: Vec<&Host> = roster.iter().collect();
+            all.into_par_iter().filter(is_meant).collect()
+        };
+        if hosts.is_empty() { Err(TargetError::Nothing { target: self.text.clone(), known: roster.iter().len() }) } else { Ok(hosts) }
+    }
+
+    fn check_names(&self, roster: &Roster) -> Result<(), TargetError> {
+        let unknown = |problem| TargetError::Unknown { target: self.text.clone(), problem };
+        let mut groups: Option<BTreeSet<&str>> = None;
+        for pattern in self.included.iter().chain(&self.excluded) {
+            match pattern {
+                Pattern::Name(name) if roster.find(name).is_none() => return Err(unknown(format!("no host is named {name}"))),
+                Pattern::Group(group) => {
+                    let groups = groups.get_or_insert_with(|| roster.iter().flat_map(|host| &host.groups).map(String::as_str).collect());
+                    if !groups.contains(group.as_str()) {
+                        return Err(unknown(format!("no host is in a group {group}")));
+                    }
+                }
+                Pattern::Every | Pattern::Glob(_) | Pattern::Name(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pattern {
+    fn matches(&self, host: &Host) -> bool {
+        match self {
+            Self::Every => true,
+            Self::Glob(glob) => glob.is_match(host.name.as_str()),
+            Self::Name(name) => *name == host.name,
+            Self::Group(group) => host.groups.contains(group),
+        }
+    }
+}
+
+/// What the grammar will have and this version has not. It must not be taken for part of a glob.
+fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
+    let not_yet = |what: &str| Err(format!("{what} are not supported yet; terms are globs, names, @groups and !exclusions, joined by ;"));
+    for letter in text.chars() {
+        match letter {
+            '[' | ']' => return not_yet("node sets (web[01-20])"),
+            '/' => return not_yet("regular expressions (/web\\d+/)"),
+            '(' | ')' => return not_yet("parentheses"),
+            '&' | '|' => return not_yet("the operators & and |"),
+            ':' | '=' => return not_yet("facts (os=debian)"),
+            '{' | '}' => return not_yet("alternatives ({a,b})"),
+            _ => {}
+        }
+    }
+    if text.split_whitespace().any(|word| ["and", "or", "not"].contains(&word.to_ascii_lowercase().as_str())) {
+        return not_yet("the operators and, or, not");
+    }
+    Ok(())
+}
+
+fn pattern(term: &str) -> Result<Pattern, String> {
+    if term.is_empty() {
+        return Err("it has an empty term; every host is written *".to_owned());
+    }
+    if let Some(group) = term.strip_prefix('@') {
+        let name: Result<MinionName, _> = group.parse();
+        return name.map(|name| Pattern::Group(name.as_str().to_owned())).map_err(|_| format!("\"{term}\" is not a group, like @web"));
+    }
+    if term == "*" {
+        return Ok(Pattern::Every);
+    }
+    if !term.contains(['*', '?']) {
+        return term.parse().map(Pattern::Name).map_err(|error| format!("{error}"));
+    }
+    let is_sound = |letter: char| letter.is_ascii_alphanumeric() || "-_.*?".contains(letter);
+    match term.chars().find(|letter| !is_sound(*letter)) {
+        Some(letter) => Err(format!("{letter:?} has no meaning in \"{term}\"")),
+        None => {
+            let glob = GlobBuilder::new(&term.to_ascii_lowercase()).build().map_err(|error| error.to_string())?;
+            Ok(Pattern::Glob(glob.compile_matcher()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    fn roster() -> Roster {
+        let host = |name: &str, group: &str| Host {
+            name: name.parse().unwrap(),
+            address: String::new(),
+            groups: vec![group.to_owned()],
+            vars: Default::default(),
+        };
+        [host("web1", "web"), host("web2", "web"), host("web10", "old"), host("db1", "db"), host("a.example.com", "db")]
+            .into_iter()
+            .collect()
+    }
+
+    fn names(text: &str) -> Result<String, TargetError> {
+        let roster = roster();
+        let hosts = Expression::parse(text)?.hosts(&roster)?;
+        Ok(hosts.into_iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn terms_unite_and_exclusions_take_away_from_the_whole() {
+        for (text, meant) in [
+            ("*", "a.example.com db1 web1 web10 web2"),
+            ("web?", "web1 web2"),
+            ("WEB*;db1", "db1 web1 web10 web2"),
+            ("!web1, web1, web2", "web2"),
+            ("!web*", "a.example.com db1"),
+            ("@WEB;@db;!*.example.com", "db1 web1 web2"),
+            ("*;!@web", "a.example.com db1 web10"),
+            ("none*;web1", "web1"),
+        ] {
+            assert_eq!(names(text).unwrap(), meant, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_an_error_and_never_a_smaller_target() {
+        for text in ["web1;web3", "web3", "@none", "*;!web3", "*;!@none"] {
+            assert!(matches!(names(text), Err(TargetError::Unknown { .. })), "{text}");
+        }
+        for text in ["none*", "web1;!web*"] {
+            assert!(matches!(names(text), Err(TargetError::Nothing { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn operators_to_come_are_refused_by_name() {
+        for (text, problem) in [
+            ("web[01-20,30]", "node sets"),
+            ("/web,db/", "regular expressions"),
+            ("os=debian", "facts"),
+            ("os:debian", "facts"),
+            ("web*&db*", "operators &"),
+            ("web* and db*", "and, or, not"),
+            ("(web1)", "parentheses"),
+            ("web{1,2}", "alternatives"),
+            ("", "empty term"),
+            ("web1;;db1", "empty term"),
+            ("!!web1", "is not a name"),
+            ("@we*", "is not a group"),
+            ("we!b*", "'!' has no meaning"),
+            ("web\u{1b}*", "no meaning"),
+        ] {
+            let error = names(text).unwrap_err();
+            assert!(matches!(error, TargetError::Syntax { .. }) && error.to_string().contains(problem), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_large_roster_matches_the_same() {
+        let host =
+            |n: usize| Host { name: format!("n{n}").parse().unwrap(), address: String::new(), groups: vec![], vars: Default::default() };
+        let roster: Roster = (0..PARALLEL_FROM).map(host).collect();
+        let names: Vec<_> = Expression::parse("n9*;!n99*").unwrap().hosts(&roster).unwrap().iter().map(|host| host.name.clone()).collect();
+        assert_eq!(names.len(), 1111 - 111);
+        assert!(names.is_sorted());
+    }
+}
