@@ -163,12 +163,24 @@ fn credentials_that_do_not_belong_together_are_refused() {
     assert!(load(&web2, &web1, &web1).is_ok());
     assert!(matches!(load(&web1, &web1, &web2), Err(FileError::KeyMismatch { .. })));
     assert!(matches!(load(&foreign, &web1, &web1), Err(FileError::ForeignAuthority { .. })));
+    assert!(matches!(load(&web1, &forged(&authority, home.path()), &web1), Err(FileError::ForeignAuthority { .. })));
     let not_a_leaf = Credentials::load(&web1.join("ca.pem"), &web1.join("ca.pem"), &web1.join("key.pem"));
     assert!(matches!(not_a_leaf, Err(FileError::Certificate { .. })));
     fs::write(web1.join("cert.pem"), "no certificate").unwrap();
     assert!(matches!(load(&web1, &web1, &web1), Err(FileError::NotPem { what: "certificate", .. })));
     fs::remove_file(web2.join("key.pem")).unwrap();
     assert!(matches!(load(&web2, &web2, &web2), Err(FileError::Read { .. })));
+}
+
+/// A folder with a certificate that says our authority issued it, and that another key has signed.
+fn forged(authority: &Authority, out: &Path) -> std::path::PathBuf {
+    let issuer = rcgen::Issuer::from_ca_cert_pem(authority.ca_pem(), rcgen::KeyPair::generate().unwrap()).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::URI("fleet:minion/web1".try_into().unwrap())];
+    let cert = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap();
+    fs::create_dir(out.join("forged")).unwrap();
+    write_public(&out.join("forged/cert.pem"), cert.pem().as_bytes()).unwrap();
+    out.join("forged")
 }
 
 #[test]

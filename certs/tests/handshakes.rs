@@ -15,7 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, ServerConnection, SignatureScheme};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind, ServerConfig, ServerConnection, SignatureScheme,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -177,29 +179,43 @@ fn each_side_learns_who_the_other_is() {
     }
 }
 
-#[test]
-fn no_session_is_resumed() {
-    let fleet = Fleet::new();
-    let server = tls::server_config(&fleet.credentials("fleet:minion/web1")).unwrap();
-    let client = tls::client_config(&fleet.credentials("fleet:overlord/admin")).unwrap();
-    for _ in 0..2 {
+/// Shakes hands twice, lets what the server sends behind the handshake arrive, and says for each time whether the client resumed
+/// a session, and how many tickets it was given.
+fn shake_twice(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> [(Option<HandshakeKind>, u32); 2] {
+    [(); 2].map(|()| {
         let mut server = ServerConnection::new(server.clone()).unwrap();
         let mut client = ClientConnection::new(client.clone(), tls::server_name(&minion("web1")).unwrap()).unwrap();
         let mut wire = Vec::new();
-        while server.is_handshaking() || client.is_handshaking() {
-            client.write_tls(&mut wire).unwrap();
+        while client.wants_write() || server.wants_write() {
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
             server.read_tls(&mut wire.as_slice()).unwrap();
             server.process_new_packets().unwrap();
             wire.clear();
-            server.write_tls(&mut wire).unwrap();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
             client.read_tls(&mut wire.as_slice()).unwrap();
             client.process_new_packets().unwrap();
             wire.clear();
         }
-        assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full));
-        assert_eq!(server.handshake_kind(), Some(rustls::HandshakeKind::Full));
-        assert_eq!(client.tls13_tickets_received(), 0);
-    }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        (client.handshake_kind(), client.tls13_tickets_received())
+    })
+}
+
+#[test]
+fn no_session_is_resumed() {
+    let fleet = Fleet::new();
+    let folder = fleet.folder("fleet:minion/web1".parse().unwrap(), fleet.authority.not_after());
+    let server = tls::server_config(&load(&folder)).unwrap();
+    let client = tls::client_config(&fleet.credentials("fleet:overlord/admin")).unwrap();
+    let eager = careless_client(None, &folder);
+    let generous = careless_server(&folder);
+    assert_eq!(shake_twice(&generous, &eager), [(Some(HandshakeKind::Full), 2), (Some(HandshakeKind::Resumed), 2)]);
+    assert_eq!(shake_twice(&generous, &client).map(|(kind, _)| kind), [Some(HandshakeKind::Full); 2]);
+    assert_eq!(shake_twice(&server, &client), [(Some(HandshakeKind::Full), 0); 2]);
 }
 
 #[test]

@@ -105,6 +105,43 @@ pub struct JobReport {
     pub progress: JobProgress,
 }
 
+/// A minion's jobs, the newest first: the result of `jobs.list`. Results are left out; `jobs.status` has them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobList {
+    /// At most [`LISTED_MAX`].
+    pub jobs: Vec<ListedJob>,
+    /// How many older ones there are besides.
+    pub more: usize,
+}
+
+/// The most jobs in one [`JobList`]: they stay below a mebibyte.
+pub const LISTED_MAX: usize = 2000;
+
+/// One job of a [`JobList`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListedJob {
+    /// The job's id on this host.
+    pub minion_job_id: MinionJobId,
+    /// The call that asked for it.
+    pub call_id: CallId,
+    /// Who asked for it.
+    pub caller: CallerName,
+    /// `module.method`, without `async.`.
+    pub method: String,
+    /// When this host accepted it.
+    pub accepted_at: Timestamp,
+    /// How far it is.
+    pub state: HostState,
+}
+
+impl From<JobReport> for ListedJob {
+    fn from(report: JobReport) -> Self {
+        let state = report.progress.state();
+        let JobReport { minion_job_id, call_id, caller, method, accepted_at, .. } = report;
+        Self { minion_job_id, call_id, caller, method, accepted_at, state }
+    }
+}
+
 /// How far a job is on its host: the outcome's fields if it has ended, else the state and, if it runs, since when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -116,10 +116,14 @@ impl Acl {
     }
 }
 
-/// What is wrong with the rules in `dir`.
+/// What is wrong with the rules in `dir`: what cannot be read, and what anyone on the host could change.
 #[must_use]
 pub fn problems(dir: &Path) -> Vec<Problem> {
-    load(dir).problems
+    let mut problems = load(dir).problems;
+    let files = listing(dir).unwrap_or_default().into_iter().map(|stamp| dir.join(stamp.name));
+    let anyone_writes = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.mode() & 0o002 != 0);
+    problems.extend([dir.to_owned()].into_iter().chain(files).filter(anyone_writes).map(Problem::of_mode));
+    problems
 }
 
 fn tell(problems: &[Problem]) {
@@ -248,6 +252,17 @@ mod tests {
         fs::create_dir(&rules).unwrap();
         fs::write(rules.join("a.toml"), ADMIN).unwrap();
         assert_eq!(ask(&acl, "admin", "test.ping"), allow("a.toml:1"));
+    }
+
+    #[test]
+    fn rules_that_anyone_can_write_are_a_problem() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.toml");
+        fs::write(&file, ADMIN).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o646)).unwrap();
+        let told: Vec<String> = problems(dir.path()).iter().map(ToString::to_string).collect();
+        assert_eq!(told, [format!("{0}: anyone on this host can write it: run `chmod o-w {0}`", file.display())]);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read the configuration {}; --config names another", path.display())]
     Read {
         /// The file.
         path: PathBuf,

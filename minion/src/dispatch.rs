@@ -43,8 +43,8 @@ pub enum Knock<'a> {
         /// The request's `method`.
         method: &'a str,
     },
-    /// Anything else.
-    Malformed,
+    /// Anything else, and why it is no call.
+    Malformed(&'static str),
 }
 
 /// What a caller who was let in gets: the `result` of the JSON-RPC response.

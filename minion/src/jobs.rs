@@ -14,7 +14,7 @@ use common::identity::{CallerName, MinionName};
 use common::job::{CallId, HostState, MinionJobId};
 use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
-use common::protocol::{Accepted, JobProgress, JobReport};
+use common::protocol::{Accepted, JobList, JobProgress, JobReport, LISTED_MAX, ListedJob};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -179,17 +179,19 @@ impl Jobs {
         report.ok_or_else(|| Failure::new(ErrorCode::UnknownJob, format!("this host knows no job {id} of {}", reader.caller)))
     }
 
-    /// Every job that the reader may hear of, the newest first.
+    /// The jobs that the reader may hear of.
     ///
     /// # Errors
     /// One cannot be looked up.
-    pub async fn list(&self, reader: &Reader) -> Result<Vec<JobReport>, Failure> {
+    pub async fn list(&self, reader: &Reader) -> Result<JobList, Failure> {
         for id in self.live_ids() {
             self.learn(&id).await?;
         }
-        let mut reports: Vec<_> = self.store.all().filter(|report| reader.may_see(report)).collect();
-        reports.sort_by_key(|report| std::cmp::Reverse(report.accepted_at));
-        Ok(reports)
+        let mut jobs: Vec<ListedJob> = self.store.all().filter(|report| reader.may_see(report)).map(ListedJob::from).collect();
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.accepted_at));
+        let more = jobs.len().saturating_sub(LISTED_MAX);
+        jobs.truncate(LISTED_MAX);
+        Ok(JobList { jobs, more })
     }
 
     /// Stops the job `id`, and says what became of it: it may have ended by itself before, or not be dead yet.

@@ -68,7 +68,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, door: Arc<Door
     let mut connections = JoinSet::new();
     let mut accepting = Accepting {
         seats: Arc::new(Semaphore::new(limits.connections_max)),
-        full: None,
+        turned_away: 0,
+        told: None,
         tls: tls.into(),
         door,
         limits,
@@ -98,8 +99,9 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, door: Arc<Door
 
 struct Accepting {
     seats: Arc<Semaphore>,
-    /// Since when there was no seat, and how many were turned away since it was last told.
-    full: Option<(Instant, u64)>,
+    /// How many were turned away since it was last told, and when that was.
+    turned_away: u64,
+    told: Option<Instant>,
     tls: TlsAcceptor,
     door: Arc<Door>,
     limits: Arc<Limits>,
@@ -120,11 +122,10 @@ impl Accepting {
     }
 
     fn turn_away(&mut self) {
-        let (told, count) = self.full.get_or_insert_with(|| (Instant::now() - FULL_TOLD_EVERY, 0));
-        *count += 1;
-        if told.elapsed() >= FULL_TOLD_EVERY {
-            warn!(turned_away = *count, connections_max = self.limits.connections_max, "limits.connections_max is reached");
-            self.full = Some((Instant::now(), 0));
+        self.turned_away += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= FULL_TOLD_EVERY) {
+            warn!(turned_away = self.turned_away, connections_max = self.limits.connections_max, "limits.connections_max is reached");
+            (self.turned_away, self.told) = (0, Some(Instant::now()));
         }
     }
 

@@ -154,3 +154,6 @@ fn not_understood(problem: &str) -> NoAnswer {
 fn unclear(problem: &str, sent: &Sent) -> NoAnswer {
     if sent.is_set() { NoAnswer::Silent(problem.to_owned()) } else { NoAnswer::NotSent(problem.to_owned()) }
 }
+
+#[cfg(test)]
+mod tests;

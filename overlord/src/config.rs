@@ -109,10 +109,8 @@ pub(crate) fn content_error(path: &Path, text: &str, at: Option<usize>, problem:
 }
 
 /// A length of time as people write it: `500ms`, `60s`, `10m`, `24h`, `90d`, or several of them, `1h 30m`. Longer than none, at most 100 years.
-///
-/// # Errors
-/// It is none; the text says what one looks like.
-pub fn parse_period(text: &str) -> Result<Duration, String> {
+/// The error says what one looks like.
+pub(crate) fn parse_period(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
     let exact = text.parse::<SignedDuration>().ok();
     let days = || text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok();

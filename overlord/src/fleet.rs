@@ -25,7 +25,6 @@ use crate::targets::{Expression, TargetError};
 
 pub(crate) use arguments::check_call;
 pub use arguments::{CheckError, IntoArguments};
-pub(crate) use call::Arrival;
 pub use call::CallError;
 pub use stop::Stop;
 
@@ -144,7 +143,7 @@ impl Fleet {
     /// # Errors
     /// The logs or the store cannot be read.
     pub fn jobs(&self) -> Result<Vec<JobSummary>, JobError> {
-        Ok(store::with_store(self, store::Store::summaries)?)
+        Ok(store::with_store(self, |store| store.summaries())?)
     }
 
     /// The roster: `hosts.toml` as it is now.
@@ -206,7 +205,8 @@ impl Target {
         self
     }
 
-    /// A method may take so long on a host in a synchronous call. A job's limit is another: see [`Target::with_job_timeout`].
+    /// A method may take so long on a host in a synchronous call, and a host so long to accept a job (but no longer than
+    /// [`Config::accept_timeout`]). The limit of a job's run is another: see [`Target::with_job_timeout`].
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -250,6 +250,10 @@ impl Target {
 
     pub(crate) fn forks(&self) -> u16 {
         self.forks
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     pub(crate) fn job_timeout(&self) -> Option<Duration> {

@@ -20,7 +20,7 @@ use crate::store::{self, StoreError};
 use dispatcher::Dispatch;
 pub use dispatcher::StartError;
 use log::{JobLog, LogError, LogFile};
-use poll::{Answered, Inquiry, Question};
+use poll::{Answered, Inquiry};
 pub use status::JobStatus;
 
 /// The most ids that an error lists.
@@ -130,7 +130,7 @@ impl Job {
     pub(crate) fn find(fleet: &Fleet, text: &str) -> Result<Self, JobError> {
         let prefix = normal_prefix(text)?;
         if prefix.is_empty() {
-            return Err("".parse::<JobId>().map_or_else(JobError::Id, |id| JobError::Unknown { text: id.to_string() }));
+            text.parse::<JobId>()?;
         }
         let known = log::list(fleet.home())?;
         let mut ids: Vec<JobId> = known.into_iter().map(|(id, _)| id).filter(|id| id.as_str().starts_with(&prefix)).collect();

@@ -14,20 +14,28 @@
 //! # }
 //! ```
 
+mod aggregate;
 mod buckets;
+mod cli;
 mod client;
+mod commands;
 mod config;
+mod daemon;
 mod envelope;
+#[cfg(test)]
+mod fake_minion;
 mod fleet;
 mod home;
 mod hosts;
 mod jobs;
+mod output;
 mod store;
 mod targets;
 
 use std::error::Error;
 
 pub use buckets::BucketError;
+pub use commands::run;
 pub use config::{Config, ConfigError};
 pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};

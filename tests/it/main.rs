@@ -1,1 +1,13 @@
-//! stub
+//! The integration tests: everything through the two real programs. One file a topic.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+
+mod calls;
+mod certs;
+mod faults;
+mod harness;
+mod hostile;
+mod jobs;
+mod library;
+mod output;
+mod packaging;
+mod trust;

@@ -83,7 +83,7 @@ fn refused_by(host: &MinionName, alert: AlertDescription) -> Option<String> {
              give {host} the folder that `overlord certs issue {host}` writes"
         ),
         AlertDescription::AccessDenied | AlertDescription::UnsupportedCertificate => {
-            "it has not the overlord role; only the certificate that `overlord certs init` made for this overlord can call".to_owned()
+            "it has not the overlord role; `overlord certs issue --role overlord NAME` makes one that has".to_owned()
         }
         AlertDescription::CertificateRequired => {
             return Some(format!("{host} refuses us: it requires a certificate, and we showed none"));

@@ -150,6 +150,11 @@ impl Problem {
         Self { file: dir.to_owned(), line: None, text: what }
     }
 
+    pub(super) fn of_mode(file: PathBuf) -> Self {
+        let text = format!("anyone on this host can write it: run `chmod o-w {}`", file.display());
+        Self { file, line: None, text }
+    }
+
     pub(super) fn of_file(path: &Path, error: &io::Error) -> Self {
         Self { file: path.to_owned(), line: None, text: format!("cannot be read: {error}") }
     }

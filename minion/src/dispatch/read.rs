@@ -44,7 +44,7 @@ pub(super) fn read(name: &MinionName, caller: &CallerName, knock: Knock<'_>) -> 
                 "a call without an id, or with one that is neither a number nor a string, is not run: nobody could be answered".into(),
             ));
         }
-        Knock::Malformed => return Err(invalid("not a JSON-RPC 2.0 call".into())),
+        Knock::Malformed(why) => return Err(invalid(why.into())),
     };
     let params: CallParams =
         serde_json::from_str(params).map_err(|error| invalid(format!("`params` is not {{\"call\": \"…\"}}: {}", said(&error))))?;
@@ -105,7 +105,7 @@ impl Knock<'_> {
     pub(super) fn method_shown(&self) -> String {
         match self {
             Self::Call { method, .. } | Self::WithoutId { method } => method.escape_debug().take(METHOD_MAX_BYTES).collect(),
-            Self::Batch | Self::Malformed => String::new(),
+            Self::Batch | Self::Malformed(_) => String::new(),
         }
     }
 }
@@ -167,7 +167,8 @@ mod tests {
     #[test]
     fn only_a_single_call_with_an_id_is_read() {
         let (name, caller) = ("web1".parse().unwrap(), "admin".parse().unwrap());
-        for knock in [Knock::Batch, Knock::WithoutId { method: "test.ping" }, Knock::Malformed, Knock::Call { method: "a.b", params: "[]" }]
+        for knock in
+            [Knock::Batch, Knock::WithoutId { method: "test.ping" }, Knock::Malformed("no"), Knock::Call { method: "a.b", params: "[]" }]
         {
             assert!(read(&name, &caller, knock).unwrap_err().is(ErrorCode::InvalidRequest), "{knock:?}");
         }

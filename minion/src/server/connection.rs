@@ -51,8 +51,11 @@ pub(super) async fn serve(
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            let reason = certs::tls::client_refusal(&error).unwrap_or_else(|| error.to_string());
-            return info!(peer = %address, reason, "handshake refused");
+            return match certs::tls::client_refusal(&error) {
+                Some(reason) => info!(peer = %address, reason, "handshake refused"),
+                // One that looks whether the port is open, for instance.
+                None => debug!(peer = %address, %error, "handshake broke off"),
+            };
         }
         Err(_) => return info!(peer = %address, limit = ?limits.handshake_timeout, "handshake timed out"),
     };
@@ -109,16 +112,24 @@ async fn serve_http(
 /// Carries one request to the door. The body is read here, within its limits, so that jsonrpsee has nothing to wait for.
 async fn answer(request: Request<Incoming>, door: Arc<Door>, caller: Arc<Caller>, limits: &Limits) -> HttpResponse {
     let service = DoorService::new(door, caller);
-    let mut otherwise = Knock::Malformed;
-    let response = match read_body(request, limits).await {
+    let (response, otherwise) = match read_body(request, limits).await {
         Ok((request, is_batch)) => {
-            otherwise = if is_batch { Knock::Batch } else { Knock::Malformed };
             // A batch is not taken apart: a mebibyte of one holds half a million requests.
-            rpc::call_with_service(request, BatchRequestConfig::Disabled, limits.body_max_bytes, service.clone()).await
+            let batches = BatchRequestConfig::Disabled;
+            let response = rpc::call_with_service(request, batches, limits.body_max_bytes, service.clone()).await;
+            (response, if is_batch { Knock::Batch } else { Knock::Malformed("not a JSON-RPC 2.0 call") })
         }
-        Err(BodyError::TooLarge) => rpc::response::too_large(limits.body_max_bytes),
-        Err(BodyError::TooSlow) => plain(StatusCode::REQUEST_TIMEOUT, "The request's body did not come in time.\n"),
-        Err(BodyError::Broken) => plain(StatusCode::BAD_REQUEST, "The request's body broke off.\n"),
+        Err(BodyError::TooLarge) => {
+            (rpc::response::too_large(limits.body_max_bytes), Knock::Malformed("the request's body is larger than limits.body_max_bytes"))
+        }
+        Err(BodyError::TooSlow) => {
+            let why = "the request's body did not come within limits.header_timeout";
+            (plain(StatusCode::REQUEST_TIMEOUT, why), Knock::Malformed(why))
+        }
+        Err(BodyError::Broken) => {
+            let why = "the request's body broke off";
+            (plain(StatusCode::BAD_REQUEST, why), Knock::Malformed(why))
+        }
     };
     service.close(otherwise).await;
     response

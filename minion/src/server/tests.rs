@@ -22,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 use super::serve;
 use crate::acl::Acl;
 use crate::audit::Audit;
-use crate::config::{Config, Limits};
+use crate::config::Config;
 use crate::dispatch::Door;
 use crate::jobs::Jobs;
 use crate::modules::Registry;
@@ -68,7 +68,7 @@ impl Host {
         let address = listener.local_addr().unwrap();
         let tls = certs::tls::server_config(&credentials(dir.path(), "fleet:minion/web1")).unwrap();
         let (stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve(listener, tls, Arc::new(door), Arc::new(Limits { ..config.limits }), stopped));
+        let served = tokio::spawn(serve(listener, tls, Arc::new(door), Arc::new(config.limits), stopped));
         Self { dir, address, stop, served }
     }
 

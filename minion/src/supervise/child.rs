@@ -18,7 +18,7 @@ use crate::jobs::MethodRun;
 use crate::modules::Context;
 use crate::process;
 
-/// What an answer may need beyond its result: the names around it, and an error's message.
+/// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
 
 /// What the method's process says of itself, as JSON, before it exits.
@@ -178,8 +178,14 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
 
 /// The answer as JSON, or, if it is larger than the host takes, that it is.
 fn encode(answer: &Answer, result_max_bytes: usize) -> Vec<u8> {
+    /// What stands around a result: `{"ok":…}`.
+    const FRAME_BYTES: usize = 16;
     let text = serde_json::to_vec(answer).unwrap_or_default();
-    if text.len() <= result_max_bytes.saturating_add(ANSWER_MARGIN_BYTES) {
+    let margin = match answer {
+        Answer::Ok(_) => FRAME_BYTES,
+        Answer::Error(_) => ANSWER_MARGIN_BYTES,
+    };
+    if text.len() <= result_max_bytes.saturating_add(margin) {
         return text;
     }
     let message = format!("its result of {} bytes is larger than limits.result_max_bytes, {result_max_bytes}, of this host", text.len());

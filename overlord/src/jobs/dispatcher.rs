@@ -63,6 +63,7 @@ pub(crate) struct Dispatch {
     attempt: u32,
     letters: Vec<Letter>,
     forks: u16,
+    accept_within: Duration,
 }
 
 /// What can be done about a job whose dispatcher died, or that did not reach every host.
@@ -96,7 +97,8 @@ impl Dispatch {
             let job = header.job_id.clone();
             if let Some(log) = LockedLog::create(fleet.home(), header)? {
                 let letters = message.letters(target.members());
-                return Ok(Self { fleet: fleet.clone(), job, log, attempt: 1, letters, forks: target.forks() });
+                let accept_within = target.timeout().min(fleet.config().accept_timeout);
+                return Ok(Self { fleet: fleet.clone(), job, log, attempt: 1, letters, forks: target.forks(), accept_within });
             }
         }
         Err(StartError::Ids)
@@ -108,12 +110,12 @@ impl Dispatch {
 
     /// Sends it to every host. What goes wrong on the way is found by the next `job-status`, so it is a warning here.
     pub(crate) fn run(self) {
-        let Self { fleet, job, mut log, attempt, letters, forks } = self;
+        let Self { fleet, job, mut log, attempt, letters, forks, accept_within: within } = self;
         let link = match fleet.link() {
             Ok(link) => link,
             Err(error) => return fleet.warn(&crate::chain(&error)),
         };
-        let (stop, within) = (Stop::new(), fleet.config().accept_timeout);
+        let stop = Stop::new();
         let send = |letter: Letter| {
             let stop = &stop;
             async move {
@@ -173,8 +175,8 @@ impl Resumption {
         let names = hosts.iter().map(|host| host.name.clone()).collect();
         append_all(&mut log, &[LogLine { at: Timestamp::now(), event: Event::Resumed { attempt, hosts: names } }])?;
         let letters = message(&record.header, attempt).letters(hosts);
-        let forks = fleet.config().forks;
-        let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, forks };
+        let (forks, accept_within) = (fleet.config().forks, fleet.config().accept_timeout);
+        let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, forks, accept_within };
         Ok(Self { job: id.clone(), dispatch: Some(dispatch), left })
     }
 }

@@ -1,1 +1,155 @@
+//! The store against crashes: it is thrown away, cut and damaged here, and must answer the same.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+use std::io::Write;
+use std::sync::mpsc::Receiver;
+
+use common::job::{HostState, JobHeader, LogLine, News};
+use common::outcome::{Outcome, Verdict};
+use common::protocol::Arguments;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::jobs::log::{JobLog, LockedLog};
+
+const JOB: &str = "54k2-9xqd-4fz1";
+
+fn fleet() -> (TempDir, Fleet, Receiver<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, warnings) = std::sync::mpsc::channel();
+    let fleet = Fleet::open(dir.path()).unwrap().with_warnings(move |text| drop(sender.send(text.to_owned())));
+    (dir, fleet, warnings)
+}
+
+fn job() -> JobId {
+    JOB.parse().unwrap()
+}
+
+fn host(name: &str) -> MinionName {
+    name.parse().unwrap()
+}
+
+fn create(fleet: &Fleet) -> LockedLog {
+    let header = JobHeader {
+        job_id: job(),
+        caller: "admin".parse().unwrap(),
+        target: "*".into(),
+        method: "test.ping".into(),
+        args: Arguments::default(),
+        job_limit_ms: None,
+        hosts: vec![host("web1"), host("web2")],
+    };
+    LockedLog::create(fleet.home(), header).unwrap().unwrap()
+}
+
+fn hear(fleet: &Fleet, name: &str, attempt: u32, news: News) {
+    let event = Event::Heard { host: host(name), attempt, news };
+    JobLog::open(fleet.home(), &job()).unwrap().append(&LogLine { at: Timestamp::now(), event }).unwrap();
+}
+
+fn accepted(id: &str) -> News {
+    News::Accepted { minion_job_id: id.parse().unwrap(), state: HostState::Queued }
+}
+
+fn ended(result: i32) -> News {
+    News::Ended(Outcome::not_run(Verdict::Ok { result: json!(result) }, Timestamp::UNIX_EPOCH))
+}
+
+fn record(fleet: &Fleet) -> JobRecord {
+    with_store(fleet, |store| store.record(&job())).unwrap().unwrap()
+}
+
+#[test]
+fn the_store_catches_up_before_it_answers() {
+    let (_dir, fleet, _) = fleet();
+    assert!(with_store(&fleet, |store| store.record(&job())).unwrap().is_none());
+    drop(create(&fleet));
+    assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Pending);
+    hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
+    assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Queued);
+    hear(&fleet, "web1", 1, ended(3));
+    let known = record(&fleet);
+    assert_eq!(known.hosts[&host("web1")].minion_job_id.as_ref().unwrap().as_str(), "0000-0000-0001");
+    assert_eq!(known.hosts[&host("web1")].state, HostState::Ok);
+    assert_eq!(record(&fleet), known);
+    let counts = with_store(&fleet, |store| store.summaries()).unwrap()[0].counts.clone();
+    assert_eq!(counts, BTreeMap::from([(HostState::Pending, 1), (HostState::Ok, 1)]));
+}
+
+#[test]
+fn a_minion_job_id_is_written_once_for_each_sending() {
+    let (_dir, fleet, _) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
+    record(&fleet);
+    hear(&fleet, "web1", 1, accepted("0000-0000-0002"));
+    hear(&fleet, "web2", 1, News::Ended(Outcome::not_run(Verdict::undelivered("off"), Timestamp::UNIX_EPOCH)));
+    let again = Event::Resumed { attempt: 2, hosts: vec![host("web2")] };
+    JobLog::open(fleet.home(), &job()).unwrap().append(&LogLine { at: Timestamp::now(), event: again }).unwrap();
+    hear(&fleet, "web2", 2, accepted("0000-0000-0003"));
+    let known = record(&fleet);
+    assert_eq!(known.hosts[&host("web1")].minion_job_id.as_ref().unwrap().as_str(), "0000-0000-0001");
+    assert_eq!(known.hosts[&host("web2")].minion_job_id.as_ref().unwrap().as_str(), "0000-0000-0003");
+}
+
+#[test]
+fn a_store_that_is_gone_or_damaged_is_built_again() {
+    let (dir, fleet, warnings) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
+    hear(&fleet, "web1", 1, ended(3));
+    let known = record(&fleet);
+    fs::remove_dir_all(fleet.home().store_dir()).unwrap();
+    assert_eq!(record(&fleet), known);
+    assert!(warnings.try_recv().is_err());
+
+    for damage in [b"garbage".repeat(2000), vec![0; 100], vec![0xff; 600_000]] {
+        for entry in fs::read_dir(fleet.home().store_dir()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() && path.file_name().unwrap() != "conf" {
+                OpenOptions::new().write(true).truncate(true).open(&path).unwrap().write_all(&damage).unwrap();
+            }
+        }
+        assert_eq!(record(&fleet), known);
+    }
+    let conf = fleet.home().store_dir().join("conf");
+    fs::write(conf, b"garbage").unwrap();
+    assert_eq!(record(&fleet), known);
+    let warning = warnings.recv().unwrap();
+    assert!(warning.contains("damaged") && warning.contains("set aside"), "{warning}");
+    let aside = fs::read_dir(dir.path()).unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy().contains("sled.damaged-"));
+    assert!(aside.count() > 0);
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_folded_anew() {
+    let (_dir, fleet, _) = fleet();
+    drop(create(&fleet));
+    let path = fleet.home().job_log(&job());
+    let length = fs::metadata(&path).unwrap().len();
+    hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
+    record(&fleet);
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+    record(&fleet);
+    hear(&fleet, "web2", 1, ended(1));
+    assert_eq!(record(&fleet).hosts[&host("web2")].state, HostState::Ok);
+}
+
+#[test]
+fn many_at_once_wait_for_each_other_within_a_bound() {
+    let (dir, fleet, _) = fleet();
+    drop(create(&fleet));
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                hear(&fleet, "web1", 1, ended(3));
+                assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Ok);
+            });
+        }
+    });
+    fs::write(dir.path().join("overlord.toml"), "store_wait = \"50ms\"").unwrap();
+    let hasty = Fleet::open(dir.path()).unwrap();
+    let refused = with_store(&fleet, |_| Ok(with_store(&hasty, |store| store.record(&job())))).unwrap();
+    assert!(matches!(refused, Err(StoreError::Busy { .. })), "{refused:?}");
+}

@@ -56,7 +56,7 @@ fn run_copying(args: Run, context: &Context<'_>, copies: [CopyTo; 2]) -> Result<
         (Stopping::Asked { .. } | Stopping::Forced, Some(timeout)) => {
             let mut data = Map::from_iter([("type".to_owned(), json!("timeout"))]);
             data.extend(result);
-            let message = format!("{} was stopped: its timeout of {timeout:?} had passed", args.program);
+            let message = format!("stopped with all that it started: its timeout of {timeout:?} had passed");
             Err(Failure::new(ErrorCode::Failed, message).with_data(Value::Object(data)))
         }
     }

@@ -1,0 +1,182 @@
+//! The commands, one verb a file: what is printed and what the exit status is. What they do is done by the library's face.
+
+mod call;
+mod certs;
+mod completions;
+mod detached;
+mod doc;
+mod hosts;
+mod job_cancel;
+mod job_list;
+mod job_resume;
+mod job_status;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+
+use ::certs::authority::AuthorityError;
+use ::certs::files::FileError;
+
+use crate::chain;
+use crate::cli::{Cli, Command, Options};
+use crate::daemon::DaemonError;
+use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
+use crate::home::{Home, HomeError};
+use crate::hosts::RosterError;
+use crate::jobs::{JobError, StartError};
+use crate::output::{Output, remark};
+use crate::targets::TargetError;
+
+/// Everything is well.
+const OK: u8 = 0;
+/// Something is wrong here, not with a host.
+const INTERNAL: u8 = 1;
+/// At least one host was undelivered or is lost.
+const HOST_UNKNOWN: u8 = 4;
+/// `EX_USAGE` of sysexits.h.
+const USAGE: u8 = 64;
+/// `EX_NOINPUT` of sysexits.h: the target matches no host.
+const NO_HOST: u8 = 66;
+/// `EX_TEMPFAIL` of sysexits.h: the job has not ended.
+const NOT_ENDED: u8 = 75;
+/// 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+/// 128 + SIGPIPE: nobody reads what we print.
+const UNREAD: u8 = 141;
+
+/// Runs the command line `argv`, and gives the exit status.
+#[must_use]
+pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::read(argv.into_iter().collect()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _unread = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { OK });
+        }
+    };
+    let status = execute(cli).unwrap_or_else(|refusal| {
+        if !refusal.message.is_empty() {
+            remark(&refusal.message);
+        }
+        refusal.status
+    });
+    ExitCode::from(status)
+}
+
+fn execute(cli: Cli) -> Result<u8, Refusal> {
+    let Cli { options, command } = cli;
+    let output = Output::new(options.output);
+    match command {
+        Command::Call(args) if args.as_job => call::start(&options, output, args),
+        Command::Call(args) => call::run(&open(&options)?, output, args),
+        Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
+        Command::JobList => job_list::run(&open(&options)?, output),
+        Command::JobResume(args) => job_resume::run(&options, output, args),
+        Command::JobCancel(args) => job_cancel::run(&open(&options)?, output, &args),
+        Command::Hosts(args) => hosts::run(&open(&options)?, output, &args),
+        Command::Doc(args) => doc::run(output, &args),
+        Command::Certs(command) => certs::run(&home(&options)?, output, command),
+        Command::Completions(args) => completions::run(output, &args),
+    }
+}
+
+fn home(options: &Options) -> Result<Home, HomeError> {
+    Home::find(options.home.as_deref())
+}
+
+fn open(options: &Options) -> Result<Fleet, Refusal> {
+    Ok(Fleet::at(home(options)?)?.with_warnings(remark))
+}
+
+/// Why a command was not carried out: what to print, and the exit status.
+#[derive(Debug)]
+struct Refusal {
+    status: u8,
+    message: String,
+}
+
+impl Refusal {
+    fn of(status: u8, error: &dyn Error) -> Self {
+        Self { status, message: chain(error) }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { status: USAGE, message: message.into() }
+    }
+}
+
+impl From<TargetError> for Refusal {
+    fn from(error: TargetError) -> Self {
+        let status = match &error {
+            TargetError::Syntax { .. } => USAGE,
+            TargetError::Unknown { .. } | TargetError::Nothing { .. } => NO_HOST,
+            TargetError::Roster(_) => INTERNAL,
+        };
+        Self::of(status, &error)
+    }
+}
+
+impl From<CheckError> for Refusal {
+    fn from(error: CheckError) -> Self {
+        Self::of(USAGE, &error)
+    }
+}
+
+impl From<CallError> for Refusal {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Check(error) => error.into(),
+            CallError::Link(_) | CallError::Buckets(_) => Self::of(INTERNAL, &error),
+        }
+    }
+}
+
+impl From<StartError> for Refusal {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Check(error) => error.into(),
+            StartError::Link(_) | StartError::Log(_) | StartError::Ids | StartError::Thread { .. } => Self::of(INTERNAL, &error),
+        }
+    }
+}
+
+impl From<JobError> for Refusal {
+    fn from(error: JobError) -> Self {
+        let status = match &error {
+            JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } => USAGE,
+            JobError::Unknown { .. } => HOST_UNKNOWN,
+            JobError::Dispatching { .. } => NOT_ENDED,
+            JobError::OtherCaller { .. }
+            | JobError::Store(_)
+            | JobError::Log(_)
+            | JobError::Link(_)
+            | JobError::Roster(_)
+            | JobError::Buckets(_) => INTERNAL,
+        };
+        Self::of(status, &error)
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // Whoever read us has read enough: to say so would be noise.
+            io::ErrorKind::BrokenPipe => Self { status: UNREAD, message: String::new() },
+            _ => Self { status: INTERNAL, message: format!("writing to standard output: {error}") },
+        }
+    }
+}
+
+macro_rules! internal {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Refusal {
+            fn from(error: $error) -> Self {
+                Self::of(INTERNAL, &error)
+            }
+        }
+    )*};
+}
+
+internal!(AuthorityError, DaemonError, FileError, FleetError, HomeError, LinkError, RosterError);

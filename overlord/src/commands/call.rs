@@ -1,0 +1,109 @@
+//! `overlord [call] TARGET MODULE.METHOD …`: at once, or with `--async` as a job.
+
+use std::io::{self, Read};
+use std::thread;
+
+use common::protocol::Arguments;
+use serde_json::Value;
+
+use super::detached::{self, Report};
+use super::{INTERRUPTED, Refusal, home};
+use crate::aggregate::counted;
+use crate::cli::{CallArgs, Options};
+use crate::fleet::{Fleet, Stop, Target};
+use crate::jobs::dispatcher::Dispatch;
+use crate::output::call::print_arrivals;
+use crate::output::{Output, progress, remark_result};
+
+/// The largest JSON that is read from standard input.
+const STDIN_MAX_BYTES: u64 = 64 << 20;
+
+pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u8, Refusal> {
+    let target = target(fleet, &call)?;
+    let method = call.method.as_str();
+    let args = arguments(call.args, call.json.as_deref())?;
+    let stop = Stop::new();
+    stop_on_interrupt(stop.clone());
+    let bar = progress(target.hosts().len());
+    let printed =
+        target.call_and_collect(method, args, &stop, |arrivals| print_arrivals(&mut output, &bar, arrivals).inspect_err(|_| stop.stop()));
+    let tally = printed??;
+    if tally.hosts() > 1 {
+        remark_result(&counted(&tally.counts));
+    }
+    Ok(if stop.is_stopped() { INTERRUPTED } else { tally.exit_bits() })
+}
+
+/// Forks first: no thread may exist yet. All that can fail is done behind the fork, and told through the pipe.
+pub(super) fn start(options: &Options, output: Output, call: CallArgs) -> Result<u8, Refusal> {
+    let home = home(options)?;
+    let args = arguments(call.args.clone(), call.json.as_deref())?;
+    detached::run(output, move || {
+        let target = target(&Fleet::at(home)?, &call)?;
+        let dispatch = Dispatch::begin(&target, call.method.as_str(), args)?;
+        Ok((Report::started(dispatch.job_id()), Some(dispatch)))
+    })
+}
+
+fn target(fleet: &Fleet, call: &CallArgs) -> Result<Target, Refusal> {
+    let mut target = fleet.target(&call.target)?;
+    if let Some(forks) = call.forks {
+        target = target.with_forks(forks);
+    }
+    if let Some(timeout) = call.timeout {
+        target = target.with_timeout(timeout);
+    }
+    if let Some(limit) = call.job_timeout {
+        target = target.with_job_timeout(limit);
+    }
+    Ok(target)
+}
+
+fn arguments(words: Vec<String>, json: Option<&str>) -> Result<Arguments, Refusal> {
+    let Some(json) = json else { return Ok(Arguments::Words(words)) };
+    let text = match json {
+        "-" => stdin()?,
+        text => text.to_owned(),
+    };
+    match serde_json::from_str(&text) {
+        Ok(value @ (Value::Array(_) | Value::Object(_))) => Ok(Arguments::Json(value)),
+        Ok(_) => Err(Refusal::usage("--json wants a list, like [23,45], or an object, like {\"a\":23}")),
+        Err(error) => Err(Refusal::usage(format!("--json is no JSON: {error}"))),
+    }
+}
+
+fn stdin() -> Result<String, Refusal> {
+    let mut text = String::new();
+    match io::stdin().lock().take(STDIN_MAX_BYTES).read_to_string(&mut text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(Refusal::usage(format!("reading the arguments from standard input: {error}"))),
+    }
+}
+
+/// The first interrupt stops the call, which then prints what it has. Where it cannot be caught, it ends the program as ever.
+fn stop_on_interrupt(stop: Stop) {
+    let wait = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(tokio::signal::ctrl_c())?;
+        stop.stop();
+        io::Result::Ok(())
+    };
+    let _uncaught = thread::Builder::new().name("interrupt".to_owned()).spawn(wait);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn json_arguments_are_a_list_or_an_object() {
+        let words = vec!["a".to_owned()];
+        assert_eq!(arguments(words.clone(), None).unwrap(), Arguments::Words(words));
+        assert_eq!(arguments(vec![], Some("[23,45]")).unwrap(), Arguments::Json(json!([23, 45])));
+        for bad in ["23", "", "{", "null"] {
+            assert!(arguments(vec![], Some(bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `overlord job-list`: asks no host.
+
+use comfy_table::{Table, presets::NOTHING};
+use common::job::JobState;
+use serde_json::{Value, json};
+
+use super::{OK, Refusal};
+use crate::aggregate::counted;
+use crate::fleet::Fleet;
+use crate::jobs::{JobError, log};
+use crate::output::job::moment;
+use crate::output::{Format, Output, harmless, remark};
+use crate::store::JobSummary;
+
+pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
+    let mut jobs = Vec::new();
+    for job in fleet.jobs()?.into_iter().rev() {
+        let state = state(fleet, &job)?;
+        jobs.push((job, state));
+    }
+    match output.format() {
+        Format::Json => output.print_json(&json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>() }))?,
+        Format::Jsonl => jobs.iter().try_for_each(|job| output.print_json(&document(job)))?,
+        Format::Text if jobs.is_empty() => remark("no job was started here; `overlord TARGET MODULE.METHOD --async` starts one"),
+        Format::Text => output.print(&table(&jobs))?,
+    }
+    Ok(OK)
+}
+
+/// Whether a job is still being sent matters only where a host is pending.
+fn state(fleet: &Fleet, job: &JobSummary) -> Result<JobState, JobError> {
+    let is_pending = job.counts.get(&common::job::HostState::Pending).is_some_and(|count| *count > 0);
+    let is_dispatching = is_pending && log::is_dispatching(fleet.home(), &job.job_id)?;
+    let hosts = job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count));
+    Ok(JobState::of(hosts, is_dispatching))
+}
+
+fn document((job, state): &(JobSummary, JobState)) -> Value {
+    json!({
+        "job_id": job.job_id, "state": state, "code": state.code(), "method": job.method, "target": job.target,
+        "started_at": job.created_at, "hosts": job.counts,
+    })
+}
+
+fn table(jobs: &[(JobSummary, JobState)]) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(["JOB", "STATE", "METHOD", "TARGET", "HOSTS", "STARTED"]);
+    for (job, state) in jobs {
+        table.add_row([
+            job.job_id.to_string(),
+            state.to_string(),
+            harmless(&job.method),
+            harmless(&job.target),
+            counted(&job.counts),
+            moment(job.created_at),
+        ]);
+    }
+    table.trim_fmt()
+}

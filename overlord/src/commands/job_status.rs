@@ -1,0 +1,92 @@
+//! `overlord job-status ID [--wait]`.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use common::identity::MinionName;
+use common::job::JobState;
+use serde_json::{Map, Value, json};
+
+use super::{HOST_UNKNOWN, NOT_ENDED, Refusal};
+use crate::aggregate::counted;
+use crate::chain;
+use crate::cli::JobStatusArgs;
+use crate::fleet::Fleet;
+use crate::jobs::{Job, JobError, JobStatus};
+use crate::output::job::{counts, document, host_fields, job_fields, shown, unknown_document};
+use crate::output::{Format, Output, progress, remark, remark_result};
+
+pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobStatusArgs) -> Result<u8, Refusal> {
+    let status = fleet.job(&args.job.id).and_then(|job| follow(&job, &mut output, args));
+    let status = match status {
+        Ok(printed) => printed?,
+        Err(error @ JobError::Unknown { .. }) => return print_unknown(&mut output, &args.job.id, &error),
+        Err(error) => return Err(error.into()),
+    };
+    match output.format() {
+        Format::Text => output.print(&shown(&status))?,
+        Format::Json => output.print_json(&document(&status))?,
+        Format::Jsonl => output.print_json(&json!({ "summary": job_fields(&status) }))?,
+    }
+    if output.format() == Format::Text && status.record.hosts.len() > 1 {
+        remark_result(&counted(&counts(&status)));
+    }
+    Ok(match status.state() {
+        JobState::Running | JobState::Partial => NOT_ENDED,
+        JobState::Finished | JobState::Lost => status.record.exit_bits(),
+    })
+}
+
+/// The status to print at the end. As JSON lines, each host is printed whenever something about it has changed.
+fn follow(job: &Job, output: &mut Output, args: &JobStatusArgs) -> Result<io::Result<JobStatus>, JobError> {
+    let mut printed = Ok(());
+    let mut lines = Changes::default();
+    let mut tell = |status: &JobStatus| {
+        if output.format() == Format::Jsonl && printed.is_ok() {
+            printed = lines.of(status).iter().try_for_each(|line| output.print_json(line));
+        }
+    };
+    let status = if args.wait {
+        let bar = progress(job.known()?.record.hosts.len());
+        job.wait_each(args.timeout, |status| {
+            let ended = status.record.hosts.values().filter(|host| host.state.is_final()).count();
+            bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
+            bar.suspend(|| tell(status));
+        })
+        .inspect(|_| bar.finish_and_clear())?
+    } else {
+        job.status().inspect(tell)?
+    };
+    Ok(printed.map(|()| status))
+}
+
+/// What was printed of each host.
+#[derive(Default)]
+struct Changes {
+    told: BTreeMap<MinionName, Map<String, Value>>,
+}
+
+impl Changes {
+    fn of(&mut self, status: &JobStatus) -> Vec<Map<String, Value>> {
+        let mut lines = Vec::new();
+        for (name, host) in &status.record.hosts {
+            let fields = host_fields(host);
+            if self.told.get(name) != Some(&fields) {
+                lines.push(Map::from_iter([("host".to_owned(), json!(name))].into_iter().chain(fields.clone())));
+                self.told.insert(name.clone(), fields);
+            }
+        }
+        lines
+    }
+}
+
+/// That a job is not known is an answer, too: it is LOST.
+fn print_unknown(output: &mut Output, id: &str, error: &JobError) -> Result<u8, Refusal> {
+    match output.format() {
+        Format::Text => output.print(&format!("{}  {}", crate::output::harmless(id), JobState::Lost))?,
+        Format::Json => output.print_json(&unknown_document(id))?,
+        Format::Jsonl => output.print_json(&json!({ "summary": unknown_document(id) }))?,
+    }
+    remark(&chain(error));
+    Ok(HOST_UNKNOWN)
+}

@@ -1,0 +1,126 @@
+//! What reaches standard output and standard error, and in which form. Text of a host passes through here, and only here, on
+//! its way to a terminal: control characters are made visible, and nothing that a host says can look like a line of ours.
+
+pub(crate) mod call;
+pub(crate) mod job;
+mod text;
+
+use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+pub(crate) use crate::cli::Format;
+
+/// Standard output, and what is printed on it.
+pub(crate) struct Output {
+    format: Format,
+    is_terminal: bool,
+    out: StdoutLock<'static>,
+}
+
+impl Output {
+    pub(crate) fn new(format: Format) -> Self {
+        let out = io::stdout();
+        Self { format, is_terminal: out.is_terminal(), out: out.lock() }
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    /// Prints text whose control characters are harmless already: see [`harmless`].
+    pub(crate) fn print(&mut self, text: &str) -> io::Result<()> {
+        self.out.write_all(text.as_bytes())?;
+        if text.ends_with('\n') { Ok(()) } else { self.out.write_all(b"\n") }?;
+        self.out.flush()
+    }
+
+    /// Prints a document: on one line, or on several for a person who asked for one document.
+    pub(crate) fn print_json(&mut self, document: &impl Serialize) -> io::Result<()> {
+        let pretty = self.is_terminal && self.format == Format::Json;
+        let text = if pretty { serde_json::to_string_pretty(document) } else { serde_json::to_string(document) };
+        self.print(&harmless_json(&text?))
+    }
+}
+
+/// A line on standard error, for a person.
+pub(crate) fn remark(text: &str) {
+    // If standard error is closed, there is nobody to be told.
+    let _nobody = writeln!(io::stderr().lock(), "overlord: {}", harmless(text));
+}
+
+/// A line on standard error without our name before it.
+pub(crate) fn remark_result(text: &str) {
+    let _nobody = writeln!(io::stderr().lock(), "{}", harmless(text));
+}
+
+/// A bar on standard error while hosts are waited for; invisible where that is no terminal.
+pub(crate) fn progress(hosts: usize) -> ProgressBar {
+    if hosts < 2 || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(u64::try_from(hosts).unwrap_or(u64::MAX));
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} hosts  {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// The text with everything that steers a terminal, or turns the direction of reading, as `\x1b` or `\u{202e}`. Newlines and tabs stay.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' | '\t' => shown.push(letter),
+            '\0'..='\x1f' | '\x7f' => shown.push_str(&format!("\\x{:02x}", u32::from(letter))),
+            _ if steers(letter) => shown.push_str(&format!("\\u{{{:x}}}", u32::from(letter))),
+            _ => shown.push(letter),
+        }
+    }
+    shown
+}
+
+/// The JSON text, the same to a parser, with what steers a terminal as `\u009b`. Such characters can only stand in strings there.
+fn harmless_json(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter == '\x7f' || steers(letter) {
+            shown.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
+/// C1 controls, line and paragraph separators, and what turns the direction of reading (Unicode's Bidi_Control); DEL and C0 aside.
+fn steers(letter: char) -> bool {
+    matches!(letter, '\u{80}'..='\u{9f}' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    const HOSTILE: &str = "a\x1b[31m\0\r\u{9b}2J\u{202e}\u{7f}b\n\tc";
+
+    #[test]
+    fn nothing_steers_a_terminal() {
+        assert_eq!(harmless(HOSTILE), "a\\x1b[31m\\x00\\x0d\\u{9b}2J\\u{202e}\\x7fb\n\tc");
+    }
+
+    #[test]
+    fn json_loses_nothing_and_is_harmless_too() {
+        let text = harmless_json(&serde_json::to_string(HOSTILE).unwrap());
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), HOSTILE);
+        assert!(text.chars().all(|letter| !letter.is_control() && !steers(letter)), "{text}");
+    }
+}

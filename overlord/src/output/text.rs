@@ -1,0 +1,123 @@
+//! One answer as lines for a person: a header with the hosts, and below it, indented, what they said.
+
+use common::outcome::{ErrorCode, Failure, Verdict};
+use serde_json::Value;
+
+use super::harmless;
+use crate::aggregate::{Group, compressed};
+
+/// Put before each line of a host, so that none can pass for one of ours.
+const INDENT: &str = "  ";
+
+/// The group's header and answer.
+pub(super) fn group(group: &Group<'_>) -> String {
+    let hosts = compressed(&group.hosts);
+    match group.verdict {
+        Verdict::Ok { result } => format!("{hosts}  ok\n{}", value(result)),
+        Verdict::Failed { error }
+        | Verdict::Denied { error }
+        | Verdict::Cancelled { error }
+        | Verdict::TimedOut { error }
+        | Verdict::Undelivered { error }
+        | Verdict::Lost { error } => failure(&hosts, group.verdict.state().as_str(), error),
+    }
+}
+
+fn failure(hosts: &str, state: &str, error: &Failure) -> String {
+    let data = match &error.data {
+        Some(data) if error.is(ErrorCode::ExitStatus) || command(data).is_some() => value(data),
+        // What else is there is for programs; the message says it in words.
+        _ => String::new(),
+    };
+    let mut message = harmless(&error.message).trim_end().replace('\n', &format!("\n{INDENT}"));
+    if message.is_empty() {
+        message = format!("error {}", error.code);
+    }
+    format!("{hosts}: {state}: {message}\n{data}")
+}
+
+/// A result as indented lines; none for null.
+fn value(result: &Value) -> String {
+    match (result, command(result)) {
+        (Value::Null, _) => String::new(),
+        (_, Some(ran)) => ran,
+        (Value::String(text), _) => indented(text),
+        (other, _) => indented(&serde_json::to_string(other).unwrap_or_default()),
+    }
+}
+
+/// What a command wrote, if that is what the value is: `{"rc", "stdout", "stderr"}`.
+fn command(value: &Value) -> Option<String> {
+    let fields = value.as_object()?;
+    let (_, out, err) = (fields.get("rc")?, fields.get("stdout")?, fields.get("stderr")?);
+    let err = written(err)?;
+    let heading = if err.is_empty() { "" } else { "  (stderr)\n" };
+    Some(format!("{}{heading}{err}", written(out)?))
+}
+
+fn written(stream: &Value) -> Option<String> {
+    match stream {
+        Value::String(text) => Some(indented(text)),
+        Value::Object(fields) => {
+            let coded = fields.get("base64")?.as_str()?;
+            Some(indented(&format!("(not text; in base64) {coded}")))
+        }
+        _ => None,
+    }
+}
+
+fn indented(text: &str) -> String {
+    harmless(text.strip_suffix('\n').unwrap_or(text))
+        .split('\n')
+        .filter(|_| !text.is_empty())
+        .map(|line| format!("{INDENT}{line}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use serde_json::json;
+
+    fn shown(verdict: &Verdict) -> String {
+        let name = "web1".parse().unwrap();
+        group(&Group { hosts: vec![&name], verdict })
+    }
+
+    #[test]
+    fn answers_stand_below_their_hosts() {
+        for (result, text) in [
+            (json!(null), "web1  ok\n"),
+            (json!("pong"), "web1  ok\n  pong\n"),
+            (json!("two\nlines\n"), "web1  ok\n  two\n  lines\n"),
+            (json!(68), "web1  ok\n  68\n"),
+            (json!({ "rc": 0, "stdout": "out\n", "stderr": "" }), "web1  ok\n  out\n"),
+            (json!({ "rc": 0, "stdout": "", "stderr": "err" }), "web1  ok\n  (stderr)\n  err\n"),
+            (json!({ "rc": 0, "stdout": { "base64": "/w==" }, "stderr": "" }), "web1  ok\n  (not text; in base64) /w==\n"),
+            (json!({ "rc": 0 }), "web1  ok\n  {\"rc\":0}\n"),
+        ] {
+            assert_eq!(shown(&Verdict::Ok { result }), text);
+        }
+    }
+
+    #[test]
+    fn a_failure_says_why_and_a_command_what_it_wrote() {
+        let error = Failure::new(ErrorCode::ExitStatus, "exit status 3").with_data(json!({ "rc": 3, "stdout": "a", "stderr": "b" }));
+        assert_eq!(shown(&Verdict::Failed { error }), "web1: failed: exit status 3\n  a\n  (stderr)\n  b\n");
+        assert_eq!(shown(&Verdict::lost("gone")), "web1: lost: gone\n");
+    }
+
+    #[test]
+    fn no_host_can_write_a_line_of_ours() {
+        let shown = [shown(&Verdict::Ok { result: json!("x\nweb2  ok\r\x1b[1A") }), shown(&Verdict::lost("x\nweb2  ok"))];
+        for text in shown {
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(
+                lines.iter().skip(1).all(|line| line.starts_with(INDENT)) && lines.len() == 2 + usize::from(text.contains("  x")),
+                "{text}"
+            );
+            assert!(!text.contains('\x1b') && !text.contains('\r'));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! `cargo bench -p fleet`: the figures that the project is held to, each beside the bare limit of the same machine in the same run.
+//! It prints and judges nothing: machines are shared and noisy. `cargo bench -p fleet -- NAME` runs one of them.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and has nobody to give an error to")]
+
+mod calls;
+mod idle;
+mod size;
+mod starts;
+
+use std::time::Duration;
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let all: [(&str, fn()); 4] = [("calls", calls::run), ("async", size::run), ("starts", starts::run), ("idle", idle::run)];
+    for (name, run) in all {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            println!("== {name}");
+            run();
+        }
+    }
+}
+
+/// The middle one of several times.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// `times` as one line: the smallest, the middle and the largest, in milliseconds.
+fn spread(times: &[Duration]) -> String {
+    let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1e3);
+    format!(
+        "min {:.1} ms, median {:.1} ms, max {:.1} ms",
+        ms(times.iter().min()),
+        median(times.to_vec()).as_secs_f64() * 1e3,
+        ms(times.iter().max())
+    )
+}

@@ -1,0 +1,248 @@
+//! One minion of a fleet: a real `minion serve`, which can be killed, stopped, paused and started again at the same address.
+
+use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{PATIENCE, Process, binaries, processes, wait};
+
+/// What the server logs once it accepts connections.
+const LISTENING: &[u8] = b"listening";
+/// How much of what it wrote is shown when a test fails.
+const TAIL_BYTES: usize = 8 * 1024;
+
+/// A server that was started.
+#[derive(Debug)]
+struct Server {
+    process: Child,
+    /// How long the file of its stderr was then, in bytes.
+    written_before: usize,
+}
+
+/// A minion's folder, and its server while that runs.
+#[derive(Debug)]
+pub struct Minion {
+    name: String,
+    groups: Vec<String>,
+    address: SocketAddr,
+    folder: PathBuf,
+    root: PathBuf,
+    server: Mutex<Option<Server>>,
+}
+
+impl Minion {
+    pub(crate) fn new(root: &Path, name: &str, groups: Vec<String>, address: SocketAddr) -> Self {
+        let folder = root.join("minions").join(name);
+        Self { name: name.to_owned(), groups, address, folder, root: root.to_owned(), server: Mutex::new(None) }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The groups that it is in.
+    #[must_use]
+    pub fn groups(&self) -> &[String] {
+        &self.groups
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its `minion.toml`.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.join("minion.toml")
+    }
+
+    /// The folder of its certificate.
+    #[must_use]
+    pub fn certs_dir(&self) -> PathBuf {
+        self.folder.join("certs")
+    }
+
+    /// The folder of its rules.
+    #[must_use]
+    pub fn acl_dir(&self) -> PathBuf {
+        self.folder.join("acl.d")
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// The spools of its jobs.
+    #[must_use]
+    pub fn spools_dir(&self) -> PathBuf {
+        self.state_dir().join("spool")
+    }
+
+    /// The spool of one job.
+    #[must_use]
+    pub fn spool(&self, minion_job_id: &str) -> PathBuf {
+        self.spools_dir().join(minion_job_id)
+    }
+
+    /// The minion job ids of its spools, in order.
+    #[must_use]
+    pub fn spools(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.spools_dir()).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| name.parse::<common::job::MinionJobId>().is_ok());
+        names.sort();
+        names
+    }
+
+    /// Its audit log, a JSON document a line.
+    #[must_use]
+    pub fn audit(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.state_dir().join("audit.log")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Replaces its rules by `text`.
+    pub fn set_acl(&self, text: &str) {
+        fs::write(self.acl_dir().join("rules.toml"), text).unwrap();
+    }
+
+    /// Gives it the certificate in `folder`, for its next start.
+    pub fn set_certs(&self, folder: &Path) {
+        for file in ["ca.pem", "cert.pem", "key.pem"] {
+            fs::copy(folder.join(file), self.certs_dir().join(file)).unwrap();
+        }
+    }
+
+    /// All its server and spawner wrote to stderr, over every start.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.stderr_file()).unwrap_or_default()).into_owned()
+    }
+
+    /// Starts the server and waits until it listens.
+    ///
+    /// # Panics
+    /// It runs already, or does not start.
+    pub fn start(&self) {
+        self.start_without_waiting();
+        self.wait_until_listening();
+    }
+
+    /// Starts the server.
+    pub(crate) fn start_without_waiting(&self) {
+        let mut server = self.server();
+        assert!(server.is_none(), "{} runs already", self.name);
+        let stderr = OpenOptions::new().create(true).append(true).open(self.stderr_file()).unwrap();
+        let written_before = stderr.metadata().unwrap().len();
+        let mut command = Command::new(&binaries().minion);
+        command.arg("--config").arg(self.config_file()).arg("serve").env(processes::MARK, &self.root);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        *server = Some(Server { process: command.spawn().unwrap(), written_before: usize::try_from(written_before).unwrap() });
+    }
+
+    /// Waits until the server that was started accepts connections.
+    pub(crate) fn wait_until_listening(&self) {
+        let listening = wait::until(PATIENCE, || {
+            let mut server = self.server();
+            let server = server.as_mut().unwrap_or_else(|| panic!("{} was not started", self.name));
+            let ended = server.process.try_wait().unwrap().is_some();
+            assert!(!ended, "{} has ended instead of listening:\n{}", self.name, self.stderr_tail());
+            fs::read(self.stderr_file()).unwrap()[server.written_before..].windows(LISTENING.len()).any(|part| part == LISTENING)
+        });
+        assert!(listening, "{} does not listen:\n{}", self.name, self.stderr_tail());
+    }
+
+    /// Whether the server runs, as far as this harness has started and stopped it.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.server().is_some()
+    }
+
+    /// The server's process.
+    ///
+    /// # Panics
+    /// It does not run.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.server()
+            .as_ref()
+            .map(|server| i32::try_from(server.process.id()).unwrap())
+            .unwrap_or_else(|| panic!("{} does not run", self.name))
+    }
+
+    /// Kills the server, and waits until it is gone. Jobs go on; the spawner that it started ends by itself.
+    pub fn kill9(&self) {
+        self.end(Signal::SIGKILL);
+    }
+
+    /// Tells the server to stop, and waits until it has.
+    pub fn stop(&self) {
+        self.end(Signal::SIGTERM);
+    }
+
+    /// Stops the server's process where it stands: it accepts connections and answers nothing.
+    pub fn pause(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
+    }
+
+    /// The spawner's process, if there is one.
+    #[must_use]
+    pub fn spawner(&self) -> Option<Process> {
+        let config = self.config_file().to_string_lossy().into_owned();
+        processes::of(&self.folder).into_iter().find(|process| process.command.contains(&config) && process.command.contains(" spawner"))
+    }
+
+    /// The job daemon of a job: the process that holds the lock of its spool.
+    #[must_use]
+    pub fn job_daemon(&self, minion_job_id: &str) -> Option<Process> {
+        processes::holding(&self.spool(minion_job_id).join("lock")).into_iter().next()
+    }
+
+    pub(crate) fn stderr_tail(&self) -> String {
+        let text = self.stderr();
+        let start = (text.len().saturating_sub(TAIL_BYTES)..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text[start..].to_owned()
+    }
+
+    pub(crate) fn kill_if_running(&self) {
+        if let Some(mut server) = self.server().take() {
+            let _ = server.process.kill();
+            let _ = server.process.wait();
+        }
+    }
+
+    fn end(&self, signal: Signal) {
+        let mut server = self.server().take().unwrap_or_else(|| panic!("{} does not run", self.name));
+        kill(Pid::from_raw(i32::try_from(server.process.id()).unwrap()), signal).unwrap();
+        let gone = wait::until(PATIENCE, || server.process.try_wait().unwrap().is_some());
+        if !gone {
+            let _ = server.process.kill();
+            let _ = server.process.wait();
+            panic!("{} does not end on {signal}:\n{}", self.name, self.stderr_tail());
+        }
+    }
+
+    fn stderr_file(&self) -> PathBuf {
+        self.folder.join("stderr")
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Server>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,82 @@
+//! Which processes belong to a fleet: those that run with its folder in their command line or environment, or hold a file in it
+//! open. A job daemon has no parent left and may have any name; this finds it all the same.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{PATIENCE, wait};
+
+/// The environment variable by which everything that a fleet started is known.
+pub(crate) const MARK: &str = "FLEET_ROOT";
+
+/// A process of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// Its command line, with blanks between the words.
+    pub command: String,
+}
+
+/// The processes of the fleet whose folder is `root`; zombies, which run no more, are none.
+pub(crate) fn of(root: &Path) -> Vec<Process> {
+    all_pids().filter(|pid| !is_zombie(*pid) && (is_marked(*pid, root) || holds_open(*pid, root))).map(describe).collect()
+}
+
+/// Those that hold the file `path` open.
+pub(crate) fn holding(path: &Path) -> Vec<Process> {
+    all_pids().filter(|pid| open_files(*pid).any(|open| open == path)).map(describe).collect()
+}
+
+/// Kills whatever belongs to the fleet, until nothing does.
+pub(crate) fn kill_all(root: &Path) {
+    let gone = wait::until(PATIENCE, || {
+        let left = of(root);
+        for process in &left {
+            // It may have ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        left.is_empty()
+    });
+    if !gone {
+        eprintln!("these processes cannot be killed: {:#?}", of(root));
+    }
+}
+
+fn all_pids() -> impl Iterator<Item = i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(move |pid| *pid != own)
+}
+
+fn describe(pid: i32) -> Process {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    Process { pid, command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ") }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    // PID (NAME) STATE …, and the name may hold anything.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+fn is_marked(pid: i32, root: &Path) -> bool {
+    let root = root.as_os_str().as_bytes();
+    ["environ", "cmdline"].iter().any(|file| {
+        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        text.windows(root.len()).any(|part| part == root)
+    })
+}
+
+fn holds_open(pid: i32, root: &Path) -> bool {
+    open_files(pid).any(|open| open.starts_with(root))
+}
+
+fn open_files(pid: i32) -> impl Iterator<Item = std::path::PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok())
+}

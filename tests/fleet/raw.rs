@@ -1,0 +1,226 @@
+//! A client of the wire itself, which sends whatever bytes a test wants, with whatever certificate: what an attacker would use.
+//!
+//! It believes any server. The real client is in the overlord.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::identity::{CallerName, MinionName};
+use common::job::{CallId, JobId};
+use common::protocol::{Arguments, CallParams, Envelope};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned, version};
+
+/// How long a read or a write may take.
+const IO_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client of one minion.
+#[derive(Debug, Clone)]
+pub struct Client {
+    address: SocketAddr,
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
+}
+
+/// A connection: bytes written are sent, bytes read are what the minion sent.
+pub type Connection = StreamOwned<ClientConnection, TcpStream>;
+
+/// An HTTP response.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// `200` and so on.
+    pub status: u16,
+    /// The lines of its head, status line included.
+    pub head: String,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) fn new(address: SocketAddr, name: &str, folder: Option<&Path>) -> Self {
+        match folder {
+            Some(folder) => Self::showing(address, name, &folder.join("cert.pem"), &folder.join("key.pem")),
+            None => Self::with(address, name, None),
+        }
+    }
+
+    /// A client that shows this certificate.
+    #[must_use]
+    pub fn showing(address: SocketAddr, name: &str, cert: &Path, key: &Path) -> Self {
+        let chain = CertificateDer::pem_file_iter(cert).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+        Self::with(address, name, Some((chain, PrivateKeyDer::from_pem_file(key).unwrap())))
+    }
+
+    fn with(address: SocketAddr, name: &str, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Self {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = Arc::new(Anyone(provider.clone()));
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&version::TLS13]).unwrap();
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let tls = match identity {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        Self { address, name: ServerName::try_from(name.to_owned()).unwrap(), tls: Arc::new(tls) }
+    }
+
+    /// A connection whose handshake is over on this side. Whether the minion accepts our certificate shows with the first read.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub fn connect(&self) -> io::Result<Connection> {
+        let socket = TcpStream::connect_timeout(&self.address, IO_TIMEOUT)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(IO_TIMEOUT))?;
+        socket.set_write_timeout(Some(IO_TIMEOUT))?;
+        let connection = ClientConnection::new(self.tls.clone(), self.name.clone()).map_err(io::Error::other)?;
+        let mut stream = StreamOwned::new(connection, socket);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(stream)
+    }
+
+    /// Sends `body` to `/` as JSON in one request.
+    ///
+    /// # Errors
+    /// The minion refuses the connection, or cuts it before it has answered.
+    pub fn post(&self, body: &[u8]) -> io::Result<Response> {
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        let mut connection = self.connect()?;
+        // A minion that has read enough may close while we still write: its answer is there all the same.
+        let written = connection.write_all(head.as_bytes()).and_then(|()| connection.write_all(body)).and_then(|()| connection.flush());
+        match read_response(&mut connection) {
+            Ok(response) => Ok(response),
+            Err(error) => written.and(Err(error)),
+        }
+    }
+
+    /// Sends a JSON document and reads one.
+    ///
+    /// # Errors
+    /// As [`Client::post`]; or the answer is not JSON.
+    pub fn post_json(&self, body: &Value) -> io::Result<Value> {
+        Ok(serde_json::from_slice(&self.post(body.to_string().as_bytes())?.body)?)
+    }
+}
+
+/// An envelope that a minion accepts, to be bent by the test. Its call id is new.
+#[must_use]
+pub fn envelope(caller: &str, audience: &str, method: &str, args: Value) -> Envelope {
+    let now = Timestamp::now();
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id()) as u32;
+    Envelope {
+        call_id: CallId::new(JobId::new(now, random), 1),
+        caller: caller.parse::<CallerName>().unwrap(),
+        audience: vec![audience.parse::<MinionName>().unwrap()],
+        method: method.to_owned(),
+        args: Arguments::Json(args),
+        start_before: now + SignedDuration::from_mins(1),
+        limit_ms: Some(30_000),
+    }
+}
+
+/// The JSON-RPC request that carries `envelope`.
+#[must_use]
+pub fn request(id: Value, envelope: &Envelope) -> Value {
+    let params = CallParams { call: serde_json::to_string(envelope).unwrap() };
+    json!({ "jsonrpc": "2.0", "id": id, "method": envelope.method, "params": params })
+}
+
+/// Reads a response to its end: by its length, in chunks, or until the connection is closed.
+///
+/// # Errors
+/// The connection is cut before.
+pub fn read_response(connection: &mut impl Read) -> io::Result<Response> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("not HTTP: {head}")))?;
+    let body = match (header(&head, "content-length"), header(&head, "transfer-encoding")) {
+        (Some(length), _) => {
+            let mut body = vec![0; length.parse().map_err(io::Error::other)?];
+            connection.read_exact(&mut body)?;
+            body
+        }
+        (None, Some(_)) => read_chunks(connection)?,
+        (None, None) => Vec::new(),
+    };
+    Ok(Response { status, head, body })
+}
+
+fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    head.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+fn read_chunks(connection: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            connection.read_exact(&mut byte)?;
+            line.push(byte[0]);
+        }
+        let length = usize::from_str_radix(String::from_utf8_lossy(&line).trim(), 16).map_err(io::Error::other)?;
+        let mut chunk = vec![0; length + 2];
+        connection.read_exact(&mut chunk)?;
+        body.extend_from_slice(&chunk[..length]);
+        if length == 0 {
+            return Ok(body);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

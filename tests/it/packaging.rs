@@ -1,0 +1,36 @@
+//! What is installed on hosts beside the programs.
+
+use std::fs;
+use std::path::Path;
+
+use minion::config::{Config, Limits};
+
+/// The packaged configuration with every line that shows a default made effective.
+fn every_key(root: &Path) -> (Config, String) {
+    let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/minion.toml");
+    let shows_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    let text: String = fs::read_to_string(packaged)
+        .unwrap()
+        .lines()
+        .map(|line| if shows_key(&line) { format!("{}\n", &line[1..]) } else { format!("{line}\n") })
+        .collect();
+    let path = root.join("minion.toml");
+    fs::write(&path, &text).unwrap();
+    (Config::load(&path).unwrap(), text)
+}
+
+#[test]
+fn the_configuration_shows_every_key_with_its_default() {
+    let root = tempfile::tempdir().unwrap();
+    let (shown, text) = every_key(root.path());
+    let bare = root.path().join("bare.toml");
+    fs::write(&bare, "name = \"web1\"\n").unwrap();
+    let defaults = Config { file: shown.file.clone(), ..Config::load(&bare).unwrap() };
+    assert_eq!(format!("{shown:#?}"), format!("{defaults:#?}"));
+
+    let limits = format!("{:#?}", Limits::default());
+    let keys = limits.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(':')).map(|(key, _)| key);
+    for key in keys.chain(["name", "listen", "state_dir", "certs_dir", "acl_dir"]) {
+        assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "packaging/minion.toml does not show {key}");
+    }
+}
