@@ -28,6 +28,7 @@ test: tools
 	$(CARGO) test --workspace --locked
 
 lint: tools units
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo 'make: cargo-deny is missing: cargo install cargo-deny --locked' >&2; exit 1; }
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) deny --locked check bans licenses sources

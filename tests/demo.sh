@@ -154,7 +154,7 @@ show_status "$job"
 
 say "The minion is started again. The job went on without it, was started once, and its result is there."
 start_minion web1
-overlord job-status "$job" --wait | tee "$dir/result"
+overlord job-status "$job" --wait --timeout 30s | tee "$dir/result"
 grep -q survived "$dir/result" || fail "the result is not there"
 [[ $(wc -l <"$dir/starts") == 1 ]] || fail "the job was started more than once"
 

@@ -1,7 +1,7 @@
 //! What travels between an overlord and a minion: the envelope, and the replies.
 //!
 //! JSON-RPC 2.0 over HTTP/1.1 over TLS 1.3, one call a request: `method` is the envelope's method, `params` is
-//! [`CallParams`], and the result is an [`Outcome`](crate::outcome::Outcome), or for an `async.` method [`Accepted`].
+//! [`CallParams`], and the result is an [`Outcome`], or for an `async.` method [`Accepted`].
 //! A refusal before anything ran is a JSON-RPC error whose fields are those of [`Failure`](crate::outcome::Failure).
 //! Unknown fields are ignored everywhere, so that neighbouring versions understand each other.
 

@@ -22,14 +22,14 @@ const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KE
 #[command(
     name = "overlord",
     version,
-    max_term_width = 110,
+    max_term_width = 120,
     override_usage = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KEY=VALUE]...\n       overlord [OPTIONS] <COMMAND>",
     after_help = "Examples:\n  \
         overlord '*' test.ping\n  \
         overlord 'web*;!web9' command.run 'systemctl is-active nginx'\n  \
         overlord @db service.restart postgresql --async\n\n\
-        Exit status: 0 all ok; the sum of 2 (a host failed, was denied, cancelled or timed out) and 4 (a host was undelivered\n\
-        or lost); 1 internal error; 64 usage; 66 the target matches no host; 75 the job has not ended; 130 interrupted."
+        Exit status: 0 all ok; the sum of 2 (a host failed, was denied, cancelled or timed out) and 4 (a host was \
+        undelivered or lost); 1 internal error; 64 usage; 66 the target matches no host; 75 the job has not ended; 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

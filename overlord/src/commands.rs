@@ -11,10 +11,12 @@ mod job_list;
 mod job_resume;
 mod job_status;
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use ::certs::authority::AuthorityError;
 use ::certs::files::FileError;
@@ -87,7 +89,14 @@ fn home(options: &Options) -> Result<Home, HomeError> {
 }
 
 fn open(options: &Options) -> Result<Fleet, Refusal> {
-    Ok(Fleet::at(home(options)?)?.with_warnings(remark))
+    let said = Mutex::new(BTreeSet::new());
+    let once = move |text: &str| {
+        // A job that is waited for is asked many times, and what is wrong stays wrong.
+        if said.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned()) {
+            remark(text);
+        }
+    };
+    Ok(Fleet::at(home(options)?)?.with_warnings(once))
 }
 
 /// Why a command was not carried out: what to print, and the exit status.

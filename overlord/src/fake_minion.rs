@@ -1,5 +1,5 @@
 //! For tests alone: an overlord's home with an authority, and minions that speak the protocol and run nothing.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ impl Lab {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let certs = dir.path().join("certs");
-        let authority = Authority::init(&certs, DAY).unwrap();
+        let authority = Authority::init(&certs, 10 * DAY).unwrap();
         let lab = Self { dir, authority };
         lab.certify_overlord(Role::Overlord("admin".parse().unwrap()), &lab.authority, DAY);
         lab

@@ -229,7 +229,7 @@ impl Job {
         if inquiries.is_empty() {
             return Ok(told);
         }
-        let answers = self.ask(&known.record, inquiries.into_iter().map(Inquiry::to_cancel).collect())?;
+        let answers = self.ask(&known.record, inquiries.into_iter().map(Inquiry::into_cancel).collect())?;
         for (inquiry, answer) in &answers {
             told.insert(
                 inquiry.host.clone(),
@@ -279,3 +279,6 @@ fn append_all<F: LogFile>(log: &mut JobLog<F>, lines: &[LogLine]) -> Result<(), 
     lines.iter().try_for_each(|line| log.append(line))?;
     log.sync()
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ mod text;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
+use comfy_table::{Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -47,6 +48,19 @@ impl Output {
         let text = if pretty { serde_json::to_string_pretty(document) } else { serde_json::to_string(document) };
         self.print(&harmless_json(&text?))
     }
+}
+
+/// Columns below their names, two spaces between them.
+pub(crate) fn table<const COLUMNS: usize>(names: [&str; COLUMNS], rows: impl IntoIterator<Item = [String; COLUMNS]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(names);
+    for row in rows {
+        table.add_row(row.map(|cell| harmless(&cell)));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
 }
 
 /// A line on standard error, for a person.

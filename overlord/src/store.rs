@@ -103,6 +103,19 @@ struct Mark {
     folded: u64,
     changed_at: Timestamp,
     counts: BTreeMap<HostState, usize>,
+    /// The hosts whose minion job id is known.
+    ids: usize,
+}
+
+impl Mark {
+    fn of(record: &JobRecord, folded: u64) -> Self {
+        let mut counts = BTreeMap::new();
+        for host in record.hosts.values() {
+            *counts.entry(host.state).or_default() += 1;
+        }
+        let ids = record.hosts.values().filter(|host| host.minion_job_id.is_some()).count();
+        Self { folded, changed_at: record.changed_at, counts, ids }
+    }
 }
 
 /// Opens the store, does `work` and closes it, waiting for other commands within the configured bound. `work` is done again,
@@ -246,19 +259,25 @@ impl<'f> Store<'f> {
         }
     }
 
+    /// The record as of its mark. Damage can make sled forget some records and keep others, so it is checked against the mark.
     fn load(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
-        let Some((created_at, header)) = self.read::<(Timestamp, JobHeader)>(&self.jobs, job.as_str())? else {
+        let Some(mark) = self.read::<Mark>(&self.marks, job.as_str())? else {
             return Ok(None);
         };
+        let Some((created_at, header)) = self.read::<(Timestamp, JobHeader)>(&self.jobs, job.as_str())? else {
+            return Err(self.damaged(format!("the job {job} is marked and not there")));
+        };
         let mut record = JobRecord::new(header, created_at);
+        record.changed_at = mark.changed_at;
         for (name, host) in &mut record.hosts {
             if let Some(known) = self.read::<HostRecord>(&self.hosts, &key(job, name))? {
                 *host = known;
                 host.minion_job_id = self.read(&self.ids, &id_key(job, name, host.attempt))?;
             }
         }
-        if let Some(mark) = self.read::<Mark>(&self.marks, job.as_str())? {
-            record.changed_at = mark.changed_at;
+        let found = Mark::of(&record, mark.folded);
+        if (found.counts, found.ids) != (mark.counts, mark.ids) {
+            return Err(self.damaged(format!("of the job {job} some records are missing")));
         }
         Ok(Some(record))
     }
@@ -277,11 +296,7 @@ impl<'f> Store<'f> {
             }
             hosts.insert(key(job, name).as_bytes(), self.json(&host)?);
         }
-        let mut counts = BTreeMap::new();
-        for host in record.hosts.values() {
-            *counts.entry(host.state).or_default() += 1;
-        }
-        let mark = Mark { folded, changed_at: record.changed_at, counts };
+        let mark = Mark::of(record, folded);
         // The mark comes last: without it, the lines are folded once more.
         if self.read::<(Timestamp, JobHeader)>(&self.jobs, job.as_str())?.is_none() {
             let header = self.json(&(record.created_at, &record.header))?;

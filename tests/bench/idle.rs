@@ -6,8 +6,8 @@ use fleet::Fleet;
 
 pub(crate) fn run() {
     let fleet = Fleet::start(1);
-    fleet.overlord(["*", "test.ping"]).ok();
-    fleet.overlord(["*", "test.echo", "once"]).ok();
+    let _ = fleet.overlord(["*", "test.ping"]).ok();
+    let _ = fleet.overlord(["*", "test.echo", "once"]).ok();
     let mut total = 0;
     for process in fleet.processes() {
         let pss = pss_kib(process.pid);

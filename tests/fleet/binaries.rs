@@ -1,4 +1,5 @@
 //! The two programs, as built beside the test that runs; built first if they are missing or older than their sources.
+//! `FLEET_BINARIES=DIR` names a folder with others: those of a package, say.
 
 use std::env;
 use std::fs;
@@ -26,6 +27,9 @@ pub fn binaries() -> &'static Binaries {
 }
 
 fn find() -> Binaries {
+    if let Some(folder) = env::var_os("FLEET_BINARIES").map(PathBuf::from) {
+        return Binaries { overlord: folder.join("overlord"), minion: folder.join("minion") };
+    }
     // target/PROFILE/deps/TEST, or target/PROFILE/examples/EXAMPLE.
     let test = env::current_exe().unwrap();
     let folder = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
@@ -39,7 +43,7 @@ fn find() -> Binaries {
 
 fn build(folder: &Path) {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).args(["build", "--quiet", "-p", "overlord", "-p", "minion", "--bins"]);
+    cargo.current_dir(workspace()).args(["build", "--quiet", "-p", "overlord", "-p", "minion", "--bins", "--examples"]);
     cargo.arg("--target-dir").arg(folder.parent().expect("target"));
     if folder.ends_with("release") {
         cargo.arg("--release");
@@ -54,7 +58,7 @@ fn workspace() -> &'static Path {
 
 fn newest_source() -> SystemTime {
     let folders = ["common", "certs", "overlord", "minion"].map(|name| workspace().join(name));
-    let sources = folders.iter().flat_map(|folder| [folder.join("src"), folder.join("Cargo.toml")]);
+    let sources = folders.iter().flat_map(|folder| ["src", "examples", "Cargo.toml"].map(|name| folder.join(name)));
     let others = ["Cargo.lock", "common/methods.json"].map(|name| workspace().join(name));
     sources.chain(others).filter_map(|path| newest_in(&path)).max().expect("there are sources")
 }

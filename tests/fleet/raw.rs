@@ -32,6 +32,26 @@ pub struct Client {
 /// A connection: bytes written are sent, bytes read are what the minion sent.
 pub type Connection = StreamOwned<ClientConnection, TcpStream>;
 
+/// Reads a connection without writing what is still to be written, which fails once the other side has closed.
+#[derive(Debug)]
+pub struct ReadOnly<'c>(pub &'c mut Connection);
+
+impl Read for ReadOnly<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Connection { conn, sock, .. } = &mut *self.0;
+        loop {
+            match conn.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+            if conn.read_tls(sock)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            conn.process_new_packets().map_err(io::Error::other)?;
+        }
+    }
+}
+
 /// An HTTP response.
 #[derive(Debug, Clone)]
 pub struct Response {
@@ -98,12 +118,13 @@ impl Client {
             body.len()
         );
         let mut connection = self.connect()?;
-        // A minion that has read enough may close while we still write: its answer is there all the same.
+        // A minion that has read enough may close while we still write: its answer, or its refusal, is there all the same.
         let written = connection.write_all(head.as_bytes()).and_then(|()| connection.write_all(body)).and_then(|()| connection.flush());
-        match read_response(&mut connection) {
-            Ok(response) => Ok(response),
-            Err(error) => written.and(Err(error)),
-        }
+        let read = read_response(&mut ReadOnly(&mut connection));
+        read.map_err(|error| match written {
+            Err(broken) if error.get_ref().is_none() => broken,
+            _ => error,
+        })
     }
 
     /// Sends a JSON document and reads one.

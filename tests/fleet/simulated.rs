@@ -56,7 +56,7 @@ impl Simulated {
         fs::create_dir(root.path().join("acl.d")).unwrap();
         fs::write(root.path().join("acl.d/all.toml"), "[[allow]]\ncaller = \"*\"\nmethods = [\"*\"]\n").unwrap();
         let echo = addresses.iter().map(|address| (*address, echo_port).into()).collect();
-        let (process, stdin) = execute(root.path().as_ref(), echo_port);
+        let (process, stdin) = execute(root.path(), echo_port);
         Self { process, stdin: Some(stdin), echo, root }
     }
 
@@ -64,6 +64,14 @@ impl Simulated {
     #[must_use]
     pub fn home(&self) -> PathBuf {
         self.root.path().join("home")
+    }
+
+    /// The overlord on this fleet's home, to be started as the caller likes.
+    #[must_use]
+    pub fn overlord_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&binaries().overlord);
+        command.args(args).env("OVERLORD_HOME", self.home()).env(processes::MARK, self.root.path());
+        command
     }
 
     /// Starts the overlord on this fleet's home.

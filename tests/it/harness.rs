@@ -3,14 +3,14 @@
 use std::process::Command;
 use std::time::Duration;
 
-use fleet::{Fleet, PATIENCE, wait_until};
+use fleet::{Fleet, Minion, PATIENCE, wait_for, wait_until};
 
 #[test]
 fn dropping_a_fleet_kills_its_jobs_and_deletes_its_files() {
     let fleet = Fleet::start(2);
-    let job = fleet.start_job(["*", "test.sleep", "600"]);
-    wait_until("both hosts to run the job", PATIENCE, || fleet.minions().iter().all(|minion| minion.spools().len() == 1));
-    let daemons: Vec<_> = fleet.minions().iter().map(|minion| minion.job_daemon(&minion.spools()[0]).expect(&job)).collect();
+    let _ = fleet.start_job(["*", "test.sleep", "600"]);
+    let daemon = |minion: &Minion| minion.spools().first().and_then(|id| minion.job_daemon(id));
+    let daemons = fleet.minions().iter().map(|minion| wait_for("a job daemon", PATIENCE, || daemon(minion))).collect::<Vec<_>>();
     let root = fleet.root().to_owned();
     drop(fleet);
     assert!(!root.exists());

@@ -183,6 +183,7 @@ fn a_job_is_stopped_with_all_that_it_started() {
         let pids: Vec<i32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
         Some(pids).filter(|pids| pids.len() == 3)
     });
+    let _ = fleet.wait_for_state(&id, "PARTIAL");
     let _ = fleet.overlord(["job-cancel", &id]).ok();
     let status = fleet.overlord(["job-status", &id, "--wait", "--output", "json"]).expect(2).json();
     let host = &status["hosts"]["web1"];

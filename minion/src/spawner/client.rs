@@ -1,6 +1,7 @@
 //! The server's way to the spawner: one connection an order; and the spawner's life where the server starts it itself.
 
 use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -71,8 +72,9 @@ impl Spawner {
 
     /// Executes the spawner afresh and waits until it listens.
     fn execute(&self) -> std::io::Result<std::process::Child> {
+        // Not by its path, which an upgrade may have taken away.
         let mut command = Command::new("/proc/self/exe");
-        command.arg("--config").arg(&self.config_file).args(["spawner", "--of-server"]);
+        command.arg0("minion").arg("--config").arg(&self.config_file).args(["spawner", "--of-server"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut said = [0; READY.len()];
         let ready = child.stdout.take().map(|mut stdout| wait_readable(&stdout).and_then(|()| stdout.read_exact(&mut said)));

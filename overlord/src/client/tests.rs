@@ -99,7 +99,8 @@ fn an_expired_certificate_is_named_as_such() {
 
 #[test]
 fn what_was_sent_and_not_answered_is_lost() {
-    let cases: [(fn() -> Reply, &str); 8] = [
+    type Misbehaviour = fn() -> Reply;
+    let cases: [(Misbehaviour, &str); 8] = [
         (|| Reply::Close, "the connection was closed before an answer came"),
         (|| Reply::Raw(200, b"no json".to_vec()), "not an outcome"),
         (|| Reply::Raw(200, b"{\"jsonrpc\":\"2.0\",\"id\":0}".to_vec()), "not an outcome"),

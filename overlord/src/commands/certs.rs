@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
 use std::time::Duration;
 
 use certs::authority::{Authority, AuthorityError, IssuedEntry, write_folder};
 use certs::files::{write_public, write_secret};
-use comfy_table::{Table, presets::NOTHING};
 use common::identity::{InvalidName, Role};
 use serde_json::{Value, json};
 
@@ -16,7 +14,7 @@ use super::{OK, Refusal};
 use crate::cli::{CertsCommand, CertsInitArgs, CertsIssueArgs, IssuedRole};
 use crate::home::Home;
 use crate::output::job::moment;
-use crate::output::{Format, Output};
+use crate::output::{Format, Output, table};
 
 /// How long the authority is valid: longer than any host, so that it is never the reason why a fleet stands still.
 const AUTHORITY_VALID: Duration = Duration::from_secs(20 * 365 * 24 * 60 * 60);
@@ -112,16 +110,12 @@ fn stdin_names() -> Result<Vec<String>, Refusal> {
 }
 
 fn list(home: &Home, mut output: Output) -> Result<u8, Refusal> {
-    let entries = entries(&home.certs_dir())?;
+    let entries = Authority::list(&home.certs_dir())?;
     match output.format() {
-        Format::Text => output.print(&table(&entries))?,
+        Format::Text => output.print(&shown(&entries))?,
         Format::Json | Format::Jsonl => print_entries(&mut output, "certificates", &entries.iter().map(document).collect::<Vec<_>>())?,
     }
     Ok(OK)
-}
-
-fn entries(dir: &Path) -> Result<Vec<IssuedEntry>, AuthorityError> {
-    Authority::list(dir)
 }
 
 fn print_entries(output: &mut Output, name: &str, entries: &[Value]) -> io::Result<()> {
@@ -138,11 +132,8 @@ fn document(entry: &IssuedEntry) -> Value {
     })
 }
 
-fn table(entries: &[IssuedEntry]) -> String {
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["NAME", "ROLE", "VALID UNTIL", "SERIAL"]);
-    for entry in entries {
-        table.add_row([entry.role.name().to_owned(), entry.role.kind().to_owned(), moment(entry.not_after), entry.serial.clone()]);
-    }
-    table.trim_fmt()
+fn shown(entries: &[IssuedEntry]) -> String {
+    let row =
+        |entry: &IssuedEntry| [entry.role.name().to_owned(), entry.role.kind().to_owned(), moment(entry.not_after), entry.serial.clone()];
+    table(["NAME", "ROLE", "VALID UNTIL", "SERIAL"], entries.iter().map(row))
 }

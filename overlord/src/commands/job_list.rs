@@ -1,6 +1,5 @@
 //! `overlord job-list`: asks no host.
 
-use comfy_table::{Table, presets::NOTHING};
 use common::job::JobState;
 use serde_json::{Value, json};
 
@@ -9,7 +8,7 @@ use crate::aggregate::counted;
 use crate::fleet::Fleet;
 use crate::jobs::{JobError, log};
 use crate::output::job::moment;
-use crate::output::{Format, Output, harmless, remark};
+use crate::output::{Format, Output, remark, table};
 use crate::store::JobSummary;
 
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
@@ -22,7 +21,7 @@ pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
         Format::Json => output.print_json(&json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>() }))?,
         Format::Jsonl => jobs.iter().try_for_each(|job| output.print_json(&document(job)))?,
         Format::Text if jobs.is_empty() => remark("no job was started here; `overlord TARGET MODULE.METHOD --async` starts one"),
-        Format::Text => output.print(&table(&jobs))?,
+        Format::Text => output.print(&shown(&jobs))?,
     }
     Ok(OK)
 }
@@ -42,18 +41,9 @@ fn document((job, state): &(JobSummary, JobState)) -> Value {
     })
 }
 
-fn table(jobs: &[(JobSummary, JobState)]) -> String {
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["JOB", "STATE", "METHOD", "TARGET", "HOSTS", "STARTED"]);
-    for (job, state) in jobs {
-        table.add_row([
-            job.job_id.to_string(),
-            state.to_string(),
-            harmless(&job.method),
-            harmless(&job.target),
-            counted(&job.counts),
-            moment(job.created_at),
-        ]);
-    }
-    table.trim_fmt()
+fn shown(jobs: &[(JobSummary, JobState)]) -> String {
+    let row = |(job, state): &(JobSummary, JobState)| {
+        [job.job_id.to_string(), state.to_string(), job.method.clone(), job.target.clone(), counted(&job.counts), moment(job.created_at)]
+    };
+    table(["JOB", "STATE", "METHOD", "TARGET", "HOSTS", "STARTED"], jobs.iter().map(row))
 }

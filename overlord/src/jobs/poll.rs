@@ -38,7 +38,7 @@ pub(crate) type Answered = (Inquiry, Result<JobReport, NoAnswer>);
 
 impl Inquiry {
     /// The same, to have the job stopped. Where it may not have arrived, the fence does that.
-    pub(crate) fn to_cancel(self) -> Self {
+    pub(crate) fn into_cancel(self) -> Self {
         let question = match self.question {
             Question::Status(id) => Question::Cancel(id),
             other => other,

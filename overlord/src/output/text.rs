@@ -1,5 +1,7 @@
 //! One answer as lines for a person: a header with the hosts, and below it, indented, what they said.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use common::outcome::{ErrorCode, Failure, Verdict};
 use serde_json::Value;
 
@@ -59,19 +61,23 @@ fn written(stream: &Value) -> Option<String> {
     match stream {
         Value::String(text) => Some(indented(text)),
         Value::Object(fields) => {
-            let coded = fields.get("base64")?.as_str()?;
-            Some(indented(&format!("(not text; in base64) {coded}")))
+            let bytes = BASE64.decode(fields.get("base64")?.as_str()?).ok()?;
+            let chunks = bytes.utf8_chunks().map(|chunk| {
+                let invalid: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+                format!("{}{invalid}", chunk.valid())
+            });
+            Some(indented(&chunks.collect::<String>()))
         }
         _ => None,
     }
 }
 
+/// The text with each line put in, harmless.
 fn indented(text: &str) -> String {
-    harmless(text.strip_suffix('\n').unwrap_or(text))
-        .split('\n')
-        .filter(|_| !text.is_empty())
-        .map(|line| format!("{INDENT}{line}\n"))
-        .collect()
+    if text.is_empty() {
+        return String::new();
+    }
+    harmless(text.strip_suffix('\n').unwrap_or(text)).split('\n').map(|line| format!("{INDENT}{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -94,7 +100,7 @@ mod tests {
             (json!(68), "web1  ok\n  68\n"),
             (json!({ "rc": 0, "stdout": "out\n", "stderr": "" }), "web1  ok\n  out\n"),
             (json!({ "rc": 0, "stdout": "", "stderr": "err" }), "web1  ok\n  (stderr)\n  err\n"),
-            (json!({ "rc": 0, "stdout": { "base64": "/w==" }, "stderr": "" }), "web1  ok\n  (not text; in base64) /w==\n"),
+            (json!({ "rc": 0, "stdout": { "base64": "YRv/YgoA" }, "stderr": "" }), "web1  ok\n  a\\x1b\\xffb\n  \\x00\n"),
             (json!({ "rc": 0 }), "web1  ok\n  {\"rc\":0}\n"),
         ] {
             assert_eq!(shown(&Verdict::Ok { result }), text);
