@@ -43,7 +43,7 @@ pub(crate) fn counted(counts: &BTreeMap<HostState, usize>) -> String {
     parts.join(", ")
 }
 
-/// The names with spaces between them, in natural order; three or more in a row as a range, `web[1-20]`.
+/// The names in natural order, three or more in a row as a range: `db1,web[1-20]`, which is a target expression.
 pub(crate) fn compressed(names: &[&MinionName]) -> String {
     let mut parts: Vec<Numbered<'_>> = names.iter().map(|name| natural(name)).collect();
     parts.sort();
@@ -62,7 +62,7 @@ pub(crate) fn compressed(names: &[&MinionName]) -> String {
 }
 
 fn put(text: &mut String, word: &str) {
-    let written = if text.is_empty() { write!(text, "{word}") } else { write!(text, " {word}") };
+    let written = if text.is_empty() { write!(text, "{word}") } else { write!(text, ",{word}") };
     debug_assert!(written.is_ok(), "writing to a string cannot fail");
 }
 
@@ -113,14 +113,14 @@ mod tests {
     #[test]
     fn names_are_compressed_where_they_count_on() {
         for (given, shown) in [
-            ("web1 web2 db1", "db1 web1 web2"),
-            ("web2 web10 web1 web3", "web[1-3] web10"),
+            ("web1 web2 db1", "db1,web1,web2"),
+            ("web2 web10 web1 web3", "web[1-3],web10"),
             ("web8 web9 web10 web11", "web[8-11]"),
             ("n08 n09 n10 n11", "n[08-11]"),
-            ("n08 n09 n10 n9", "n08 n09 n9 n10"),
-            ("a1.x a2.x a3.x a4.y", "a[1-3].x a4.y"),
+            ("n08 n09 n10 n9", "n08,n09,n9,n10"),
+            ("a1.x a2.x a3.x a4.y", "a[1-3].x,a4.y"),
             ("one", "one"),
-            ("n99999999999999999999 n1", "n99999999999999999999 n1"),
+            ("n99999999999999999999 n1", "n99999999999999999999,n1"),
         ] {
             let names = names(given);
             assert_eq!(compressed(&names.iter().collect::<Vec<_>>()), shown, "{given}");
@@ -134,7 +134,7 @@ mod tests {
         let verdicts = [ok(1), Verdict::undelivered("off"), ok(1), ok(2)];
         let groups = fold(names.iter().zip(&verdicts));
         let shown: Vec<String> = groups.iter().map(|group| format!("{} {}", compressed(&group.hosts), group.verdict.state())).collect();
-        assert_eq!(shown, ["db1 web1 ok", "web10 ok", "web2 undelivered"]);
+        assert_eq!(shown, ["db1,web1 ok", "web10 ok", "web2 undelivered"]);
     }
 
     #[test]

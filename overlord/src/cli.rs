@@ -84,7 +84,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct CallArgs {
-    /// Which hosts: `*`, `web*;db1`, `@group`, `!web9`
+    /// Which hosts: `*`, `web*;db1`, `web[01-20]`, `@group`, `!web9`
     pub(crate) target: String,
     /// What to run there
     #[arg(value_name = "MODULE.METHOD")]

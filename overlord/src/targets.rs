@@ -1,7 +1,9 @@
-//! Target expressions: `web*;db1,@group;!web9` → the hosts of the roster that are meant. Pure: reads no file, asks no host.
+//! Target expressions: `web*;db1,@group;web[01-20];!web9` → the hosts of the roster that are meant. Pure: reads no file, asks no host.
 //!
 //! A term that names something, a host or a group, must name something that is there: a slip of the hand is an error, and
 //! never a smaller target. An operator that this version does not have is refused by its name, and never read as a glob.
+
+mod node_set;
 
 use std::collections::BTreeSet;
 
@@ -58,7 +60,7 @@ pub(crate) struct Expression {
 enum Pattern {
     Every,
     Glob(GlobMatcher),
-    Name(MinionName),
+    Names(BTreeSet<MinionName>),
     Group(String),
 }
 
@@ -67,7 +69,7 @@ impl Expression {
         let wrong = |problem: String| TargetError::Syntax { target: text.to_owned(), problem };
         refuse_what_is_not_there(text).map_err(wrong)?;
         let (mut included, mut excluded) = (Vec::new(), Vec::new());
-        for term in text.split([';', ',']).map(str::trim) {
+        for term in terms(text).map(str::trim) {
             match term.strip_prefix('!') {
                 None => included.push(pattern(term).map_err(wrong)?),
                 Some(rest) => excluded.push(pattern(rest.trim_start()).map_err(wrong)?),
@@ -99,14 +101,18 @@ impl Expression {
         let mut groups: Option<BTreeSet<&str>> = None;
         for pattern in self.included.iter().chain(&self.excluded) {
             match pattern {
-                Pattern::Name(name) if roster.find(name).is_none() => return Err(unknown(format!("no host is named {name}"))),
+                Pattern::Names(names) => {
+                    if let Some(name) = names.iter().find(|name| roster.find(name).is_none()) {
+                        return Err(unknown(format!("no host is named {name}")));
+                    }
+                }
                 Pattern::Group(group) => {
                     let groups = groups.get_or_insert_with(|| roster.iter().flat_map(|host| &host.groups).map(String::as_str).collect());
                     if !groups.contains(group.as_str()) {
                         return Err(unknown(format!("no host is in a group {group}")));
                     }
                 }
-                Pattern::Every | Pattern::Glob(_) | Pattern::Name(_) => {}
+                Pattern::Every | Pattern::Glob(_) => {}
             }
         }
         Ok(())
@@ -118,18 +124,30 @@ impl Pattern {
         match self {
             Self::Every => true,
             Self::Glob(glob) => glob.is_match(host.name.as_str()),
-            Self::Name(name) => *name == host.name,
+            Self::Names(names) => names.contains(&host.name),
             Self::Group(group) => host.groups.contains(group),
         }
     }
 }
 
+/// The terms of an expression: what stands between `;` and `,`, except that a `,` within brackets belongs to a node set.
+fn terms(text: &str) -> impl Iterator<Item = &str> {
+    let mut is_in_brackets = false;
+    text.split(move |letter| {
+        match letter {
+            '[' => is_in_brackets = true,
+            ']' => is_in_brackets = false,
+            _ => {}
+        }
+        letter == ';' || (letter == ',' && !is_in_brackets)
+    })
+}
+
 /// What the grammar will have and this version has not. It must not be taken for part of a glob.
 fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
-    let not_yet = |what: &str| Err(format!("{what} are not supported yet; terms are globs, names, @groups and !exclusions, joined by ;"));
+    let not_yet = |what: &str| Err(format!("{what} are not supported yet; terms are names, globs, node sets, @groups and !exclusions, joined by ;"));
     for letter in text.chars() {
         match letter {
-            '[' | ']' => return not_yet("node sets (web[01-20])"),
             '/' => return not_yet("regular expressions (/web\\d+/)"),
             '(' | ')' => return not_yet("parentheses"),
             '&' | '|' => return not_yet("the operators & and |"),
@@ -155,8 +173,11 @@ fn pattern(term: &str) -> Result<Pattern, String> {
     if term == "*" {
         return Ok(Pattern::Every);
     }
+    if term.contains(['[', ']']) {
+        return node_set::expand(term).map(|names| Pattern::Names(names.into_iter().collect()));
+    }
     if !term.contains(['*', '?']) {
-        return term.parse().map(Pattern::Name).map_err(|error| format!("{error}"));
+        return term.parse().map(|name| Pattern::Names(BTreeSet::from([name]))).map_err(|error| format!("{error}"));
     }
     let is_sound = |letter: char| letter.is_ascii_alphanumeric() || "-_.*?".contains(letter);
     match term.chars().find(|letter| !is_sound(*letter)) {
@@ -202,6 +223,8 @@ mod tests {
             ("@WEB;@db;!*.example.com", "db1 web1 web2"),
             ("*;!@web", "a.example.com db1 web10"),
             ("none*;web1", "web1"),
+            ("web[1-2,10]", "web1 web10 web2"),
+            ("web[1-2],db1;!WEB[2]", "db1 web1"),
         ] {
             assert_eq!(names(text).unwrap(), meant, "{text}");
         }
@@ -209,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_an_error_and_never_a_smaller_target() {
-        for text in ["web1;web3", "web3", "@none", "*;!web3", "*;!@none"] {
+        for text in ["web1;web3", "web3", "@none", "*;!web3", "*;!@none", "web[1-3]"] {
             assert!(matches!(names(text), Err(TargetError::Unknown { .. })), "{text}");
         }
         for text in ["none*", "web1;!web*"] {
@@ -220,7 +243,9 @@ mod tests {
     #[test]
     fn operators_to_come_are_refused_by_name() {
         for (text, problem) in [
-            ("web[01-20,30]", "node sets"),
+            ("web[1-", "is not closed"),
+            ("web[1-2]*", "is not a name"),
+            ("web]1", "is not a name"),
             ("/web,db/", "regular expressions"),
             ("os=debian", "facts"),
             ("os:debian", "facts"),
