@@ -20,6 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ::certs::authority::AuthorityError;
 use ::certs::files::FileError;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::chain;
 use crate::cli::{Cli, Command, Options};
@@ -69,6 +70,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(cli: Cli) -> Result<u8, Refusal> {
     let Cli { options, command } = cli;
+    allow_open_files();
     let output = Output::new(options.output);
     match command {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
@@ -81,6 +83,14 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
         Command::Doc(args) => doc::run(output, &args),
         Command::Certs(command) => certs::run(&home(&options)?, output, command),
         Command::Completions(args) => completions::run(output, &args),
+    }
+}
+
+/// Each host in flight is an open file, and the usual limit of 1,024 is there for programs that use select(2).
+fn allow_open_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it fails, `--forks` beyond the limit ends in `undelivered`, which says why.
+        let _as_before = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
 }
 

@@ -36,6 +36,8 @@ use std::error::Error;
 
 pub use buckets::BucketError;
 pub use commands::run;
+/// The nouns: names, states, outcomes, records.
+pub use common;
 pub use config::{Config, ConfigError};
 pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};

@@ -145,7 +145,8 @@ fn terms(text: &str) -> impl Iterator<Item = &str> {
 
 /// What the grammar will have and this version has not. It must not be taken for part of a glob.
 fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
-    let not_yet = |what: &str| Err(format!("{what} are not supported yet; terms are names, globs, node sets, @groups and !exclusions, joined by ;"));
+    let not_yet =
+        |what: &str| Err(format!("{what} are not supported yet; terms are names, globs, node sets, @groups and !exclusions, joined by ;"));
     for letter in text.chars() {
         match letter {
             '/' => return not_yet("regular expressions (/web\\d+/)"),

@@ -9,7 +9,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::spool::Spool;
 
-const MOUNT: &str = "/sys/fs/cgroup";
+/// Where version 2 is mounted: alone, or beside version 1.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The cgroup that was delegated to the spawner.
 #[derive(Debug, Clone)]
@@ -29,12 +30,7 @@ impl Cgroups {
     pub fn delegated() -> Option<Self> {
         let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
         let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let root = Path::new(MOUNT).join(own);
-        let is_v2 = statfs(&root).ok()?.filesystem_type() == CGROUP2_SUPER_MAGIC;
-        let is_ours = ["user.delegate", "trusted.delegate"]
-            .iter()
-            .any(|name| xattr::get(&root, name).ok().flatten().as_deref() == Some(b"1".as_slice()));
-        (is_v2 && is_ours).then_some(Self { root })
+        MOUNTS.iter().map(|mount| Path::new(mount).join(own)).find(|root| is_delegated(root)).map(|root| Self { root })
     }
 
     fn of(&self, spool: &Spool) -> PathBuf {
@@ -56,6 +52,12 @@ impl Cgroups {
             cgroup.remove();
         }
     }
+}
+
+fn is_delegated(root: &Path) -> bool {
+    let is_v2 = statfs(root).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let is_marked = |name: &&str| xattr::get(root, name).ok().flatten().as_deref() == Some(b"1".as_slice());
+    is_v2 && ["user.delegate", "trusted.delegate"].iter().any(is_marked)
 }
 
 impl Cgroup {

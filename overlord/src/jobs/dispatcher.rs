@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
-use common::job::{CallId, Event, HostState, JobHeader, JobId, LogLine, News};
+use common::job::{CallId, Event, HostState, JobHeader, JobId, JobRecord, LogLine, News};
 use common::outcome::Outcome;
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments};
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use crate::buckets::fan_out;
 use crate::client::{Client, NoAnswer, Sent};
 use crate::envelope::{Letter, Message, fresh_id};
 use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call};
+use crate::hosts::{Host, Roster};
 use crate::store;
 
 /// How often a job id is drawn before it is given up: two in the same hundredth of a second collide once in a million.
@@ -149,25 +150,9 @@ impl Resumption {
             return Err(JobError::Dispatching { job: id.clone() });
         };
         let mut record = job.known()?.record;
-        let mut inquiries = poll::inquiries(&record, false);
-        inquiries.retain(|inquiry| matches!(inquiry.question, Question::Fence(_)));
-        // Asked even of nobody: it also checks that we are the caller.
-        let answers = job.ask(&record, inquiries)?;
-        append_all(&mut log, &poll::news(&mut record, &answers, fleet.config().lost_after))?;
-
+        fence(job, &mut record, &mut log)?;
         let roster = fleet.roster()?;
-        let (mut hosts, mut left) = (Vec::new(), BTreeMap::new());
-        for (name, host) in &record.hosts {
-            match (host.state, roster.find(name)) {
-                (HostState::Undelivered, Some(host)) => hosts.push(host),
-                (HostState::Undelivered, None) => drop(left.insert(name.clone(), "it is no longer in hosts.toml".to_owned())),
-                (HostState::Pending, _) => {
-                    let why = host.unreachable.as_ref().map_or("it did not answer", |contact| contact.reason.as_str());
-                    left.insert(name.clone(), format!("it may have the job: {why}"));
-                }
-                _ => {}
-            }
-        }
+        let (hosts, left) = sort_out(&record, &roster);
         if hosts.is_empty() {
             return Ok(Self { job: id.clone(), dispatch: None, left });
         }
@@ -179,6 +164,33 @@ impl Resumption {
         let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, forks, accept_within };
         Ok(Self { job: id.clone(), dispatch: Some(dispatch), left })
     }
+}
+
+/// Asks the hosts that it may or may not have reached; a host that answers has it, or never will have that sending.
+fn fence(job: &Job, record: &mut JobRecord, log: &mut LockedLog) -> Result<(), JobError> {
+    let mut inquiries = poll::inquiries(record, false);
+    inquiries.retain(|inquiry| matches!(inquiry.question, Question::Fence(_)));
+    // Even where there is nobody to ask: it also makes sure that we are the caller.
+    let answers = job.ask(record, inquiries)?;
+    Ok(append_all(log, &poll::news(record, &answers, job.fleet.config().lost_after))?)
+}
+
+/// The hosts where it never started, and those that stay as they are although it has not ended there, with the reason.
+fn sort_out<'r>(record: &JobRecord, roster: &'r Roster) -> (Vec<&'r Host>, BTreeMap<MinionName, String>) {
+    let (mut hosts, mut left) = (Vec::new(), BTreeMap::new());
+    for (name, host) in &record.hosts {
+        match (host.state, roster.find(name)) {
+            (HostState::Undelivered, Some(host)) => hosts.push(host),
+            (HostState::Undelivered, None) => drop(left.insert(name.clone(), "it is no longer in hosts.toml".to_owned())),
+            (HostState::Pending, _) => {
+                let why = host.unreachable.as_ref().map_or("it did not answer", |contact| contact.reason.as_str());
+                left.insert(name.clone(), format!("it may have the job: {why}"));
+            }
+            (HostState::Queued | HostState::Running | HostState::Ok | HostState::Failed, _)
+            | (HostState::Denied | HostState::Cancelled | HostState::TimedOut | HostState::Lost, _) => {}
+        }
+    }
+    (hosts, left)
 }
 
 fn message(header: &JobHeader, attempt: u32) -> Message {

@@ -76,8 +76,7 @@ impl LockedLog {
     pub(crate) fn create(home: &Home, header: JobHeader) -> Result<Option<Self>, LogError> {
         let path = home.job_log(&header.job_id);
         let failed = |source| LogError { doing: "making", path: path.clone(), source };
-        let folder = home.jobs_dir();
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+        make_folder(home).map_err(failed)?;
         let file = match OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
@@ -89,7 +88,7 @@ impl LockedLog {
         };
         log.append(&LogLine { at: Timestamp::now(), event: Event::Created(header) })?;
         log.sync()?;
-        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        sync_folder(&home.jobs_dir()).map_err(failed)?;
         Ok(Some(log))
     }
 }
@@ -131,6 +130,20 @@ impl<F: LogFile> JobLog<F> {
     pub(crate) fn sync(&self) -> Result<(), LogError> {
         self.file.file().sync_data().map_err(|source| LogError { doing: "syncing", path: self.path.clone(), source })
     }
+}
+
+/// The folder of the logs, such that it outlasts a power cut: a job in it is about to be promised to somebody.
+fn make_folder(home: &Home) -> io::Result<()> {
+    let folder = home.jobs_dir();
+    if folder.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    folder.ancestors().skip(1).take(2).try_for_each(sync_folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 fn is_torn(mut file: &File) -> io::Result<bool> {

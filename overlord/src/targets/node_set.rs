@@ -60,7 +60,20 @@ mod tests {
 
     #[test]
     fn what_is_no_set_is_an_error() {
-        for bad in ["web[", "web[1-3", "web[]", "web[3-1]", "web[a-c]", "web[1-]", "web[+1]", "web[1-3]]", "web[[1]]", "web[1-200000]", "w[1-999][1-999]", "web[1]*"] {
+        for bad in [
+            "web[",
+            "web[1-3",
+            "web[]",
+            "web[3-1]",
+            "web[a-c]",
+            "web[1-]",
+            "web[+1]",
+            "web[1-3]]",
+            "web[[1]]",
+            "web[1-200000]",
+            "w[1-999][1-999]",
+            "web[1]*",
+        ] {
             assert!(expand(bad).is_err(), "{bad}");
         }
     }
