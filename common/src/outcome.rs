@@ -51,6 +51,10 @@ pub enum ErrorCode {
     ResultTooLarge = 8,
 }
 
+/// Refusals after which a later attempt may well succeed: the call never started, and it is not the method that said no.
+const NEVER_STARTED: [ErrorCode; 5] =
+    [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience, ErrorCode::Undelivered];
+
 /// An error as a caller reads it: `{"code", "message", "data"?}`. `data.type`, where present, names the kind of failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -93,7 +97,7 @@ impl Failure {
         let refused = |code: ErrorCode| self.code == code as i32;
         if refused(ErrorCode::Denied) {
             Verdict::Denied { error: self }
-        } else if [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience].into_iter().any(refused) {
+        } else if NEVER_STARTED.into_iter().any(refused) {
             Verdict::Undelivered { error: self }
         } else if refused(ErrorCode::Lost) {
             Verdict::Lost { error: self }

@@ -51,6 +51,8 @@ pub enum Decision {
 pub fn decide(rules: &Rules, caller: &CallerName, method: &MethodName) -> Decision {
     match rules.find(caller, method) {
         Some(rule) => Decision::Allow { rule, scope: Scope::All },
+        // A fence leaves a folder behind, so it is for those alone who could have left one anyway.
+        None if method.as_str() == "jobs.fence" && !rules.knows(caller) => Decision::Deny,
         None if method.module() == "jobs" => Decision::Allow { rule: OWN_JOBS.to_owned(), scope: Scope::Own },
         None => Decision::Deny,
     }
@@ -222,6 +224,9 @@ mod tests {
         let acl = Acl::open(dir.path());
         assert_eq!(ask(&acl, "ops", "jobs.status"), Decision::Allow { rule: "own jobs".into(), scope: Scope::Own });
         assert_eq!(ask(&acl, "admin", "jobs.status"), allow("a.toml:1"));
+        assert_eq!(ask(&acl, "ops", "jobs.fence"), Decision::Deny, "who may start nothing leaves nothing");
+        fs::write(dir.path().join("b.toml"), ADMIN.replace("admin", "ops").replace("\"*\"", "\"test.ping\"")).unwrap();
+        assert_eq!(ask(&acl, "ops", "jobs.fence"), Decision::Allow { rule: "own jobs".into(), scope: Scope::Own });
     }
 
     #[test]

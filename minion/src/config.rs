@@ -14,6 +14,9 @@ use serde::{Deserialize, Deserializer};
 use crate::period;
 
 const MIB: usize = 1 << 20;
+/// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
+const BODY_LARGEST: u32 = 8 << 20;
+const RESULT_LARGEST: usize = 16 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -41,7 +44,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// The largest body of a request.
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "body_bytes")]
     pub body_max_bytes: u32,
     /// Connections held open at once.
     #[serde(deserialize_with = "positive")]
@@ -62,7 +65,7 @@ pub struct Limits {
     #[serde(deserialize_with = "period::deserialize")]
     pub job_time_max: Duration,
     /// The largest result of a method, as JSON text.
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "result_bytes")]
     pub result_max_bytes: usize,
     /// How much of each of a job's stdout and stderr is kept on disk.
     #[serde(deserialize_with = "positive")]
@@ -168,6 +171,20 @@ fn default_acl_dir() -> PathBuf {
 fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
     let number = N::deserialize(input)?;
     if number == N::default() { Err(D::Error::custom("0 would let nothing through; it must be at least 1")) } else { Ok(number) }
+}
+
+/// A request is kept in the spool, which is read whole.
+fn body_bytes<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    at_most(positive(input)?, BODY_LARGEST)
+}
+
+/// A result is written and read whole, more than once.
+fn result_bytes<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
+    at_most(positive(input)?, RESULT_LARGEST)
+}
+
+fn at_most<N: PartialOrd + std::fmt::Display, E: serde::de::Error>(number: N, largest: N) -> Result<N, E> {
+    if number > largest { Err(E::custom(format!("{number} is more than {largest}, the most that it can be"))) } else { Ok(number) }
 }
 
 impl Config {

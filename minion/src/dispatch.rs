@@ -185,7 +185,7 @@ impl Door {
         let reader = Reader { caller: caller.name().clone(), scope };
         let answer = match asked {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
-            JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await?),
+            JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),
             JobsCall::Cancel(id) => serde_json::to_value(self.jobs.cancel(&reader, &id).await?),
             JobsCall::Fence(call_id) => serde_json::to_value(self.jobs.fence(&self.name, &reader, &call_id).await?),
         };
@@ -217,7 +217,7 @@ fn require_audited(audited: Result<(), AuditError>, way: Way) -> Result<(), Fail
     match (audited, way) {
         (Err(error), Way::Run | Way::Start) => {
             error!(%error, "a call is refused because it cannot be audited");
-            Err(Failure::new(ErrorCode::Internal, format!("nothing is run that cannot be audited: {error}")))
+            Err(Failure::new(ErrorCode::Undelivered, format!("nothing is run that cannot be audited: {error}")))
         }
         (audited, Way::Here | Way::Jobs | Way::Run | Way::Start) => {
             log_unless_audited(audited);

@@ -24,7 +24,7 @@ use crate::acl::Scope;
 use crate::config::{Config, Limits};
 use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
 use crate::spool::{CancelRequest, Life, Spool, SpoolError, SpoolRequest};
-use crate::store::{Store, StoreError};
+use crate::store::{Known, Store, StoreError};
 
 /// How long the spawner's child may take over an order that runs nothing, beyond what the disk needs.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,12 +86,14 @@ pub struct Jobs {
     calls: AtomicUsize,
     /// The jobs that have not ended, as far as is known, and who waits for their end.
     live: Mutex<HashMap<MinionJobId, Arc<Notify>>>,
+    /// The store could not be written, and is not to be relied on any more.
+    store_failed: Notify,
 }
 
 /// A place among `limits.processes_max`, given back when dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct Slot<'a>(&'a AtomicUsize);
 
-impl Drop for Place<'_> {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -112,7 +114,7 @@ impl Jobs {
             tracing::error!(aside = %aside.display(), "the status store was damaged; it is set aside and made anew from the spools");
         }
         let spawner = Spawner::open(config, origin).map_err(JobsError::Spawner)?;
-        let live = store.all().filter(|job| !job.progress.state().is_final());
+        let live = store.all().filter(|known| !known.state().is_final()).map(ListedJob::from);
         let live = Mutex::new(live.map(|job| (job.minion_job_id, Arc::default())).collect());
         Ok(Self {
             spawner,
@@ -122,6 +124,7 @@ impl Jobs {
             limits: config.limits.clone(),
             calls: AtomicUsize::new(0),
             live,
+            store_failed: Notify::new(),
         })
     }
 
@@ -130,13 +133,13 @@ impl Jobs {
     /// # Errors
     /// It was refused: nothing ran.
     pub async fn run(&self, run: MethodRun) -> Result<Outcome, Failure> {
-        let _place = self.enter()?;
+        let _slot = self.enter().await?;
         let patience = run.limit + self.limits.cancel_grace + CALL_MARGIN;
         match self.spawner.order(&Order::Run(run), patience).await {
             Ok(Reply::Ended(outcome)) => Ok(outcome),
             Ok(Reply::Refused(failure)) => Err(failure),
             Ok(reply) => Err(internal(format!("the spawner answered a call with {reply:?}"))),
-            Err(error @ SpawnError::Unreachable { .. }) => Err(internal(error.to_string())),
+            Err(error @ SpawnError::Unreachable { .. }) => Err(Failure::new(ErrorCode::Undelivered, error.to_string())),
             Err(SpawnError::NoAnswer(error)) => {
                 let reason = format!("the process that supervised it died or fell silent ({error}): it may have run");
                 Ok(Outcome::not_run(Verdict::lost(reason), Timestamp::now()))
@@ -150,20 +153,32 @@ impl Jobs {
     /// It was refused: nothing was started. With the code `Lost` that is not known.
     pub async fn start(&self, minion: &MinionName, run: MethodRun, call: String) -> Result<Accepted, Failure> {
         let id = MinionJobId::derive(minion, &run.caller, &run.call_id);
-        if let Some(report) = self.learn(&id).await? {
+        if let Some(report) = self.learn(&id).await.map_err(unknown)? {
             return repeated(report, &run.caller, &run.call_id);
         }
-        let _place = self.enter()?;
+        let _slot = self.enter().await?;
         let request = request(&id, run.caller.clone(), run.call_id.clone(), Some(run.clone()), call);
+        // Before the order, so that the job counts though the caller hangs up now.
+        self.lock_live().entry(id.clone()).or_default();
         match self.spawner.order(&Order::Start(request.clone()), ORDER_TIMEOUT).await {
             Ok(Reply::Started) => {
-                self.note(request.report(JobProgress::Going { state: HostState::Running, started_at: None })).await?;
+                let report = request.report(JobProgress::Going { state: HostState::Running, started_at: None });
+                if let Err(failure) = self.note(report).await {
+                    // The spool is durable, and the job runs: that is what counts. The store is made anew from the spools.
+                    tracing::error!(minion_job_id = %id, problem = %failure.message, "a job that has started is not in the store");
+                }
                 Ok(Accepted { minion_job_id: id, state: HostState::Running, repeated: false })
             }
-            Ok(Reply::Refused(failure)) => Err(failure),
-            Err(error @ SpawnError::Unreachable { .. }) => Err(internal(error.to_string())),
+            Ok(Reply::Refused(failure)) => {
+                self.lock_live().remove(&id);
+                Err(failure)
+            }
+            Err(error @ SpawnError::Unreachable { .. }) => {
+                self.lock_live().remove(&id);
+                Err(Failure::new(ErrorCode::Undelivered, error.to_string()))
+            }
             // The same call came twice at once, or nobody answered: the spool knows.
-            Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await? {
+            Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await.map_err(unknown)? {
                 Some(report) => repeated(report, &run.caller, &run.call_id),
                 None => Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id")),
             },
@@ -175,23 +190,18 @@ impl Jobs {
     /// # Errors
     /// There is none that the reader may hear of.
     pub async fn status(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
-        let report = self.learn(id).await?.filter(|report| reader.may_see(report));
+        let report = self.learn(id).await?.filter(|report| reader.may_see(&report.caller));
         report.ok_or_else(|| Failure::new(ErrorCode::UnknownJob, format!("this host knows no job {id} of {}", reader.caller)))
     }
 
     /// The jobs that the reader may hear of.
-    ///
-    /// # Errors
-    /// One cannot be looked up.
-    pub async fn list(&self, reader: &Reader) -> Result<JobList, Failure> {
-        for id in self.live_ids() {
-            self.learn(&id).await?;
-        }
-        let mut jobs: Vec<ListedJob> = self.store.all().filter(|report| reader.may_see(report)).map(ListedJob::from).collect();
+    pub async fn list(&self, reader: &Reader) -> JobList {
+        self.take_in_live().await;
+        let mut jobs: Vec<ListedJob> = self.store.all().map(ListedJob::from).filter(|job| reader.may_see(&job.caller)).collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(job.accepted_at));
         let more = jobs.len().saturating_sub(LISTED_MAX);
         jobs.truncate(LISTED_MAX);
-        Ok(JobList { jobs, more })
+        JobList { jobs, more }
     }
 
     /// Stops the job `id`, and says what became of it: it may have ended by itself before, or not be dead yet.
@@ -200,15 +210,14 @@ impl Jobs {
     /// There is none that the reader may see, or the wish cannot be written down.
     pub async fn cancel(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
         let report = self.status(reader, id).await?;
-        let waiter = self.waiter(id);
-        let (Some(waiter), false) = (waiter, report.progress.state().is_final()) else { return Ok(report) };
+        if report.progress.state().is_final() {
+            return Ok(report);
+        }
+        // None if it has ended between the two looks.
+        let Some(waiter) = self.waiter(id) else { return self.status(reader, id).await };
         let ended = waiter.notified();
         let wish = CancelRequest { by: reader.caller.clone(), at: Timestamp::now() };
-        match self.spawner.order(&Order::Cancel(id.clone(), wish), ORDER_TIMEOUT).await {
-            Ok(Reply::Refused(failure)) => return Err(failure),
-            Ok(_) => {}
-            Err(error) => return Err(internal(error.to_string())),
-        }
+        self.carry_out(&Order::Cancel(id.clone(), wish)).await?;
         let _ended_or_not = tokio::time::timeout(self.limits.cancel_grace + ORDER_TIMEOUT, ended).await;
         self.status(reader, id).await
     }
@@ -221,46 +230,44 @@ impl Jobs {
         let id = MinionJobId::derive(minion, &reader.caller, call_id);
         if self.learn(&id).await?.is_none() {
             let request = request(&id, reader.caller.clone(), call_id.clone(), None, String::new());
-            match self.spawner.order(&Order::Fence(request), ORDER_TIMEOUT).await {
-                Ok(Reply::Refused(failure)) => return Err(failure),
-                Ok(_) => {}
-                Err(error) => return Err(internal(error.to_string())),
-            }
+            self.carry_out(&Order::Fence(request)).await?;
         }
         self.status(reader, &id).await
     }
 
     /// Takes one of `limits.processes_max` places for a call or for the start of a job.
-    fn enter(&self) -> Result<Place<'_>, Failure> {
-        let place = Place(&self.calls);
+    async fn enter(&self) -> Result<Slot<'_>, Failure> {
+        let slot = Slot(&self.calls);
         let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-        let (jobs, limit) = (self.lock_live().len(), self.limits.processes_max);
-        if calls + jobs >= limit {
-            let message = format!("{calls} calls and {jobs} jobs run here, and limits.processes_max is {limit}; try again later");
-            return Err(Failure::new(ErrorCode::LimitReached, message));
+        let limit = self.limits.processes_max;
+        if calls + self.lock_live().len() < limit {
+            return Ok(slot);
         }
-        Ok(place)
+        // Pokes get lost when many jobs end at once: look before refusing.
+        self.take_in_live().await;
+        let jobs = self.lock_live().len();
+        if calls + jobs < limit {
+            return Ok(slot);
+        }
+        let message = format!("{calls} calls and {jobs} jobs run here, and limits.processes_max is {limit}; try again later");
+        Err(Failure::new(ErrorCode::LimitReached, message))
     }
 
     /// What is known of the job `id`, by the store if it has ended, else by its spool.
     async fn learn(&self, id: &MinionJobId) -> Result<Option<JobReport>, Failure> {
         let known = self.store.find(id);
-        if known.as_ref().is_some_and(|report| report.progress.state().is_final()) {
-            return Ok(known);
+        if let Some(known @ Known::Whole(report)) = &known
+            && known.is_settled()
+        {
+            return Ok(Some(report.clone()));
         }
         let spool = Spool::of(&self.spools, id);
-        if !spool.exists() {
-            return match known {
-                None => Ok(None),
-                Some(report) => {
-                    let gone = Outcome::not_run(Verdict::lost(format!("its spool {} is gone", spool.dir().display())), Timestamp::now());
-                    self.note(JobReport { progress: JobProgress::Ended(gone), ..report }).await.map(Some)
-                }
-            };
+        if !spool.exists().map_err(|error| internal(error.to_string()))? {
+            return Ok(known.map(|known| spool_gone(known, &spool)));
         }
         let mut life = read(&spool).await?;
         if let (_, Life::Dead(_)) = life {
-            self.settle(id).await?;
+            self.carry_out(&Order::Settle(id.clone())).await?;
             life = read(&spool).await?;
         }
         let (request, life) = life;
@@ -270,11 +277,16 @@ impl Jobs {
                 JobProgress::Going { state: HostState::Running, started_at: started.map(|started| started.at) }
             }
         });
-        if known.as_ref() == Some(&report) { Ok(known) } else { self.note(report).await.map(Some) }
+        let is_news = known.as_ref().is_none_or(|known| match known {
+            Known::Whole(whole) => *whole != report,
+            Known::Listed(job) => job.state != report.progress.state(),
+        });
+        if is_news { self.note(report).await.map(Some) } else { Ok(Some(report)) }
     }
 
-    async fn settle(&self, id: &MinionJobId) -> Result<(), Failure> {
-        match self.spawner.order(&Order::Settle(id.clone()), ORDER_TIMEOUT).await {
+    /// Has an order carried out that runs nothing.
+    async fn carry_out(&self, order: &Order) -> Result<(), Failure> {
+        match self.spawner.order(order, ORDER_TIMEOUT).await {
             Ok(Reply::Refused(failure)) => Err(failure),
             Ok(_) => Ok(()),
             Err(error) => Err(internal(error.to_string())),
@@ -283,7 +295,11 @@ impl Jobs {
 
     /// Writes down what is known of a job, and tells who waits for its end.
     async fn note(&self, report: JobReport) -> Result<JobReport, Failure> {
-        self.store.put(report.clone()).await.map_err(|error| internal(error.to_string()))?;
+        let written = self.store.put(report.clone()).await;
+        if written.is_err() {
+            self.store_failed.notify_one();
+        }
+        written.map_err(|error| internal(error.to_string()))?;
         let mut live = self.lock_live();
         if report.progress.state().is_final() {
             if let Some(waiter) = live.remove(&report.minion_job_id) {
@@ -309,12 +325,25 @@ impl Jobs {
 }
 
 impl Reader {
-    fn may_see(&self, report: &JobReport) -> bool {
+    fn may_see(&self, caller: &CallerName) -> bool {
         match self.scope {
             Scope::All => true,
-            Scope::Own => report.caller == self.caller,
+            Scope::Own => *caller == self.caller,
         }
     }
+}
+
+/// What is told of a job whose spool is not there. It is not written down: a disk that was not mounted may be yet.
+fn spool_gone(known: Known, spool: &Spool) -> JobReport {
+    let reason = format!("its spool {} is gone, and its result with it", spool.dir().display());
+    let ListedJob { minion_job_id, call_id, caller, method, accepted_at, .. } = known.into();
+    let progress = JobProgress::Ended(Outcome::not_run(Verdict::lost(reason), Timestamp::now()));
+    JobReport { minion_job_id, call_id, caller, method, accepted_at, progress }
+}
+
+/// That it is not known whether a call has started, because its spool cannot be read.
+fn unknown(failure: Failure) -> Failure {
+    Failure::new(ErrorCode::Lost, format!("whether the job has started cannot be told: {}", failure.message))
 }
 
 fn request(id: &MinionJobId, caller: CallerName, call_id: CallId, run: Option<MethodRun>, call: String) -> SpoolRequest {

@@ -52,6 +52,16 @@ pub fn fork_with<T>(state: T, child: impl FnOnce(T) -> u8) -> Result<(Pid, T), (
     }
 }
 
+/// Lets this process hear of the ends of its children again, where what started it had that turned off.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn hear_of_children() -> nix::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: it installs no handler of ours, so nothing can run that is not safe in a handler.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(drop)
+}
+
 /// Sets a variable for this process and all that it starts.
 pub fn set_variable(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
     // SAFETY: one thread, as above, so nobody reads the environment meanwhile.

@@ -91,6 +91,7 @@ struct Post {
 /// It cannot start, or the kernel refuses to go on.
 pub fn run(config: &Config, origin: Origin) -> Result<(), SpawnerError> {
     process::require_single_thread()?;
+    process::hear_of_children()?;
     let post = Post {
         station: Station {
             minion: config.name.clone(),
@@ -105,9 +106,9 @@ pub fn run(config: &Config, origin: Origin) -> Result<(), SpawnerError> {
     spool::prepare(&post.spools, DRAFT_AGE)?;
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let listener = listen(config)?;
-    let mut door = Loop { post, signals, listener, origin, children: BTreeSet::new() };
-    door.announce();
-    while door.turn()? {}
+    let mut spawner = Loop { post, signals, listener, origin, children: BTreeSet::new() };
+    spawner.announce();
+    while spawner.turn()? {}
     Ok(())
 }
 
@@ -198,7 +199,8 @@ impl Loop {
         while let Ok((server, _)) = self.listener.accept() {
             let limit = self.post.station.limits.processes_max + SPARE_CHILDREN;
             if self.children.len() >= limit {
-                refuse(&server, format!("the spawner has {limit} processes under way (limits.processes_max and a reserve); try again"));
+                let problem = format!("the spawner has {limit} processes under way (limits.processes_max and a reserve); try again");
+                refuse(&server, Failure::new(ErrorCode::LimitReached, problem));
                 continue;
             }
             let signals = &self.signals;
@@ -210,7 +212,7 @@ impl Loop {
                 Ok((child, _server)) => {
                     self.children.insert(child);
                 }
-                Err((errno, server)) => refuse(&server, format!("the host cannot make another process: {errno}")),
+                Err((errno, server)) => refuse(&server, no_process(errno)),
             }
         }
     }
@@ -224,8 +226,12 @@ fn close_inherited(signals: &SignalFd, listener: &UnixListener) {
     }
 }
 
-fn refuse(server: &UnixStream, problem: String) {
-    let reply = Reply::Refused(Failure::new(ErrorCode::LimitReached, problem));
+fn no_process(errno: Errno) -> Failure {
+    Failure::new(ErrorCode::LimitReached, format!("the host cannot make another process: {errno}"))
+}
+
+fn refuse(server: &UnixStream, failure: Failure) {
+    let reply = Reply::Refused(failure);
     // A server that is gone needs no refusal.
     let _gone = order::send(server, &reply);
 }

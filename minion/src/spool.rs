@@ -124,10 +124,10 @@ impl Spool {
     /// The disk is full, or another failure of the file system; then no spool of that id was made.
     pub fn make(spools: &Path, request: &SpoolRequest, outcome: Option<&Outcome>) -> Result<Made, SpoolError> {
         let spool = Self::of(spools, &request.minion_job_id);
-        if spool.exists() {
+        if spool.exists()? {
             return Ok(Made::Exists);
         }
-        let draft = Self { dir: spools.join(format!(".{}-{}", request.minion_job_id, std::process::id())) };
+        let draft = Self { dir: spools.join(draft_name(request.minion_job_id.as_str())) };
         let made = draft.fill(request, outcome).and_then(|lock| Ok((lock, draft.publish(&spool)?)));
         match made {
             Ok((lock, true)) => Ok(Made::New(spool, lock)),
@@ -170,9 +170,17 @@ impl Spool {
     }
 
     /// Whether there is such a spool.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        self.dir.is_dir()
+    ///
+    /// # Errors
+    /// That cannot be told: its disk is not there, or fails.
+    pub fn exists(&self) -> Result<bool, SpoolError> {
+        let spools = self.dir.parent().unwrap_or(&self.dir);
+        match std::fs::metadata(&self.dir) {
+            Ok(_) => Ok(true),
+            // Only a folder that is there itself can say that something is not in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && spools.is_dir() => Ok(false),
+            Err(source) => Err(self.failed("looking for", "")(source)),
+        }
     }
 
     /// The folder.
@@ -294,17 +302,20 @@ impl Spool {
     /// # Errors
     /// The disk is full, or another failure of the file system.
     pub fn ask_to_cancel(&self, wish: &CancelRequest) -> Result<(), SpoolError> {
-        let draft = format!(".cancel-{}", std::process::id());
+        let draft = draft_name("cancel");
         self.write_new(&draft, wish)?;
         let path = self.dir.join(&draft);
         let renamed = renameat2(AT_FDCWD, &path, AT_FDCWD, &self.dir.join(CANCEL), RenameFlags::RENAME_NOREPLACE);
         match renamed {
             Ok(()) => {
-                sync_dir(&self.dir)?;
                 self.wake();
-                Ok(())
+                sync_dir(&self.dir)
             }
-            Err(nix::Error::EEXIST) => std::fs::remove_file(&path).map_err(self.failed("removing", &draft)),
+            // Who asked first may have died before he woke the daemon.
+            Err(nix::Error::EEXIST) => {
+                self.wake();
+                std::fs::remove_file(&path).map_err(self.failed("removing", &draft))
+            }
             Err(errno) => Err(self.failed("renaming", &draft)(errno.into())),
         }
     }
@@ -364,6 +375,11 @@ impl Spool {
         let path = if name.is_empty() { self.dir.clone() } else { self.dir.join(name) };
         move |source| SpoolError::File { doing, path, source }
     }
+}
+
+/// A name that no other draft has, nor one that a crash left behind.
+fn draft_name(of: &str) -> String {
+    format!(".{of}-{}-{}", std::process::id(), Timestamp::now().as_nanosecond())
 }
 
 fn sync_dir(dir: &Path) -> Result<(), SpoolError> {

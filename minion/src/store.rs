@@ -1,14 +1,18 @@
 //! The status store, `status.sled`: what the server answers from. The only file of the crate that names sled.
 //!
-//! It is a copy: the spools are the truth, and the store can be made anew from them. One thread writes, and takes all that waits into
-//! one flush, so that many starts share one sync.
+//! It is a copy: the spools are the truth, and the store can be made anew from them. A report with a large result is kept without it,
+//! because sled holds more in memory than it is told to. One thread writes, and takes all that waits into one flush, so that many starts
+//! share one sync.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use common::job::MinionJobId;
-use common::protocol::JobReport;
+use common::job::{HostState, MinionJobId};
+use common::protocol::{JobReport, ListedJob};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 /// How much of the store is held in memory. sled's own default would let it grow to hundreds of megabytes.
@@ -16,6 +20,12 @@ const CACHE_BYTES: u64 = 16 << 20;
 
 /// Writes that may wait for the writer; more wait to be let in.
 const QUEUE_MAX: usize = 1024;
+
+/// The largest report that is kept whole, as JSON.
+const WHOLE_MAX_BYTES: usize = 16 * 1024;
+
+/// How long a write may take. sled waits for ever for a write that a full disk has refused once.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The file inside a sled store that holds its data.
 const DATA_FILE: &str = "db";
@@ -45,6 +55,45 @@ pub enum StoreError {
     /// The writer is gone: the minion is stopping.
     #[error("the status store is closed")]
     Closed,
+    /// A write has not ended in time.
+    #[error("writing {} has not ended after {WRITE_TIMEOUT:?}", .0.display())]
+    Stuck(PathBuf),
+}
+
+/// What is known of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Known {
+    /// All of it.
+    Whole(JobReport),
+    /// All but the result, which its spool has.
+    Listed(ListedJob),
+}
+
+impl Known {
+    /// The state on this host.
+    #[must_use]
+    pub fn state(&self) -> HostState {
+        match self {
+            Self::Whole(report) => report.progress.state(),
+            Self::Listed(job) => job.state,
+        }
+    }
+
+    /// Whether it has ended, and what is known of that will not change. What is lost may yet be found.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.state().is_final() && self.state() != HostState::Lost
+    }
+}
+
+impl From<Known> for ListedJob {
+    fn from(known: Known) -> Self {
+        match known {
+            Known::Whole(report) => report.into(),
+            Known::Listed(job) => job,
+        }
+    }
 }
 
 struct Write {
@@ -93,25 +142,33 @@ impl Store {
 
     /// What is known of the job `id`; nothing, too, of one whose entry cannot be read, which the spool then tells anew.
     #[must_use]
-    pub fn find(&self, id: &MinionJobId) -> Option<JobReport> {
-        let entry = self.jobs.get(id.as_str()).ok().flatten()?;
-        serde_json::from_slice(&entry).ok()
+    pub fn find(&self, id: &MinionJobId) -> Option<Known> {
+        find(&self.jobs, id)
     }
 
     /// All that is known, in no order.
-    pub fn all(&self) -> impl Iterator<Item = JobReport> {
+    pub fn all(&self) -> impl Iterator<Item = Known> {
         self.jobs.iter().values().filter_map(|entry| serde_json::from_slice(&entry.ok()?).ok())
     }
 
-    /// Writes what is known of a job over what was. Durable on return.
+    /// Writes what is known of a job over what was; news of a job that has ended, as the store knows already, changes nothing. Durable on
+    /// return.
     ///
     /// # Errors
-    /// The disk is full, or another failure of the file system.
+    /// The disk is full, or another failure of the file system. The store is not to be relied on after that: sled may never write again.
     pub async fn put(&self, report: JobReport) -> Result<(), StoreError> {
         let (done, written) = oneshot::channel();
-        self.writes.send(Write { report, done }).await.map_err(|_| StoreError::Closed)?;
-        written.await.unwrap_or(Err(StoreError::Closed))
+        let write = async {
+            self.writes.send(Write { report, done }).await.map_err(|_| StoreError::Closed)?;
+            written.await.unwrap_or(Err(StoreError::Closed))
+        };
+        tokio::time::timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(|_| Err(StoreError::Stuck(self.path.clone())))
     }
+}
+
+fn find(jobs: &sled::Tree, id: &MinionJobId) -> Option<Known> {
+    let entry = jobs.get(id.as_str()).ok().flatten()?;
+    serde_json::from_slice(&entry).ok()
 }
 
 enum Unopened {
@@ -121,6 +178,9 @@ enum Unopened {
 }
 
 fn try_open(path: &Path) -> Result<sled::Db, Unopened> {
+    // Made by sled, others could read it, where they can enter the folder it is in.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| Unopened::Refused(error.to_string()))?;
     // A damaged file makes sled panic more often than fail.
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
@@ -161,7 +221,15 @@ impl Writer {
 
     fn write(&self, writes: &[Write]) -> Result<(), String> {
         for Write { report, .. } in writes {
-            let text = serde_json::to_vec(report).map_err(|error| error.to_string())?;
+            let is_news =
+                report.progress.state().is_final() || find(&self.jobs, &report.minion_job_id).is_none_or(|known| !known.is_settled());
+            if !is_news {
+                continue;
+            }
+            let mut text = serde_json::to_vec(&Known::Whole(report.clone())).map_err(|error| error.to_string())?;
+            if text.len() > WHOLE_MAX_BYTES {
+                text = serde_json::to_vec(&Known::Listed(report.clone().into())).map_err(|error| error.to_string())?;
+            }
             self.jobs.insert(report.minion_job_id.as_str(), text).map_err(|error| error.to_string())?;
         }
         self.db.flush().map_err(|error| error.to_string())?;
@@ -175,6 +243,8 @@ impl Writer {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
+    use common::outcome::{Outcome, Verdict};
+    use common::protocol::JobProgress;
     use serde_json::json;
 
     fn report(id: &str) -> JobReport {
@@ -186,7 +256,7 @@ mod tests {
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
     }
 
     #[test]
@@ -203,8 +273,22 @@ mod tests {
             Store::open(&path).ok()
         });
         let (store, aside) = reopened.unwrap();
-        assert_eq!((store.find(&job.minion_job_id), aside), (Some(job), None));
+        assert_eq!((store.find(&job.minion_job_id), aside), (Some(Known::Whole(job)), None));
         assert_eq!(store.all().count(), 1);
+    }
+
+    #[test]
+    fn a_large_result_is_left_to_the_spool_and_an_end_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&dir.path().join("status.sled")).unwrap();
+        let going = report("0000-0000-0001");
+        let mut ended = going.clone();
+        let verdict = Verdict::Ok { result: json!("x".repeat(WHOLE_MAX_BYTES)) };
+        ended.progress = JobProgress::Ended(Outcome::not_run(verdict, Timestamp::UNIX_EPOCH));
+        for report in [&going, &ended, &going] {
+            block_on(store.put(report.clone())).unwrap();
+        }
+        assert_eq!(store.find(&going.minion_job_id), Some(Known::Listed(ended.into())));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Supervision<'_> {
     /// The method's process is gone, and, where it was asked to stop, so is all that it started, or its time is up.
     fn is_over(&self) -> bool {
         let may_tidy_up = self.kill_at.is_some_and(|kill_at| Instant::now() < kill_at);
-        self.child_status.is_some() && (self.childless || !may_tidy_up)
+        self.childless || (self.child_status.is_some() && !may_tidy_up)
     }
 
     fn wait_for_news(&mut self) {

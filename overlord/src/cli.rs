@@ -27,9 +27,9 @@ const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KE
     after_help = "Examples:\n  \
         overlord '*' test.ping\n  \
         overlord 'web*;!web9' command.run 'systemctl is-active nginx'\n  \
-        overlord @db service.restart postgresql --async\n\n\
+        overlord @db command.run 'apt-get -y upgrade' --async\n\n\
         Exit status: 0 all ok; the sum of 2 (a host failed, was denied, cancelled or timed out) and 4 (a host was \
-        undelivered or lost); 1 internal error; 64 usage; 66 the target matches no host; 75 the job has not ended; 130 interrupted."
+        undelivered or lost); 1 internal error; 64 usage; 66 the target matches no host; 75 the job has not ended; 130 interrupted; 141 nobody reads the output."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

@@ -3,15 +3,15 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and has nobody to give an error to")]
 
+mod async_start;
 mod calls;
 mod idle;
-mod size;
 
 use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 3] = [("calls", calls::run), ("async", size::run), ("idle", idle::run)];
+    let all: [(&str, fn()); 3] = [("calls", calls::run), ("async", async_start::run), ("idle", idle::run)];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("== {name}");

@@ -98,6 +98,23 @@ fn arguments_of_a_wrong_type_are_refused_before_anything_is_sent() {
     assert_eq!(fleet.minion("web1").audit().len(), 0, "nothing was sent");
 }
 
+/// Within the frames that they travel in, arguments nested deeper could be read no more, and the job's log neither.
+#[test]
+fn arguments_nested_too_deep_are_refused_before_anything_is_written() {
+    let fleet = Fleet::start(1);
+    let nested = |levels: usize| format!("[{}{}]", "[".repeat(levels), "]".repeat(levels));
+    for method in ["test.echo", "unknown.method"] {
+        for levels in [66, 110] {
+            let run = fleet.overlord(["*", method, "--json", &nested(levels), "--async"]).expect(64);
+            assert!(run.err().contains("nested"), "{}", run.err());
+        }
+    }
+    let id = fleet.start_job(["*", "test.echo", "--json", &nested(64)]);
+    let status = fleet.overlord(["job-status", &id, "--wait", "--output", "json"]).ok();
+    assert!(status.out().contains(&"[".repeat(64)), "{}", status.out());
+    assert_eq!(status.err(), "", "the store is sound");
+}
+
 /// The host's word counts: an overlord of another version may know the method otherwise.
 #[test]
 fn arguments_of_a_wrong_type_are_refused_by_the_host_too() {
@@ -122,6 +139,8 @@ fn words_and_json_arrive_as_they_were_meant() {
     assert_eq!(result(&["test.echo", "007"]), "007");
     assert_eq!(result(&["test.echo", "1.10"]), "1.10");
     assert_eq!(result(&["test.echo", "--json", "[{\"a\": [1, null]}]"]), json!({ "a": [1, null] }));
+    let fine = "1.8230687000260783e-15";
+    assert_eq!(result(&["test.echo", "--json", &format!("[{fine}]")]).to_string(), fine);
     for falsy in ["0", "\"\"", "false", "[]", "null"] {
         assert_eq!(result(&["test.echo", "--json", &format!("[{falsy}]")]).to_string(), falsy);
     }

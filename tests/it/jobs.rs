@@ -24,9 +24,9 @@ fn on_minion(fleet: &Fleet, host: &str, minion_job_id: &str) -> Value {
     run.json()["hosts"][host]["result"].clone()
 }
 
-/// The table at the end of the Func page, step by step. One host is held up, so that dispatch takes as long as the test wants.
+/// Six steps: RUNNING until every host holds the job, PARTIAL until every host is done, FINISHED. One host is held up, so that dispatch takes as long as the test wants.
 #[test]
-fn the_states_go_as_in_the_table_of_func() {
+fn a_job_goes_from_running_over_partial_to_finished() {
     let fleet = Fleet::builder().hosts(2).overlord_toml("connect_timeout = \"60s\"\n").start();
     let known = fleet.overlord(["web1", "jobs.list", "--output", "json"]).ok().json();
     assert_eq!(known["hosts"]["web1"]["result"], json!({ "jobs": [], "more": 0 }), "step 1: the minions know nothing");

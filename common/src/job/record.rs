@@ -151,6 +151,8 @@ impl HostRecord {
         if !state.is_final() && self.state.may_become(state) {
             self.state = state;
             self.started_at = started_at.or(self.started_at);
+            // That it was lost, if it was, has turned out not to be so.
+            self.outcome = None;
         }
     }
 
@@ -325,6 +327,14 @@ mod tests {
     fn lost_is_mended_by_the_result() {
         let record = fold(&[accepted(), ended(Verdict::lost("rebooted")), ended(Verdict::Ok { result: json!(1) })]);
         assert_eq!(record.hosts[&host()].state, HostState::Ok);
+    }
+
+    #[test]
+    fn lost_by_silence_is_mended_by_a_host_that_comes_back_and_runs_it_still() {
+        let record = fold(&[accepted(), going(), ended(Verdict::lost("silent")), going()]);
+        let host = &record.hosts[&host()];
+        assert_eq!((host.state, &host.outcome), (HostState::Running, &None));
+        assert_eq!(record.state(false), JobState::Partial);
     }
 
     #[test]

@@ -38,14 +38,14 @@ impl HostState {
     }
 
     /// Whether a record in this state may go over to `next`. What has ended stays as it ended; `lost` alone may become
-    /// what really happened, and `undelivered` may be sent again, which makes it `pending`.
+    /// what is really so, and `undelivered` may be sent again, which makes it `pending`.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Pending => next != Self::Pending,
             Self::Queued => !matches!(next, Self::Pending | Self::Queued),
             Self::Running => next.is_final(),
-            Self::Lost => next.is_final() && next != Self::Lost,
+            Self::Lost => !matches!(next, Self::Pending | Self::Lost),
             Self::Undelivered => next == Self::Pending,
             Self::Ok | Self::Failed | Self::Denied | Self::Cancelled | Self::TimedOut => false,
         }
@@ -176,7 +176,7 @@ mod tests {
         let all = [Pending, Queued, Running, Ok, Failed, Denied, Cancelled, TimedOut, Undelivered, Lost];
         for from in all.into_iter().filter(|state| state.is_final()) {
             for to in all {
-                let mends = from == Lost && to.is_final() && to != Lost;
+                let mends = from == Lost && to != Lost && to != Pending;
                 let resent = from == Undelivered && to == Pending;
                 assert_eq!(from.may_become(to), mends || resent, "{from} -> {to}");
             }

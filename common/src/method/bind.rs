@@ -20,6 +20,35 @@ pub struct ArgumentError {
     pub usage: String,
 }
 
+/// The deepest nesting of an argument. Readers of JSON give up at 128, and arguments and results are read within frames of their own.
+const DEPTH_MAX: usize = 64;
+
+impl Arguments {
+    /// Makes sure that the arguments can be read wherever they will travel. For methods whose schema is not known;
+    /// [`MethodSpec::bind`] does it too.
+    ///
+    /// # Errors
+    /// They are nested deeper than 64 levels.
+    pub fn check_depth(&self) -> Result<(), String> {
+        match self {
+            Self::Json(value) if is_deeper_than(value, DEPTH_MAX + 1) => Err(too_deep()),
+            Self::Json(_) | Self::Words(_) => Ok(()),
+        }
+    }
+}
+
+fn too_deep() -> String {
+    format!("arguments may be nested {DEPTH_MAX} levels deep at most")
+}
+
+fn is_deeper_than(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Array(items) => levels == 0 || items.iter().any(|item| is_deeper_than(item, levels - 1)),
+        Value::Object(fields) => levels == 0 || fields.values().any(|field| is_deeper_than(field, levels - 1)),
+        _ => false,
+    }
+}
+
 /// A property of a method's schema.
 struct Parameter<'a> {
     name: &'a str,
@@ -41,7 +70,11 @@ impl MethodSpec {
             Arguments::Json(Value::Null) => Ok(Map::new()),
             Arguments::Json(_) => Err("JSON arguments are a list or an object".to_owned()),
         };
-        bound.and_then(|bound| check_required(&parameters, bound)).map(Value::Object).map_err(|problem| self.argument_error(problem))
+        bound
+            .and_then(|bound| check_required(&parameters, bound))
+            .map(Value::Object)
+            .and_then(|bound| if is_deeper_than(&bound, DEPTH_MAX + 1) { Err(too_deep()) } else { Ok(bound) })
+            .map_err(|problem| self.argument_error(problem))
     }
 
     /// An [`ArgumentError`] of this method.
@@ -224,6 +257,18 @@ mod tests {
             let error = words(&given).unwrap_err();
             assert_eq!(error.problem, problem);
             assert_eq!(error.usage, "usage: test.all TEXT:string [COUNT:integer] [ANY:any] [FLAG:boolean] [LIST:array]");
+        }
+    }
+
+    #[test]
+    fn nesting_has_a_limit() {
+        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        for (levels, fits) in [(64, true), (65, false), (120, false)] {
+            let args = Arguments::Json(json!({ "text": "a", "any": nested(levels) }));
+            assert_eq!(spec().bind(&args).is_ok(), fits, "{levels}");
+            assert_eq!(args.check_depth().is_ok(), fits, "{levels}");
+            let word = format!("list={}", nested(levels));
+            assert_eq!(words(&["a", &word]).is_ok(), fits, "{levels}");
         }
     }
 

@@ -80,6 +80,11 @@ impl Rules {
     }
 
     /// Where the first rule stands that lets `caller` call `method`: `file.toml:line`.
+    /// Whether any rule is about `caller`.
+    pub(super) fn knows(&self, caller: &CallerName) -> bool {
+        self.0.iter().any(|rule| rule.callers.is_match(caller.as_str()))
+    }
+
     pub(super) fn find(&self, caller: &CallerName, method: &MethodName) -> Option<String> {
         let matches = |rule: &&Rule| rule.callers.is_match(caller.as_str()) && rule.methods.is_match(method.as_str());
         self.0.iter().find(matches).map(|rule| rule.place.clone())

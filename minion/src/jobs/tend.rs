@@ -16,7 +16,7 @@ impl Jobs {
     /// Tends the jobs until it is dropped.
     ///
     /// # Errors
-    /// The socket that job daemons poke cannot be made.
+    /// The socket that job daemons poke cannot be made; or the store has failed: started again, the minion makes it anew from the spools.
     pub async fn tend(self: Arc<Self>) -> std::io::Result<()> {
         match std::fs::remove_file(&self.server_socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -28,6 +28,7 @@ impl Jobs {
         let mut poke = vec![0; POKE_MAX_BYTES];
         loop {
             tokio::select! {
+                () = self.store_failed.notified() => return Err(std::io::Error::other("the status store cannot be written")),
                 _round = rounds.tick() => self.reconcile().await,
                 received = pokes.recv(&mut poke) => self.hear(poke.get(..received?).unwrap_or_default()).await,
             }
@@ -49,20 +50,32 @@ impl Jobs {
     async fn reconcile(&self) {
         let spools = self.spools.clone();
         let listed = tokio::task::spawn_blocking(move || spool::list(&spools)).await;
-        let mut ids = match listed {
+        let ids = match listed {
             Ok(Ok(ids)) => ids,
             Ok(Err(error)) => return tracing::error!(%error, "the spools cannot be listed"),
             Err(error) => return tracing::error!(%error, "the spools cannot be listed"),
         };
-        ids.extend(self.live_ids());
         for id in ids {
+            if !self.store.find(&id).is_some_and(|known| known.is_settled()) {
+                self.take_in(&id).await;
+            }
+        }
+        self.take_in_live().await;
+    }
+
+    /// Looks at every job that has not ended as far as is known.
+    pub(super) async fn take_in_live(&self) {
+        for id in self.live_ids() {
             self.take_in(&id).await;
         }
     }
 
     async fn take_in(&self, id: &MinionJobId) {
-        if let Err(failure) = self.learn(id).await {
-            tracing::error!(minion_job_id = %id, problem = %failure.message, "a job's spool cannot be taken in");
+        match self.learn(id).await {
+            Ok(Some(report)) if !report.progress.state().is_final() => {}
+            // It has ended, or it never came to be: a start that was refused, or whose caller hung up.
+            Ok(_) => drop(self.lock_live().remove(id)),
+            Err(failure) => tracing::error!(minion_job_id = %id, problem = %failure.message, "a job's spool cannot be taken in"),
         }
     }
 }

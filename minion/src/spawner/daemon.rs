@@ -5,12 +5,12 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
 
 use common::job::MinionJobId;
-use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use common::outcome::{Outcome, Verdict};
 use jiff::Timestamp;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use super::Post;
 use super::order::{self, Reply};
+use super::{Post, no_process};
 use crate::jobs::MethodRun;
 use crate::spool::{Spool, SpoolError, SpoolLock, Started};
 use crate::supervise::{Charge, JobCharge, Stop, cancelled, supervise};
@@ -64,7 +64,7 @@ fn run_job(post: &Post, run: &MethodRun, id: &MinionJobId, job: JobCharge) -> bo
     match supervise(&post.station, run, Charge::Job(job)) {
         Ok((outcome, Charge::Job(job))) => write_outcome(&job, outcome),
         Err((errno, Charge::Job(job))) => {
-            let error = Failure::new(ErrorCode::LimitReached, format!("the host cannot make another process: {errno}"));
+            let error = no_process(errno);
             write_outcome(&job, Outcome::not_run(Verdict::Undelivered { error }, Timestamp::now()))
         }
         _another_charge => false,

@@ -8,7 +8,7 @@ use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
 
 use super::order::{self, Order, Reply};
-use super::{Post, daemon};
+use super::{Post, daemon, no_process};
 use crate::jobs::MethodRun;
 use crate::process;
 use crate::spool::{self, CancelRequest, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
@@ -50,15 +50,11 @@ fn call(post: &Post, run: &MethodRun, server: UnixStream) -> u8 {
     };
     let (reply, charge) = match supervised {
         Ok((outcome, charge)) => (Reply::Ended(outcome), charge),
-        Err((errno, charge)) => (refusal(errno), charge),
+        Err((errno, charge)) => (Reply::Refused(no_process(errno)), charge),
     };
     let Charge::Call(server) = charge else { return 1 };
     let sent = server.set_nonblocking(false).and_then(|()| order::send(&server, &reply));
     u8::from(sent.is_err())
-}
-
-fn refusal(errno: nix::Error) -> Reply {
-    Reply::Refused(Failure::new(ErrorCode::LimitReached, format!("the host cannot make another process: {errno}")))
 }
 
 /// The start of a job: this child makes the spool, and its child is the job daemon.
@@ -67,26 +63,21 @@ fn start(post: &Post, request: SpoolRequest, server: UnixStream) -> u8 {
     match Spool::make(&post.spools, &request, None) {
         Ok(Made::New(spool, lock)) => start_daemon(post, &run, spool, lock, server),
         Ok(Made::Exists) => reply(&server, Ok(Reply::Exists)),
-        Err(error) => reply(&server, Err(error)),
+        Err(error) => reply(&server, Ok(Reply::Refused(Failure::new(ErrorCode::Undelivered, error.to_string())))),
     }
 }
 
 fn start_daemon(post: &Post, run: &MethodRun, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     // The new session is the daemon's own: this child leaves it at once.
-    let session = nix::unistd::setsid().map_err(|errno| (errno, (spool.clone(), None, None)));
-    let forked = session.and_then(|_| {
-        let state = (spool, Some(lock), Some(server));
-        process::fork_with(state, |(spool, lock, server)| match (lock, server) {
-            (Some(lock), Some(server)) => daemon::live(post, run, spool, lock, server),
-            _ => 1,
-        })
-    });
+    let forked = match nix::unistd::setsid() {
+        Ok(_) => process::fork_with((spool, lock, server), |(spool, lock, server)| daemon::live(post, run, spool, lock, server)),
+        Err(errno) => Err((errno, (spool, lock, server))),
+    };
     match forked {
         Ok(_) => 0,
         // The spool is there, without a daemon and without an outcome: that reads as lost, never started. Better to say it at once.
         Err((errno, (spool, lock, server))) => {
-            let (Some(lock), Some(server)) = (lock, server) else { return 1 };
-            let Reply::Refused(failure) = refusal(errno) else { return 1 };
+            let failure = no_process(errno);
             let outcome = Outcome::not_run(Verdict::Undelivered { error: failure.clone() }, Timestamp::now());
             let written = spool.write_outcome(&lock, &outcome);
             reply(&server, written.map(|()| Reply::Refused(failure)))

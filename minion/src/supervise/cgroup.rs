@@ -4,6 +4,7 @@
 //! `user.delegate` or, as root, `trusted.delegate`. Without the mark we keep our hands off and walk the tree of processes instead.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
@@ -11,6 +12,9 @@ use crate::spool::Spool;
 
 /// Where version 2 is mounted: alone, or beside version 1.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+
+/// How long the dead may take to leave a cgroup.
+const EMPTY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The cgroup that was delegated to the spawner.
 #[derive(Debug, Clone)]
@@ -61,18 +65,23 @@ fn is_delegated(root: &Path) -> bool {
 }
 
 impl Cgroup {
-    /// Moves this process in. `false`: it is not in.
-    pub(super) fn join(&self) -> bool {
-        std::fs::write(self.dir.join("cgroup.procs"), "0").is_ok()
+    /// Moves this process in. One that the kernel does not let in runs all the same, and is found by its ancestors.
+    pub(super) fn join(&self) {
+        let _outside = std::fs::write(self.dir.join("cgroup.procs"), "0");
     }
 
-    /// Kills all that is in it; `false` if this kernel (before 5.14) cannot.
-    pub(super) fn kill(&self) -> bool {
-        std::fs::write(self.dir.join("cgroup.kill"), "1").is_ok()
+    /// Kills all that is in it. Kernels before 5.14 cannot; the tree of processes is walked too.
+    pub(super) fn kill(&self) {
+        let _too_old = std::fs::write(self.dir.join("cgroup.kill"), "1");
     }
 
-    /// Removes it. One that is not empty stays, as a sign of what would not die.
+    /// Removes it, once what was killed in it is gone. One that is never empty stays, as a sign of what would not die.
     pub(super) fn remove(&self) {
-        let _stays_if_not_empty = std::fs::remove_dir(&self.dir);
+        let deadline = Instant::now() + EMPTY_TIMEOUT;
+        while std::fs::remove_dir(&self.dir).is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }

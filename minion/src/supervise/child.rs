@@ -71,16 +71,21 @@ impl Child {
                 Charge::Job(job) => job.spool.dir().file_name().map(std::ffi::OsStr::to_owned),
                 Charge::Call(_) => None,
             };
-            let joined = child.cgroup.as_ref().is_none_or(Cgroup::join);
+            if let Some(cgroup) = &child.cgroup {
+                cgroup.join();
+            }
             drop((charge, child));
-            u8::from(!(joined && become_method(&place, minion_job_id, ends).is_ok()))
+            u8::from(become_method(&place, minion_job_id, ends).is_err())
         });
         match forked {
             Ok((pid, (charge, mut child, _ends))) => {
                 child.pid = pid;
                 Ok((child, charge))
             }
-            Err((errno, (charge, ..))) => Err((errno, charge)),
+            Err((errno, (charge, mut child, _ends))) => {
+                child.leave_cgroup();
+                Err((errno, charge))
+            }
         }
     }
 
@@ -102,10 +107,11 @@ impl Child {
 
     /// Sends `signal` to the method's process and to all that it started.
     pub(super) fn signal_tree(&self, signal: Signal) {
-        match &self.cgroup {
-            Some(cgroup) if signal == Signal::SIGKILL && cgroup.kill() => {}
-            _ => tree::signal_descendants(signal),
+        if let (Some(cgroup), Signal::SIGKILL) = (&self.cgroup, signal) {
+            cgroup.kill();
         }
+        // Root may leave its cgroup, and `su` does; nothing leaves its ancestors.
+        tree::signal_descendants(signal);
     }
 
     /// Removes the cgroup, which is empty now.

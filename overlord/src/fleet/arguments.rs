@@ -71,6 +71,9 @@ pub enum CheckError {
     /// The arguments do not fit.
     #[error(transparent)]
     Arguments(#[from] ArgumentError),
+    /// They are nested too deep.
+    #[error("{0}")]
+    Depth(String),
 }
 
 /// Checks the arguments of a method that this version knows. One that it does not know passes: the hosts decide.
@@ -79,8 +82,9 @@ pub enum CheckError {
 /// It is no method's name, or the arguments do not fit it.
 pub(crate) fn check_call(method: &str, args: &Arguments) -> Result<MethodName, CheckError> {
     let name: MethodName = method.parse()?;
-    if let Some(spec) = Catalogue::builtin().find(&name) {
-        spec.bind(args)?;
+    match Catalogue::builtin().find(&name) {
+        Some(spec) => drop(spec.bind(args)?),
+        None => args.check_depth().map_err(CheckError::Depth)?,
     }
     Ok(name)
 }

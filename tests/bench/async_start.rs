@@ -1,4 +1,4 @@
-//! How long `overlord '*' test.sleep 0 --async` takes to print its id and to exit, with 1,000 hosts; beside `overlord --version`,
+//! How long `overlord '*' test.ping --async` takes to print its id and to exit, with 1,000 hosts; beside `overlord --version`,
 //! which is the bare start of the program.
 
 use std::process::Command;
