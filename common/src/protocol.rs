@@ -19,13 +19,13 @@ use crate::outcome::Outcome;
 pub const DEFAULT_PORT: u16 = 51234;
 
 /// The most names in one envelope's audience: larger targets are sent as several envelopes with one call id.
-/// It keeps a request below 20 KiB and lets one signature serve many hosts.
+/// It keeps a request below 20 KiB, and yet is one text for many hosts.
 pub const AUDIENCE_MAX: usize = 64;
 
 /// Put before a method's name, it asks for a job instead of an answer.
 pub const ASYNC_PREFIX: &str = "async.";
 
-/// The `params` of every call. The envelope is JSON *text*, so that the bytes that were signed travel verbatim.
+/// The `params` of every call. The envelope is JSON *text*, so that its bytes travel verbatim over any number of hops, and can be signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallParams {
     /// The [`Envelope`] as JSON text.

@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", check::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

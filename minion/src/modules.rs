@@ -8,7 +8,7 @@ mod jobs;
 mod system;
 mod test;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::identity::MinionName;
 use common::method::{MethodName, MethodSpec};
@@ -28,8 +28,6 @@ const PROBLEM_MAX_LETTERS: usize = 300;
 pub trait Module {
     /// The part of `module.method` before the dot.
     const NAME: &'static str;
-    /// What the module is for, in a sentence.
-    const ABOUT: &'static str;
     /// Its methods.
     fn methods() -> Vec<Method>;
 }
@@ -166,7 +164,7 @@ impl std::fmt::Debug for Method {
 /// Every method of this minion, by name.
 #[derive(Debug)]
 pub struct Registry {
-    modules: BTreeMap<&'static str, &'static str>,
+    modules: BTreeSet<&'static str>,
     methods: BTreeMap<MethodName, Method>,
 }
 
@@ -174,7 +172,7 @@ impl Registry {
     /// The modules that are built in.
     #[must_use]
     pub fn builtin() -> Self {
-        let mut registry = Self { modules: BTreeMap::new(), methods: BTreeMap::new() };
+        let mut registry = Self { modules: BTreeSet::new(), methods: BTreeMap::new() };
         registry.add::<command::Command>();
         registry.add::<jobs::Jobs>();
         registry.add::<system::System>();
@@ -183,7 +181,7 @@ impl Registry {
     }
 
     fn add<M: Module>(&mut self) {
-        self.modules.insert(M::NAME, M::ABOUT);
+        self.modules.insert(M::NAME);
         self.methods.extend(M::methods().into_iter().map(|method| (method.spec.method.clone(), method)));
     }
 
@@ -198,20 +196,20 @@ impl Registry {
         self.methods.values().map(Method::spec)
     }
 
-    /// Each module's name and what it is for, by name.
-    pub fn modules(&self) -> impl Iterator<Item = (&'static str, &'static str)> + '_ {
-        self.modules.iter().map(|(name, about)| (*name, *about))
+    /// The names of the modules, in order.
+    pub fn modules(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.modules.iter().copied()
     }
 
     /// What to say to who asked for a method that is not here: the methods of that module, or else the modules.
     #[must_use]
     pub fn unknown(&self, name: &MethodName) -> Failure {
         let module = name.module();
-        let message = if self.modules.contains_key(module) {
+        let message = if self.modules.contains(module) {
             let methods: Vec<&str> = self.methods.keys().filter(|known| known.module() == module).map(MethodName::method).collect();
             format!("no method {name}: module {module} has {}", methods.join(", "))
         } else {
-            let modules: Vec<&str> = self.modules.keys().copied().collect();
+            let modules: Vec<&str> = self.modules().collect();
             format!("no method {name}: there is no module {module}; there are {}", modules.join(", "))
         };
         Failure::new(ErrorCode::UnknownMethod, message)
@@ -263,7 +261,7 @@ mod tests {
     fn every_method_bears_its_modules_name_and_says_what_it_does() {
         let registry = Registry::builtin();
         for spec in registry.specs() {
-            assert!(registry.modules().any(|(module, _)| module == spec.method.module()), "{}", spec.method);
+            assert!(registry.modules().any(|module| module == spec.method.module()), "{}", spec.method);
             assert!(spec.about.ends_with('.'), "{}", spec.method);
             assert_eq!(spec.args.get("additionalProperties"), Some(&Value::Bool(false)), "{}", spec.method);
         }

@@ -24,7 +24,6 @@ pub(super) struct Command;
 
 impl Module for Command {
     const NAME: &'static str = "command";
-    const ABOUT: &'static str = "Runs commands of the host.";
 
     fn methods() -> Vec<Method> {
         vec![

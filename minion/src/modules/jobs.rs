@@ -12,7 +12,6 @@ pub(super) struct Jobs;
 
 impl Module for Jobs {
     const NAME: &'static str = "jobs";
-    const ABOUT: &'static str = "The jobs of this host: one's own, or with a rule for it, everyone's.";
 
     fn methods() -> Vec<Method> {
         vec![

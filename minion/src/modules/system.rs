@@ -15,7 +15,6 @@ pub(super) struct System;
 
 impl Module for System {
     const NAME: &'static str = "system";
-    const ABOUT: &'static str = "What this minion can do, and what kind of host it is on.";
 
     fn methods() -> Vec<Method> {
         vec![
@@ -43,7 +42,7 @@ struct Describe {
 }
 
 fn list_modules(_: NoArguments, context: &Context<'_>) -> Result<Vec<&'static str>, Failure> {
-    Ok(context.registry.modules().map(|(name, _)| name).collect())
+    Ok(context.registry.modules().collect())
 }
 
 fn list_methods(args: ListMethods, context: &Context<'_>) -> Result<Vec<String>, Failure> {
@@ -51,7 +50,7 @@ fn list_methods(args: ListMethods, context: &Context<'_>) -> Result<Vec<String>,
     let methods: Vec<String> = context.registry.specs().filter(wanted).map(|spec| spec.method.to_string()).collect();
     match args.module {
         Some(module) if methods.is_empty() => {
-            let modules: Vec<&str> = context.registry.modules().map(|(name, _)| name).collect();
+            let modules: Vec<&str> = context.registry.modules().collect();
             Err(Failure::of_kind("unknown_module", format!("there is no module {module:?}; there are {}", modules.join(", "))))
         }
         _ => Ok(methods),

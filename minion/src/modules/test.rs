@@ -13,7 +13,6 @@ pub(super) struct Test;
 
 impl Module for Test {
     const NAME: &'static str = "test";
-    const ABOUT: &'static str = "Tries a fleet out.";
 
     fn methods() -> Vec<Method> {
         vec![
