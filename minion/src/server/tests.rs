@@ -311,7 +311,7 @@ async fn nothing_is_run_that_cannot_be_audited_and_what_the_server_answers_goes_
     for method in ["test.sleep", "async.test.sleep"] {
         let answer = host.post(&call(method, &json!([0]))).await;
         let message = answer.body["error"]["message"].as_str().unwrap();
-        assert_eq!(answer.body["error"]["code"], ErrorCode::Undelivered as i32);
+        assert_eq!(answer.body["error"]["code"], common::outcome::ErrorCode::Undelivered as i32);
         assert!(message.contains("audit.log: No space left"), "{message}");
     }
     assert_eq!(host.error_of(&call("command.run", &json!(["true"]))).await, -32001);
