@@ -55,6 +55,7 @@ units:
 tools:
 	@missing() { echo "make: $$1 is missing. Debian: $$2   Fedora: $$3" >&2; exit 1; }; \
 	command -v bash >/dev/null || missing bash 'sudo apt-get install -y bash' 'sudo dnf install -y bash'; \
+	command -v script >/dev/null || missing script 'sudo apt-get install -y bsdutils' 'sudo dnf install -y util-linux-script'; \
 	command -v cc >/dev/null || missing cc 'sudo apt-get install -y gcc libc6-dev' 'sudo dnf install -y gcc'; \
 	command -v $(CARGO) >/dev/null || missing cargo \
 	    "sudo apt-get install -y curl && curl -sSf https://sh.rustup.rs | sh -s -- -y && . ~/.cargo/env" 'sudo dnf install -y cargo'; \

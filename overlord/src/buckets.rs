@@ -7,6 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use nix::sys::resource::{Resource, getrlimit};
+
+/// Files that are open besides the connections: what the program has open anyway, the job log, the store.
+const OTHER_FILES: usize = 64;
+/// Files that each bucket's runtime has open.
+const BUCKET_FILES: usize = 4;
 
 /// Why a fan-out could not be begun. No item was worked on.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +54,8 @@ where
     W: Fn(T) -> F + Sync,
     F: Future<Output = ()>,
 {
-    let forks = usize::from(forks.max(1));
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let count = forks.min(cores).min(items.len());
+    let forks = usize::from(forks.min(forks_max()).max(1));
+    let count = forks.min(cores()).min(items.len());
     if count == 0 {
         return Ok(());
     }
@@ -67,6 +72,22 @@ where
         (false, Some(error)) => Err(BucketError { reason: error.to_string() }),
         _ => Ok(()),
     }
+}
+
+/// The most items that can be in flight: each may hold a connection, an open file. More would fail for want of files, and
+/// look like hosts that cannot be reached.
+pub(crate) fn forks_max() -> u16 {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(files, _)| files);
+    forks_with(usize::try_from(files).unwrap_or(usize::MAX), cores())
+}
+
+fn forks_with(files: usize, cores: usize) -> u16 {
+    let others = OTHER_FILES.saturating_add(cores.saturating_mul(BUCKET_FILES));
+    u16::try_from(files.saturating_sub(others)).unwrap_or(u16::MAX).max(1)
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 struct Buckets<T> {
@@ -172,6 +193,14 @@ mod tests {
         if thread::available_parallelism().unwrap().get() > 1 {
             assert!(taken < Duration::from_millis(500), "{taken:?}");
         }
+    }
+
+    #[test]
+    fn no_more_are_in_flight_than_files_may_be_open() {
+        assert_eq!(
+            [(1024, 2), (1024, 64), (64, 1), (usize::MAX, 2)].map(|(files, cores)| forks_with(files, cores)),
+            [952, 704, 1, u16::MAX]
+        );
     }
 
     #[test]

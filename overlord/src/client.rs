@@ -6,6 +6,7 @@
 
 mod broken;
 mod exchange;
+mod shape;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +108,8 @@ impl Client {
             .build("http://minion/")
             .map_err(|error| NoAnswer::NotSent(error.to_string()))?;
         let answer: Box<RawValue> = client.request(letter.method(), params).await.map_err(|error| no_answer(error, sent))?;
+        shape::check(answer.get(), shape::DEPTH_MAX + shape::FRAMES_MAX)
+            .map_err(|problem| NoAnswer::Silent(format!("it answered something {}", shortened(&problem))))?;
         serde_json::from_str(answer.get()).map_err(|error| not_understood(&error.to_string()))
     }
 }
@@ -114,11 +117,7 @@ impl Client {
 /// The meaning of an error of jsonrpsee's.
 fn no_answer(error: RpcError, sent: &Sent) -> NoAnswer {
     match error {
-        RpcError::Call(error) => NoAnswer::Refused(Failure {
-            code: error.code(),
-            message: error.message().to_owned(),
-            data: error.data().and_then(|data| serde_json::from_str(data.get()).ok()),
-        }),
+        RpcError::Call(error) => NoAnswer::Refused(refusal(error.code(), error.message(), error.data())),
         RpcError::Transport(error) => match error.downcast::<TransportError>() {
             Ok(error) => transport_failure(*error, sent),
             Err(error) => unclear(&error.to_string(), sent),
@@ -126,6 +125,18 @@ fn no_answer(error: RpcError, sent: &Sent) -> NoAnswer {
         RpcError::ParseError(error) => not_understood(&error.to_string()),
         other => unclear(&other.to_string(), sent),
     }
+}
+
+/// The refusal stands whatever its data are like; data that cannot be kept are left out, and the message says so.
+fn refusal(code: i32, message: &str, data: Option<&RawValue>) -> Failure {
+    let mut failure = Failure { code, message: message.to_owned(), data: None };
+    if let Some(data) = data {
+        match shape::check(data.get(), shape::DEPTH_MAX) {
+            Ok(()) => failure.data = serde_json::from_str(data.get()).ok(),
+            Err(problem) => failure.message.push_str(&format!(" (and data that are left out, {})", shortened(&problem))),
+        }
+    }
+    failure
 }
 
 fn transport_failure(error: TransportError, sent: &Sent) -> NoAnswer {
@@ -147,8 +158,11 @@ fn transport_failure(error: TransportError, sent: &Sent) -> NoAnswer {
 }
 
 fn not_understood(problem: &str) -> NoAnswer {
-    let problem: String = problem.chars().take(SHOWN_MAX_CHARS).collect();
-    NoAnswer::Silent(format!("it answered something that is not an outcome: {problem}"))
+    NoAnswer::Silent(format!("it answered something that is not an outcome: {}", shortened(problem)))
+}
+
+fn shortened(problem: &str) -> String {
+    problem.chars().take(SHOWN_MAX_CHARS).collect()
 }
 
 fn unclear(problem: &str, sent: &Sent) -> NoAnswer {

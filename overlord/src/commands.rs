@@ -22,6 +22,7 @@ use ::certs::authority::AuthorityError;
 use ::certs::files::FileError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::buckets::forks_max;
 use crate::chain;
 use crate::cli::{Cli, Command, Options};
 use crate::daemon::DaemonError;
@@ -89,8 +90,16 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
 /// Each host in flight is an open file, and the usual limit of 1,024 is there for programs that use select(2).
 fn allow_open_files() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // Where it fails, `--forks` beyond the limit ends in `undelivered`, which says why.
+        // Where it fails, fewer hosts are in flight at once: see `warn_of_forks`.
         let _as_before = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+}
+
+/// Fewer hosts in flight than were asked for are only slower, but who asked should know.
+fn warn_of_forks(asked: u16) {
+    let most = forks_max();
+    if asked > most {
+        remark(&format!("{asked} forks are more than this process may have open files for; using {most} (see `ulimit -n`)"));
     }
 }
 

@@ -72,7 +72,8 @@ impl Default for Config {
             poll_timeout: Duration::from_secs(10),
             lost_after: Duration::from_secs(24 * 60 * 60),
             store_wait: Duration::from_secs(10),
-            result_max_bytes: 16 << 20,
+            // A minion with limits of its own default sends 1.25 MiB at most; and while it is read, an answer takes many times its size.
+            result_max_bytes: 4 << 20,
             call_max_bytes: 10 << 20,
         }
     }
@@ -142,6 +143,7 @@ mod tests {
         let config = load("forks = 8\nlost_after = \"2d\"\n").unwrap();
         assert_eq!((config.forks, config.lost_after), (8, Duration::from_secs(172_800)));
         assert_eq!(config.timeout, Config::default().timeout);
+        assert!(config.result_max_bytes >= (1 << 20) + (256 << 10), "a minion's default result_max_bytes, and what is around it");
     }
 
     #[test]

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, chdir, close, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 
 /// As much as is read of what the work says.
-const WORD_MAX_BYTES: u64 = 1 << 20;
+const WORD_MAX_BYTES: usize = 1 << 20;
 
 /// Why there is no word from the work.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ pub(crate) enum DaemonError {
     /// It has not said anything yet.
     #[error("the dispatcher has said nothing for {0:?}, and may still be at work: look at `overlord job-list`")]
     Silent(Duration),
+    /// It has said more than is read.
+    #[error("the dispatcher said more than {WORD_MAX_BYTES} bytes, and may still be at work: look at `overlord job-list`")]
+    TooLong,
     /// It is gone.
     #[error("the dispatcher died before it could say what it did: look at `overlord job-list`")]
     Died,
@@ -57,15 +60,24 @@ pub(crate) fn detach(patience: Duration, work: impl FnOnce(Word)) -> Result<Stri
     match unsafe { fork() }.map_err(io::Error::from)? {
         ForkResult::Parent { child } => {
             drop(writer);
-            waitpid(child, None).map_err(io::Error::from)?;
+            check_start(waitpid(child, None).map_err(io::Error::from)?)?;
             listen(reader, patience)
         }
         ForkResult::Child => {
             drop(reader);
-            let status = if fork_again(writer, work).is_ok() { 0 } else { 1 };
+            let status = fork_again(writer, work).err().map_or(0, |error| error.raw_os_error().unwrap_or(nix::libc::EIO));
             // SAFETY: `_exit` has no conditions. It leaves alone what the parent registered to be run at its own exit.
             unsafe { nix::libc::_exit(status) }
         }
+    }
+}
+
+/// The child's exit status is the number of the error that kept it from starting the work.
+fn check_start(status: WaitStatus) -> Result<(), DaemonError> {
+    match status {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno).into()),
+        other => Err(io::Error::other(format!("its process ended with {other:?}")).into()),
     }
 }
 
@@ -113,10 +125,44 @@ fn listen(mut reader: PipeReader, patience: Duration) -> Result<String, DaemonEr
         let mut bytes = [0; 4096];
         let length = reader.read(&mut bytes)?;
         word.extend(bytes.iter().take(length));
-        let is_too_long = u64::try_from(word.len()).unwrap_or(u64::MAX) > WORD_MAX_BYTES;
-        if length == 0 || is_too_long {
+        if word.len() > WORD_MAX_BYTES {
+            return Err(DaemonError::TooLong);
+        }
+        if length == 0 {
             let text = String::from_utf8(word).ok().filter(|text| !text.is_empty());
             return text.ok_or(DaemonError::Died);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use nix::sys::signal::Signal;
+    use nix::unistd::Pid;
+
+    fn heard(bytes: usize) -> Result<String, DaemonError> {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let talker = std::thread::spawn(move || drop(writer.write_all(&vec![b'x'; bytes])));
+        let word = listen(reader, Duration::from_secs(20));
+        talker.join().unwrap();
+        word
+    }
+
+    #[test]
+    fn a_word_is_heard_whole_or_said_to_be_too_long() {
+        assert_eq!(heard(WORD_MAX_BYTES).unwrap().len(), WORD_MAX_BYTES);
+        assert!(matches!(heard(WORD_MAX_BYTES + 1), Err(DaemonError::TooLong)));
+        assert!(matches!(heard(0), Err(DaemonError::Died)));
+    }
+
+    #[test]
+    fn what_kept_the_dispatcher_from_starting_is_named() {
+        let child = Pid::from_raw(1);
+        assert!(check_start(WaitStatus::Exited(child, 0)).is_ok());
+        let error = check_start(WaitStatus::Exited(child, nix::libc::EAGAIN)).unwrap_err();
+        assert_eq!(crate::chain(&error), "starting the dispatcher: Resource temporarily unavailable (os error 11)");
+        assert!(matches!(check_start(WaitStatus::Signaled(child, Signal::SIGKILL, false)), Err(DaemonError::Start(_))));
     }
 }

@@ -1,6 +1,7 @@
-//! One call as letters, one for each host: hosts share an envelope, written once, at the moment when its first letter is sent.
+//! One call as letters, one for each host: hosts share an envelope, written at the moment when its first letter is sent, and
+//! anew for the letters that are sent much later.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::identity::{CallerName, MinionName};
@@ -16,6 +17,10 @@ use crate::hosts::Host;
 /// How long an envelope may be started after it was written, if the call's own limit is not longer. Clocks differ:
 /// five minutes is what Kerberos lets them differ by (RFC 4120, 5.5.1, "reasonable clock skew").
 const START_WITHIN: Duration = Duration::from_secs(5 * 60);
+
+/// How long a written envelope is sent to further hosts. With few forks the last host of an audience may get it long after the
+/// first, and must have no less time to start it.
+const FRESH_FOR: Duration = Duration::from_secs(30);
 
 /// What is asked, of whomever.
 #[derive(Debug, Clone)]
@@ -41,7 +46,14 @@ pub(crate) struct Letter {
 struct Sheet {
     message: Arc<Message>,
     audience: Vec<MinionName>,
-    written: OnceLock<Params>,
+    written: Mutex<Option<Written>>,
+}
+
+#[derive(Debug)]
+struct Written {
+    /// By the clock that the hosts compare theirs with, and which does not stand still while this machine sleeps.
+    at: Timestamp,
+    params: Params,
 }
 
 /// The `params` of a call, as JSON text.
@@ -56,7 +68,7 @@ impl Message {
         let mut letters = Vec::with_capacity(hosts.len());
         for chunk in hosts.chunks(AUDIENCE_MAX) {
             let audience = chunk.iter().map(|host| host.name.clone()).collect();
-            let sheet = Arc::new(Sheet { message: message.clone(), audience, written: OnceLock::new() });
+            let sheet = Arc::new(Sheet { message: message.clone(), audience, written: Mutex::default() });
             letters.extend(chunk.iter().map(|host| Letter {
                 host: host.name.clone(),
                 address: host.address.clone(),
@@ -66,7 +78,7 @@ impl Message {
         letters
     }
 
-    fn write(&self, audience: &[MinionName]) -> serde_json::Result<Params> {
+    fn write(&self, audience: &[MinionName], at: Timestamp) -> serde_json::Result<Params> {
         let within = self.limit.unwrap_or_default().max(START_WITHIN);
         let envelope = Envelope {
             call_id: self.call_id.clone(),
@@ -74,7 +86,7 @@ impl Message {
             audience: audience.to_owned(),
             method: self.method.clone(),
             args: self.args.clone(),
-            start_before: later(Timestamp::now(), within),
+            start_before: later(at, within),
             limit_ms: self.limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
         };
         let params = CallParams { call: serde_json::to_string(&envelope)? };
@@ -88,11 +100,27 @@ impl Letter {
     }
 
     pub(crate) fn params(&self) -> serde_json::Result<Params> {
-        if let Some(written) = self.sheet.written.get() {
-            return Ok(written.clone());
+        self.params_at(Timestamp::now())
+    }
+
+    /// The call id stays the same, so a host that gets both knows them for one call.
+    fn params_at(&self, now: Timestamp) -> serde_json::Result<Params> {
+        let mut written = self.sheet.written.lock().unwrap_or_else(PoisonError::into_inner);
+        match written.as_ref() {
+            Some(last) if last.is_fresh(now) => Ok(last.params.clone()),
+            _ => {
+                let params = self.sheet.message.write(&self.sheet.audience, now)?;
+                *written = Some(Written { at: now, params: params.clone() });
+                Ok(params)
+            }
         }
-        let params = self.sheet.message.write(&self.sheet.audience)?;
-        Ok(self.sheet.written.get_or_init(|| params).clone())
+    }
+}
+
+impl Written {
+    /// A clock that was set back makes it stale, too.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.at <= now && now < later(self.at, FRESH_FOR)
     }
 }
 
@@ -164,6 +192,23 @@ mod tests {
             assert!((seconds - 10..=seconds).contains(&within), "{within}");
             assert_eq!(envelope.limit(), limit);
         }
+    }
+
+    #[test]
+    fn who_is_sent_it_late_has_as_long_to_start_it() {
+        let letters = message(None).letters(&hosts(2));
+        let (first, second) = (&letters[0], &letters[1]);
+        let begun = Timestamp::now();
+        let at = |letter: &Letter, seconds: u64| {
+            let params = letter.params_at(later(begun, Duration::from_secs(seconds))).unwrap();
+            let params: CallParams = serde_json::from_str(params.0.get()).unwrap();
+            serde_json::from_str::<Envelope>(&params.call).unwrap()
+        };
+        let early = at(first, 0);
+        assert_eq!(at(second, 29), early);
+        let late = at(second, 290);
+        assert_eq!(late.start_before, later(begun, Duration::from_secs(290) + START_WITHIN));
+        assert_eq!(Envelope { start_before: early.start_before, ..late }, early);
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Fleet {
     /// # Errors
     /// The logs or the store cannot be read.
     pub fn jobs(&self) -> Result<Vec<JobSummary>, JobError> {
-        Ok(store::with_store(self, |store| store.summaries())?)
+        Ok(store::summaries(self)?)
     }
 
     /// The roster: `hosts.toml` as it is now.
@@ -166,10 +166,6 @@ impl Fleet {
 
     pub(crate) fn warn(&self, text: &str) {
         (self.0.warning)(text);
-    }
-
-    pub(crate) fn warning(&self) -> &dyn Fn(&str) {
-        &self.0.warning
     }
 
     pub(crate) fn link(&self) -> Result<&Link, LinkError> {

@@ -19,8 +19,8 @@ use crate::hosts::RosterError;
 use crate::store::{self, StoreError};
 use dispatcher::Dispatch;
 pub use dispatcher::StartError;
-use log::{JobLog, LogError, LogFile};
-use poll::{Answered, Inquiry};
+use log::{JobLog, LogError};
+use poll::{Answered, Inquiry, Question};
 pub use status::JobStatus;
 
 /// The most ids that an error lists.
@@ -29,6 +29,8 @@ const LISTED_MAX: usize = 10;
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 /// How late, at last.
 const WAIT_LONGEST: Duration = Duration::from_secs(5);
+/// How often a host is asked by one wish to cancel: by a fence, and then by the job's id there.
+const CANCEL_ROUNDS: usize = 2;
 
 /// Why nothing can be said of a job, or done about it.
 #[derive(Debug, thiserror::Error)]
@@ -156,13 +158,14 @@ impl Job {
     /// # Errors
     /// The job's log or the store cannot be read. That hosts cannot be asked at all is a warning.
     pub fn status(&self) -> Result<JobStatus, JobError> {
-        let known = self.known()?;
+        let mut known = self.known()?;
         let inquiries = poll::inquiries(&known.record, known.is_dispatching);
         if inquiries.is_empty() {
             return Ok(known);
         }
-        match self.ask(&known.record, inquiries) {
-            Ok(answers) => self.learn(known, answers),
+        match self.learn(&mut known.record, inquiries, |_| ()) {
+            Ok(true) => self.known(),
+            Ok(false) => Ok(known),
             Err(error) => {
                 self.fleet.warn(&format!("hosts cannot be asked, so this is what was known before: {}", crate::chain(&error)));
                 Ok(known)
@@ -175,10 +178,12 @@ impl Job {
     /// # Errors
     /// The job's log or the store cannot be read.
     pub fn known(&self) -> Result<JobStatus, JobError> {
-        // In this order: a dispatcher that ends in between has written all that it knows.
-        let is_dispatching = log::is_dispatching(self.fleet.home(), &self.id)?;
-        let record = store::with_store(&self.fleet, |store| store.record(&self.id))?;
+        // A dispatcher that ends before the record is read has written all that it knows; one that begins before, and has
+        // written which hosts it sends the job again, is found afterwards.
+        let was_dispatching = log::is_dispatching(self.fleet.home(), &self.id)?;
+        let record = store::record(&self.fleet, &self.id)?;
         let record = record.ok_or_else(|| JobError::Unknown { text: self.id.to_string() })?;
+        let is_dispatching = was_dispatching || log::is_dispatching(self.fleet.home(), &self.id)?;
         Ok(JobStatus { record, is_dispatching })
     }
 
@@ -214,70 +219,99 @@ impl Job {
     /// # Errors
     /// The host is not one of the job's, hosts cannot be asked, or the log or store cannot be used.
     pub fn cancel(&self, only: Option<&MinionName>) -> Result<BTreeMap<MinionName, Cancellation>, JobError> {
-        let known = self.known()?;
-        if let Some(host) = only.filter(|host| !known.record.hosts.contains_key(host)) {
+        let JobStatus { mut record, is_dispatching } = self.known()?;
+        if let Some(host) = only.filter(|host| !record.hosts.contains_key(host)) {
             return Err(JobError::NotAMember { job: self.id.clone(), host: host.clone() });
         }
         let is_meant = |host: &MinionName| only.is_none_or(|only| only == host);
-        let mut inquiries = poll::inquiries(&known.record, known.is_dispatching);
+        let mut inquiries = poll::inquiries(&record, is_dispatching);
         inquiries.retain(|inquiry| is_meant(&inquiry.host));
         let mut told = BTreeMap::new();
-        for (name, host) in known.record.hosts.iter().filter(|(name, _)| is_meant(name)) {
+        for (name, host) in record.hosts.iter().filter(|(name, _)| is_meant(name)) {
             let fate = if host.state.is_final() { Cancellation::HadEnded(host.state) } else { Cancellation::BeingSent };
             told.insert(name.clone(), fate);
         }
-        if inquiries.is_empty() {
-            return Ok(told);
+        // A fence tells a host that holds the job nothing: such a host is told in a second round, by the id that it gave.
+        for _ in 0..CANCEL_ROUNDS {
+            if inquiries.is_empty() {
+                break;
+            }
+            let asked = std::mem::take(&mut inquiries).into_iter().map(Inquiry::into_cancel).collect();
+            self.learn(&mut record, asked, |answered| {
+                inquiries.extend(still_to_tell(answered));
+                told.insert(answered.0.host.clone(), self.fate(answered));
+            })?;
         }
-        let answers = self.ask(&known.record, inquiries.into_iter().map(Inquiry::into_cancel).collect())?;
-        for (inquiry, answer) in &answers {
-            told.insert(
-                inquiry.host.clone(),
-                match answer {
-                    Ok(report) => Cancellation::Told(report.progress.state()),
-                    Err(silence) => Cancellation::Unreachable(silence.reason().to_owned()),
-                },
-            );
-        }
-        self.learn(known, answers)?;
         Ok(told)
     }
 
-    fn ask(&self, record: &JobRecord, inquiries: Vec<Inquiry>) -> Result<Vec<Answered>, JobError> {
+    fn fate(&self, (inquiry, answer): &Answered) -> Cancellation {
+        match answer {
+            Ok(report) if *report.call_id.job() != self.id => Cancellation::Unreachable("it answered about another job".to_owned()),
+            Ok(report) if matches!(inquiry.question, Question::Cancel(_)) || report.progress.state().is_final() => {
+                Cancellation::Told(report.progress.state())
+            }
+            Ok(_) => Cancellation::Unreachable("it holds the job, and was not told to stop it".to_owned()),
+            Err(unheard) => Cancellation::Unreachable(unheard.reason(&inquiry.host)),
+        }
+    }
+
+    /// Asks, and gives every line that says something new to `keep`, and every answer to `each`, as it arrives. What is new is
+    /// in `record` then, too.
+    fn ask(
+        &self,
+        record: &mut JobRecord,
+        inquiries: Vec<Inquiry>,
+        mut keep: impl FnMut(&LogLine) -> Result<(), LogError>,
+        mut each: impl FnMut(&Answered),
+    ) -> Result<Learnt, JobError> {
         let link = self.fleet.link()?;
         // A fence binds the caller who set it: another's would leave the call free to start.
         if link.caller != record.header.caller {
             let (caller, own) = (record.header.caller.to_string(), link.caller.to_string());
             return Err(JobError::OtherCaller { job: self.id.clone(), caller, own });
         }
-        poll::ask(&self.fleet, link, inquiries)
-    }
-
-    /// Writes down what is new, and gives what is known then.
-    fn learn(&self, known: JobStatus, answers: Vec<Answered>) -> Result<JobStatus, JobError> {
-        let mut record = known.record;
-        let lines = poll::news(&mut record, &answers, self.fleet.config().lost_after);
-        match self.write_down(&lines) {
-            Ok(()) if lines.is_empty() => Ok(JobStatus { record, is_dispatching: known.is_dispatching }),
-            Ok(()) => self.known(),
-            Err(error) => {
-                self.fleet.warn(&format!("what the hosts said could not be kept: {}", crate::chain(&error)));
-                Ok(JobStatus { record, is_dispatching: known.is_dispatching })
+        let lost_after = self.fleet.config().lost_after;
+        let mut learnt = Learnt { has_news: false, kept: Ok(()) };
+        poll::ask(&self.fleet, link, inquiries, |answered| {
+            let lines = poll::news(record, &answered, lost_after);
+            learnt.has_news |= !lines.is_empty();
+            if learnt.kept.is_ok() {
+                learnt.kept = lines.iter().try_for_each(&mut keep);
             }
-        }
+            each(&answered);
+        })?;
+        Ok(learnt)
     }
 
-    fn write_down(&self, lines: &[LogLine]) -> Result<(), LogError> {
-        if lines.is_empty() {
-            return Ok(());
+    /// Asks, and writes down what is new, answer by answer. Gives whether there was news, and the log has all of it.
+    fn learn(&self, record: &mut JobRecord, inquiries: Vec<Inquiry>, each: impl FnMut(&Answered)) -> Result<bool, JobError> {
+        let mut log = JobLog::open(self.fleet.home(), &self.id)?;
+        let Learnt { has_news, kept } = self.ask(record, inquiries, |line| log.append(line), each)?;
+        if !has_news {
+            return Ok(false);
         }
-        append_all(&mut JobLog::open(self.fleet.home(), &self.id)?, lines)
+        let kept = kept.and_then(|()| log.sync());
+        let kept = kept.inspect_err(|error| self.fleet.warn(&format!("what the hosts said could not be kept: {}", crate::chain(error))));
+        Ok(kept.is_ok())
     }
 }
 
-fn append_all<F: LogFile>(log: &mut JobLog<F>, lines: &[LogLine]) -> Result<(), LogError> {
-    lines.iter().try_for_each(|line| log.append(line))?;
-    log.sync()
+/// What came of asking.
+struct Learnt {
+    has_news: bool,
+    /// Once a line cannot be written, none is.
+    kept: Result<(), LogError>,
+}
+
+/// The question that stops the job on a host of which the fence found that it holds the job.
+fn still_to_tell((inquiry, answer): &Answered) -> Option<Inquiry> {
+    match (answer, &inquiry.question) {
+        (Ok(report), Question::Fence(call)) if report.call_id.job() == call.job() && !report.progress.state().is_final() => {
+            Some(Inquiry { question: Question::Cancel(report.minion_job_id.clone()), ..inquiry.clone() })
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

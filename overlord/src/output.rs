@@ -63,10 +63,14 @@ pub(crate) fn table<const COLUMNS: usize>(names: [&str; COLUMNS], rows: impl Int
     table.trim_fmt()
 }
 
-/// A line on standard error, for a person.
+/// A line on standard error, for a person. Further lines are indented: a host may have written them.
 pub(crate) fn remark(text: &str) {
     // If standard error is closed, there is nobody to be told.
-    let _nobody = writeln!(io::stderr().lock(), "overlord: {}", harmless(text));
+    let _nobody = writeln!(io::stderr().lock(), "{}", remarked(text));
+}
+
+fn remarked(text: &str) -> String {
+    format!("overlord: {}", harmless(text).trim_end().replace('\n', "\n  "))
 }
 
 /// A line on standard error without our name before it.
@@ -129,6 +133,14 @@ mod tests {
     #[test]
     fn nothing_steers_a_terminal() {
         assert_eq!(harmless(HOSTILE), "a\\x1b[31m\\x00\\x0d\\u{9b}2J\\u{202e}\\x7fb\n\tc");
+    }
+
+    #[test]
+    fn no_remark_holds_a_line_that_looks_like_another() {
+        assert_eq!(
+            remarked("web1 is not sent it again: x\noverlord: the job was FINISHED\r\n"),
+            "overlord: web1 is not sent it again: x\n  overlord: the job was FINISHED\\x0d"
+        );
     }
 
     #[test]

@@ -2,23 +2,21 @@
 //!
 //! It is open for as long as one piece of work takes, never while hosts are asked. It can always be rebuilt: with each job it
 //! keeps how many bytes of the log are folded, so what is missing is read from the log before anything is answered. A store
-//! that is damaged is set aside. Results and minion job ids are separate records: an id, once written, is never written again.
+//! that is damaged is set aside, and where it cannot be used the logs are folded in memory. Results and minion job ids are separate
+//! records: an id, once written, is never written again.
 
-use std::cell::Cell;
+mod access;
+
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::{Event, HostRecord, HostState, JobHeader, JobId, JobRecord, LogLine, MinionJobId};
 use jiff::Timestamp;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, Db, Tree};
@@ -26,6 +24,7 @@ use sled::{Batch, Db, Tree};
 use crate::fleet::Fleet;
 use crate::home::Home;
 use crate::jobs::log::{self, LogError};
+use access::{pause, with_store};
 
 /// As much of the store as is kept in memory: it is open for milliseconds.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -38,6 +37,14 @@ pub enum StoreError {
         "other commands have been using {} for {waited:?}; try again, or raise store_wait in overlord.toml", .path.display()
     )]
     Busy {
+        /// The store.
+        path: PathBuf,
+        /// For how long it was waited.
+        waited: Duration,
+    },
+    /// It does not come to an end: the disk is full, or hangs.
+    #[error("the job store {} is stuck: nothing came of it within {waited:?}", .path.display())]
+    Stuck {
         /// The store.
         path: PathBuf,
         /// For how long it was waited.
@@ -81,10 +88,75 @@ pub struct JobSummary {
     pub counts: BTreeMap<HostState, usize>,
 }
 
+impl JobSummary {
+    fn of(record: JobRecord) -> Self {
+        let counts = Mark::of(&record, 0).counts;
+        let JobRecord { header: JobHeader { job_id, method, target, .. }, created_at, .. } = record;
+        Self { job_id, method, target, created_at, counts }
+    }
+}
+
+/// All that the job's log says, and which the store then says, too. None if there is no log, or none that says what the job is.
+pub(crate) fn record(fleet: &Fleet, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
+    let own = job.clone();
+    match with_store(fleet, move |store| store.record(&own)) {
+        Err(error) if is_of_the_store(&error) => {
+            fleet.warn(&format!("this is from the job's log alone: {}", crate::chain(&error)));
+            Ok(from_log(fleet.home(), job, |problem| fleet.warn(problem))?)
+        }
+        done => done,
+    }
+}
+
+/// Brings the store up to the job's log.
+pub(crate) fn fold(fleet: &Fleet, job: &JobId) -> Result<(), StoreError> {
+    let own = job.clone();
+    with_store(fleet, move |store| store.record(&own).map(|_| ()))
+}
+
+/// Every job in brief, oldest first.
+pub(crate) fn summaries(fleet: &Fleet) -> Result<Vec<JobSummary>, StoreError> {
+    match with_store(fleet, Store::summaries) {
+        Err(error) if is_of_the_store(&error) => {
+            fleet.warn(&format!("this is from the job logs alone: {}", crate::chain(&error)));
+            let mut summaries = Vec::new();
+            for (job, _) in log::list(fleet.home())? {
+                match from_log(fleet.home(), &job, |problem| fleet.warn(problem)) {
+                    Ok(record) => summaries.extend(record.map(JobSummary::of)),
+                    Err(error) => fleet.warn(&crate::chain(&error)),
+                }
+            }
+            Ok(summaries)
+        }
+        done => done,
+    }
+}
+
+/// What the store cannot say, the logs can.
+fn is_of_the_store(error: &StoreError) -> bool {
+    match error {
+        StoreError::Busy { .. } | StoreError::Stuck { .. } | StoreError::File { .. } | StoreError::Damaged { .. } => true,
+        StoreError::Log(_) => false,
+    }
+}
+
+fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobRecord>, LogError> {
+    let mut record = None;
+    let path = home.job_log(job);
+    if path.exists() {
+        log::read(&path, 0, |line| match line {
+            Ok(line) => fold_line(&mut record, &line, &mut BTreeSet::new()),
+            Err(problem) => warn(&problem),
+        })?;
+    }
+    Ok(record)
+}
+
 /// The store, open.
-pub(crate) struct Store<'f> {
-    home: &'f Home,
-    warn: &'f dyn Fn(&str),
+struct Store {
+    home: Home,
+    /// Told once it is closed: standard error may be slow to take them.
+    warnings: RefCell<Vec<String>>,
     db: Db,
     /// Job → its header and when it was made; written once.
     jobs: Tree,
@@ -118,64 +190,6 @@ impl Mark {
     }
 }
 
-/// Opens the store, does `work` and closes it, waiting for other commands within the configured bound. `work` is done again,
-/// on an empty store, if the store turns out to be damaged.
-pub(crate) fn with_store<R>(fleet: &Fleet, work: impl Fn(&Store<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
-    let path = fleet.home().store_dir();
-    let deadline = Instant::now() + fleet.config().store_wait;
-    let busy = || StoreError::Busy { path: path.clone(), waited: fleet.config().store_wait };
-    // Our own lock is held longer than sled's: it also covers setting a damaged store aside.
-    let _lock = lock(fleet.home().state_dir(), &path.with_extension("lock"), deadline)?.ok_or_else(busy)?;
-    let attempt = || {
-        let store = Store::open(fleet, deadline)?.ok_or_else(busy)?;
-        let done = work(&store)?;
-        store.save()?;
-        Ok(done)
-    };
-    let reason = match catch_unwind(AssertUnwindSafe(attempt)) {
-        Ok(Err(StoreError::Damaged { reason, .. })) => reason,
-        Ok(done) => return done,
-        Err(_) => "sled panicked".to_owned(),
-    };
-    let aside = set_aside(&path)?;
-    fleet.warn(&format!(
-        "the job store {} is damaged ({reason}); it was set aside as {} and is rebuilt from the job logs",
-        path.display(),
-        aside.display()
-    ));
-    catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-fn lock(folder: &Path, path: &Path, deadline: Instant) -> Result<Option<Flock<File>>, StoreError> {
-    let failed = |source| StoreError::File { doing: "locking", path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-    loop {
-        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => return Ok(Some(file)),
-            Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
-            Err((_, errno)) => return Err(failed(errno.into())),
-        };
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        pause();
-    }
-}
-
-/// Between 5 and 20 ms, so that those who wait do not come back all at once.
-fn pause() {
-    let jitter = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 16);
-    sleep(Duration::from_millis(5 + jitter));
-}
-
-fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let now = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ").to_string();
-    let aside = path.with_extension(format!("sled.damaged-{now}"));
-    let renamed = fs::rename(path, &aside);
-    renamed.map(|()| aside).map_err(|source| StoreError::File { doing: "setting aside the damaged", path: path.to_owned(), source })
-}
-
 fn key(job: &JobId, host: &MinionName) -> String {
     format!("{job}/{host}")
 }
@@ -184,9 +198,9 @@ fn id_key(job: &JobId, host: &MinionName, attempt: u32) -> String {
     format!("{job}/{host}/{attempt}")
 }
 
-impl<'f> Store<'f> {
+impl Store {
     /// None if it is open elsewhere until the deadline: sled says so at once, and closing takes it a moment.
-    fn open(fleet: &'f Fleet, deadline: Instant) -> Result<Option<Self>, StoreError> {
+    fn open(fleet: &Fleet, deadline: Instant) -> Result<Option<Self>, StoreError> {
         let path = fleet.home().store_dir();
         let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
         let failed = |error| store_error(&path, error);
@@ -200,7 +214,8 @@ impl<'f> Store<'f> {
         };
         let tree = |name: &str| db.open_tree(name).map_err(failed);
         let (jobs, marks, ids, hosts) = (tree("jobs")?, tree("marks")?, tree("ids")?, tree("hosts")?);
-        Ok(Some(Self { home: fleet.home(), warn: fleet.warning(), db, jobs, marks, ids, hosts, has_changed: Cell::new(false) }))
+        let (home, warnings, has_changed) = (fleet.home().clone(), RefCell::default(), Cell::new(false));
+        Ok(Some(Self { home, warnings, db, jobs, marks, ids, hosts, has_changed }))
     }
 
     /// sled's own flush is enough for a killed process; a power cut needs the file synced besides.
@@ -213,59 +228,70 @@ impl<'f> Store<'f> {
         File::open(&path).and_then(|file| file.sync_data()).map_err(|source| StoreError::File { doing: "syncing", path, source })
     }
 
-    /// All that the job's log says. None if there is no log, or none that says what the job is.
-    pub(crate) fn record(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
+    fn record(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
         let path = self.home.job_log(job);
         match fs::metadata(&path) {
-            Ok(log) => self.catch_up(job, log.len())?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::File { doing: "reading", path, source }),
+            Ok(log) => self.catch_up(job, log.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::File { doing: "reading", path, source }),
         }
-        self.load(job)
     }
 
-    /// Every job in brief, oldest first.
-    pub(crate) fn summaries(&self) -> Result<Vec<JobSummary>, StoreError> {
+    fn summaries(&self) -> Result<Vec<JobSummary>, StoreError> {
         let mut summaries = Vec::new();
-        for (job_id, length) in log::list(self.home)? {
-            self.catch_up(&job_id, length)?;
-            let header = self.read::<(Timestamp, JobHeader)>(&self.jobs, job_id.as_str())?;
-            let mark = self.read::<Mark>(&self.marks, job_id.as_str())?;
-            if let (Some((created_at, header)), Some(mark)) = (header, mark) {
-                summaries.push(JobSummary { job_id, method: header.method, target: header.target, created_at, counts: mark.counts });
+        for (job, length) in log::list(&self.home)? {
+            match self.summary(&job, length) {
+                Ok(summary) => summaries.extend(summary),
+                // One log that cannot be read hides no other.
+                Err(StoreError::Log(error)) => self.warn(crate::chain(&error)),
+                Err(error) => return Err(error),
             }
         }
         Ok(summaries)
     }
 
-    /// Folds what the log, `length` bytes long, says more than the store. To fold a line twice does no harm.
-    fn catch_up(&self, job: &JobId, length: u64) -> Result<(), StoreError> {
-        let mark: Option<Mark> = self.read(&self.marks, job.as_str())?;
-        let folded = mark.map_or(0, |mark| mark.folded);
-        if folded == length {
-            return Ok(());
+    fn summary(&self, job: &JobId, length: u64) -> Result<Option<JobSummary>, StoreError> {
+        let header = self.read::<(Timestamp, JobHeader)>(&self.jobs, job.as_str())?;
+        let mark = self.read::<Mark>(&self.marks, job.as_str())?.filter(|mark| mark.folded == length);
+        if let (Some((created_at, header)), Some(mark)) = (header, mark) {
+            let JobHeader { job_id, method, target, .. } = header;
+            return Ok(Some(JobSummary { job_id, method, target, created_at, counts: mark.counts }));
         }
-        // A log that is shorter than it was lost its end in a power cut: what is appended now may lie before the mark.
-        let from = if folded > length { 0 } else { folded };
-        let mut record = self.load(job)?;
-        let mut changed = BTreeSet::new();
-        let end = log::read(&self.home.job_log(job), from, |line| match line {
-            Ok(line) => fold(&mut record, &line, &mut changed),
-            Err(problem) => (self.warn)(&problem),
-        })?;
-        match record {
-            Some(record) if end != folded => self.write(&record, &changed, end),
-            _ => Ok(()),
-        }
+        Ok(self.catch_up(job, length)?.map(JobSummary::of))
     }
 
-    /// The record as of its mark. Damage can make sled forget some records and keep others, so it is checked against the mark.
-    fn load(&self, job: &JobId) -> Result<Option<JobRecord>, StoreError> {
-        let Some(mark) = self.read::<Mark>(&self.marks, job.as_str())? else {
+    /// Folds what the log, `length` bytes long, says more than the store. To fold a line twice does no harm.
+    fn catch_up(&self, job: &JobId, length: u64) -> Result<Option<JobRecord>, StoreError> {
+        let (mut record, folded) = self.load(job)?.map_or((None, 0), |(record, folded)| (Some(record), folded));
+        if record.is_some() && folded == length {
+            return Ok(record);
+        }
+        let is_known = record.is_some();
+        // A log that is shorter than it was lost its end in a power cut: what is appended now may lie before the mark.
+        let from = if folded > length { 0 } else { folded };
+        let mut changed = BTreeSet::new();
+        let end = log::read(&self.home.job_log(job), from, |line| match line {
+            Ok(line) => fold_line(&mut record, &line, &mut changed),
+            Err(problem) => self.warn(problem),
+        })?;
+        if let Some(record) = &record {
+            if !is_known {
+                changed.extend(record.hosts.keys().cloned());
+            }
+            if end != folded {
+                self.write(record, &changed, end)?;
+            }
+        }
+        Ok(record)
+    }
+
+    /// The record, and how far the log is folded. Damage, or a kill between two writes, can make sled forget some records and keep
+    /// others, so it is checked against the mark: none if it does not fit, and then the log is folded from its beginning.
+    fn load(&self, job: &JobId) -> Result<Option<(JobRecord, u64)>, StoreError> {
+        let mark = self.read::<Mark>(&self.marks, job.as_str())?;
+        let header = self.read::<(Timestamp, JobHeader)>(&self.jobs, job.as_str())?;
+        let (Some(mark), Some((created_at, header))) = (mark, header) else {
             return Ok(None);
-        };
-        let Some((created_at, header)) = self.read::<(Timestamp, JobHeader)>(&self.jobs, job.as_str())? else {
-            return Err(self.damaged(format!("the job {job} is marked and not there")));
         };
         let mut record = JobRecord::new(header, created_at);
         record.changed_at = mark.changed_at;
@@ -276,10 +302,8 @@ impl<'f> Store<'f> {
             }
         }
         let found = Mark::of(&record, mark.folded);
-        if (found.counts, found.ids) != (mark.counts, mark.ids) {
-            return Err(self.damaged(format!("of the job {job} some records are missing")));
-        }
-        Ok(Some(record))
+        let is_whole = (found.counts, found.ids) == (mark.counts, mark.ids);
+        Ok(is_whole.then_some((record, mark.folded)))
     }
 
     fn write(&self, record: &JobRecord, changed: &BTreeSet<MinionName>, folded: u64) -> Result<(), StoreError> {
@@ -288,11 +312,12 @@ impl<'f> Store<'f> {
         for name in changed {
             let Some(host) = record.hosts.get(name) else { continue };
             let mut host = host.clone();
-            if let Some(id) = host.minion_job_id.take() {
-                let key = id_key(job, name, host.attempt);
-                if self.read::<MinionJobId>(&self.ids, &key)?.is_none() {
-                    ids.insert(key.as_bytes(), self.json(&id)?);
-                }
+            let id_key = id_key(job, name, host.attempt);
+            match (host.minion_job_id.take(), self.read::<MinionJobId>(&self.ids, &id_key)?) {
+                (Some(id), None) => ids.insert(id_key.as_bytes(), self.json(&id)?),
+                // The log lost its end, and with it the answer that the id is from.
+                (None, Some(_)) => ids.remove(id_key.as_bytes()),
+                (Some(_), Some(_)) | (None, None) => {}
             }
             hosts.insert(key(job, name).as_bytes(), self.json(&host)?);
         }
@@ -309,26 +334,31 @@ impl<'f> Store<'f> {
         Ok(())
     }
 
+    /// None also for a record that cannot be read: it is written again from the log, and where it never reads back, the log is
+    /// folded each time.
     fn read<T: DeserializeOwned>(&self, tree: &Tree, key: &str) -> Result<Option<T>, StoreError> {
         let value = tree.get(key).map_err(|error| self.failed(error))?;
-        let parsed = value.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        parsed.map_err(|error| self.damaged(format!("the record {key}: {error}")))
+        Ok(value.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
     fn json(&self, value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
-        serde_json::to_vec(value).map_err(|error| self.damaged(error.to_string()))
+        serde_json::to_vec(value).map_err(|error| StoreError::File {
+            doing: "writing to",
+            path: self.home.store_dir(),
+            source: error.into(),
+        })
     }
 
     fn failed(&self, error: sled::Error) -> StoreError {
         store_error(&self.home.store_dir(), error)
     }
 
-    fn damaged(&self, reason: String) -> StoreError {
-        StoreError::Damaged { path: self.home.store_dir(), reason }
+    fn warn(&self, text: String) {
+        self.warnings.borrow_mut().push(text);
     }
 }
 
-fn fold(record: &mut Option<JobRecord>, line: &LogLine, changed: &mut BTreeSet<MinionName>) {
+fn fold_line(record: &mut Option<JobRecord>, line: &LogLine, changed: &mut BTreeSet<MinionName>) {
     match (record.as_mut(), &line.event) {
         (None, Event::Created(header)) => {
             *record = Some(JobRecord::new(header.clone(), line.at));

@@ -9,5 +9,7 @@ mod hostile;
 mod jobs;
 mod library;
 mod output;
+mod overlord_calls;
+mod overlord_store;
 mod packaging;
 mod trust;

@@ -117,6 +117,28 @@ fn what_was_sent_and_not_answered_is_lost() {
     }
 }
 
+/// An outcome or an error may carry anything, but nothing that could not be read back from the job log.
+#[test]
+fn what_could_not_be_read_back_is_not_taken() {
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let result = |result: String| format!("{{\"jsonrpc\":\"2.0\",\"id\":0,\"result\":{{\"state\":\"ok\",\"result\":{result}}}}}");
+    for (body, words) in [
+        (result(nested(120)), "it answered something nested too deep: more than 64 levels"),
+        (result(nested(5000)), "it answered something nested too deep: more than 64 levels"),
+        (result("{\"$serde_json::private::RawValue\":\"[[[\"}".to_owned()), "it answered something with a name that begins with"),
+    ] {
+        let (state, reason) = ping(&lab_with(move || Reply::Raw(200, body.clone().into_bytes())));
+        assert_eq!(state, HostState::Lost, "{reason}");
+        assert!(reason.contains(words), "{reason}");
+    }
+    let fits = result(nested(64));
+    assert_eq!(ping(&lab_with(move || Reply::Raw(200, fits.clone().into_bytes()))).0, HostState::Ok);
+    let denied = format!("{{\"jsonrpc\":\"2.0\",\"id\":0,\"error\":{{\"code\":-32001,\"message\":\"no\",\"data\":{}}}}}", nested(125));
+    let (state, reason) = ping(&lab_with(move || Reply::Raw(200, denied.clone().into_bytes())));
+    assert_eq!(state, HostState::Denied, "{reason}");
+    assert_eq!(reason, "no (and data that are left out, nested too deep: more than 64 levels)");
+}
+
 #[test]
 fn an_answer_has_a_largest_size() {
     let lab = lab_with(|| ok(json!("x".repeat(100_000))));

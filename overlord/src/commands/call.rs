@@ -5,9 +5,10 @@ use std::thread;
 
 use common::protocol::Arguments;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::detached::{self, Report};
-use super::{INTERRUPTED, Refusal, home};
+use super::detached::{self, Report, WORD_WITHIN};
+use super::{INTERRUPTED, Refusal, home, warn_of_forks};
 use crate::aggregate::counted;
 use crate::cli::{CallArgs, Options};
 use crate::fleet::{Fleet, Stop, Target};
@@ -22,6 +23,7 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u
     let target = target(fleet, &call)?;
     let method = call.method.as_str();
     let args = arguments(call.args, call.json.as_deref())?;
+    warn_of_forks(call.forks.unwrap_or(fleet.config().forks));
     let stop = Stop::new();
     stop_on_interrupt(stop.clone());
     let bar = progress(target.hosts().len());
@@ -36,10 +38,11 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u
 
 /// Forks first: no thread may exist yet. All that can fail is done behind the fork, and told through the pipe.
 pub(super) fn start(options: &Options, output: Output, call: CallArgs) -> Result<u8, Refusal> {
-    let home = home(options)?;
+    let fleet = Fleet::at(home(options)?)?;
     let args = arguments(call.args.clone(), call.json.as_deref())?;
-    detached::run(output, move || {
-        let target = target(&Fleet::at(home)?, &call)?;
+    warn_of_forks(call.forks.unwrap_or(fleet.config().forks));
+    detached::run(output, WORD_WITHIN, move || {
+        let target = target(&fleet, &call)?;
         let dispatch = Dispatch::begin(&target, call.method.as_str(), args)?;
         Ok((Report::started(dispatch.job_id()), Some(dispatch)))
     })
@@ -80,13 +83,19 @@ fn stdin() -> Result<String, Refusal> {
     }
 }
 
-/// The first interrupt stops the call, which then prints what it has. Where it cannot be caught, it ends the program as ever.
+/// The first interrupt stops the call, which then prints what it has; the second ends the program, which may be waiting for
+/// whoever reads its output. Where they cannot be caught, the first ends it, as ever.
+#[allow(clippy::disallowed_methods, reason = "a call writes no files, and the thread that prints may be stuck for ever")]
 fn stop_on_interrupt(stop: Stop) {
-    let wait = move || {
+    let wait = move || -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(tokio::signal::ctrl_c())?;
-        stop.stop();
-        io::Result::Ok(())
+        runtime.block_on(async {
+            let mut interrupts = signal(SignalKind::interrupt())?;
+            interrupts.recv().await;
+            stop.stop();
+            interrupts.recv().await;
+            std::process::exit(i32::from(INTERRUPTED))
+        })
     };
     let _uncaught = thread::Builder::new().name("interrupt".to_owned()).spawn(wait);
 }

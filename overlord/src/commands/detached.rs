@@ -12,8 +12,12 @@ use crate::daemon::detach;
 use crate::jobs::dispatcher::Dispatch;
 use crate::output::{Format, Output, remark};
 
-/// How long the dispatcher may take to say something. To resume a job it first asks every host that may have it.
-const WORD_WITHIN: Duration = Duration::from_secs(600);
+/// How long the dispatcher may take to say something, besides what it waits for hosts.
+pub(super) const WORD_WITHIN: Duration = Duration::from_secs(600);
+/// The most hosts that are told one by one why they are not sent a job again: they may be all of a large fleet.
+const LEFT_TOLD_MAX: usize = 20;
+/// As much of a reason as is told: a host may have written it.
+const REASON_MAX_CHARS: usize = 1000;
 
 /// What a dispatcher tells the command that started it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,7 +35,11 @@ impl Report {
 
     /// With what was found out about hosts that are not sent anything.
     pub(super) fn resumed(job: &JobId, left: &BTreeMap<MinionName, String>, is_sending: bool) -> Self {
-        let mut remarks: Vec<String> = left.iter().map(|(host, why)| format!("{host} is not sent it again: {why}")).collect();
+        let told = left.iter().take(LEFT_TOLD_MAX);
+        let mut remarks: Vec<String> = told.map(|(host, why)| format!("{host} is not sent it again: {}", shortened(why))).collect();
+        if let more @ 1.. = left.len().saturating_sub(LEFT_TOLD_MAX) {
+            remarks.push(format!("{more} more hosts are not sent it again: look at `overlord job-status {job}`"));
+        }
         if !is_sending && left.is_empty() {
             remarks.push(format!("nothing to send again: the job {job} has reached every host"));
         }
@@ -39,9 +47,18 @@ impl Report {
     }
 }
 
-/// Runs `prepare` in a process of its own, prints what came of it, and leaves that process to send what it prepared.
-pub(super) fn run(mut output: Output, prepare: impl FnOnce() -> Result<(Report, Option<Dispatch>), Refusal>) -> Result<u8, Refusal> {
-    let word = detach(WORD_WITHIN, |word| {
+fn shortened(reason: &str) -> String {
+    reason.chars().take(REASON_MAX_CHARS).collect()
+}
+
+/// Runs `prepare` in a process of its own, prints what came of it, for which it waits `patience`, and leaves that process to send
+/// what it prepared.
+pub(super) fn run(
+    mut output: Output,
+    patience: Duration,
+    prepare: impl FnOnce() -> Result<(Report, Option<Dispatch>), Refusal>,
+) -> Result<u8, Refusal> {
+    let word = detach(patience, |word| {
         let (report, dispatch) = prepare().unwrap_or_else(|Refusal { status, message }| (Report::Refused { status, message }, None));
         word.say(&serde_json::to_string(&report).unwrap_or_default());
         if let Some(dispatch) = dispatch {
@@ -59,5 +76,24 @@ pub(super) fn run(mut output: Output, prepare: impl FnOnce() -> Result<(Report, 
         }
         Ok(Report::Refused { status, message }) => Err(Refusal { status, message }),
         Err(_) => Err(crate::daemon::DaemonError::Died.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_large_fleet_stays_small() {
+        let job: JobId = "54k2-9xqd-4fz1".parse().unwrap();
+        let left = |hosts: usize| (0..hosts).map(|host| (format!("n{host}").parse().unwrap(), "x".repeat(100_000))).collect();
+        let report = Report::resumed(&job, &left(1000), false);
+        assert!(serde_json::to_string(&report).unwrap().len() < 100_000);
+        let Report::Started { remarks, status, .. } = report else { panic!("{report:?}") };
+        assert_eq!((remarks.len(), status), (LEFT_TOLD_MAX + 1, HOST_UNKNOWN));
+        assert_eq!(remarks.last().unwrap(), "980 more hosts are not sent it again: look at `overlord job-status 54k2-9xqd-4fz1`");
+        let Report::Started { remarks, .. } = Report::resumed(&job, &left(1), false) else { panic!() };
+        assert_eq!(remarks.len(), 1);
     }
 }

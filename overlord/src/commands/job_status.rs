@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::JobState;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value, json};
 
 use super::{HOST_UNKNOWN, NOT_ENDED, Refusal};
@@ -15,6 +20,11 @@ use crate::fleet::Fleet;
 use crate::jobs::{Job, JobError, JobStatus};
 use crate::output::job::{counts, document, host_fields, job_fields, shown, unknown_document};
 use crate::output::{Format, Output, progress, remark, remark_result};
+
+/// How soon a job that is waited for is asked again, at first; each time it takes half as long again. As `Job::wait`.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// How late, at last.
+const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
 pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobStatusArgs) -> Result<u8, Refusal> {
     let status = fleet.job(&args.job.id).and_then(|job| follow(&job, &mut output, args));
@@ -37,27 +47,53 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobStatusArgs) -> Re
     })
 }
 
-/// The status to print at the end. As JSON lines, each host is printed whenever something about it has changed.
+/// The status to print at the end. As JSON lines, each host is printed whenever something about it has changed. It is waited for
+/// only as long as somebody reads what is printed.
 fn follow(job: &Job, output: &mut Output, args: &JobStatusArgs) -> Result<io::Result<JobStatus>, JobError> {
-    let mut printed = Ok(());
     let mut lines = Changes::default();
-    let mut tell = |status: &JobStatus| {
-        if output.format() == Format::Jsonl && printed.is_ok() {
-            printed = lines.of(status).iter().try_for_each(|line| output.print_json(line));
+    let mut tell = |status: &JobStatus| match output.format() {
+        Format::Jsonl => lines.of(status).iter().try_for_each(|line| output.print_json(line)),
+        Format::Text | Format::Json => Ok(()),
+    };
+    if !args.wait {
+        let status = job.status()?;
+        return Ok(tell(&status).map(|()| status));
+    }
+    let bar = progress(job.known()?.record.hosts.len());
+    let deadline = args.timeout.and_then(|within| Instant::now().checked_add(within));
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let status = job.status()?;
+        let ended = status.record.hosts.values().filter(|host| host.state.is_final()).count();
+        bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
+        if let Err(error) = bar.suspend(|| tell(&status)) {
+            return Ok(Err(error));
         }
-    };
-    let status = if args.wait {
-        let bar = progress(job.known()?.record.hosts.len());
-        job.wait_each(args.timeout, |status| {
-            let ended = status.record.hosts.values().filter(|host| host.state.is_final()).count();
-            bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
-            bar.suspend(|| tell(status));
-        })
-        .inspect(|_| bar.finish_and_clear())?
-    } else {
-        job.status().inspect(tell)?
-    };
-    Ok(printed.map(|()| status))
+        let left = deadline.map_or(pause, |deadline| deadline.saturating_duration_since(Instant::now()));
+        if status.state().has_ended() || left.is_zero() {
+            bar.finish_and_clear();
+            return Ok(Ok(status));
+        }
+        if is_unread_within(pause.min(left)) {
+            return Ok(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        pause = (pause + pause / 2).min(PAUSE_LONGEST);
+    }
+}
+
+/// Waits, unless standard output is a pipe that nobody reads any more: who would be told?
+fn is_unread_within(patience: Duration) -> bool {
+    let out = io::stdout();
+    // No event is asked for: a pipe without a reader is told of all the same, and so is a terminal that was hung up.
+    let mut broken = [PollFd::new(out.as_fd(), PollFlags::empty())];
+    match poll(&mut broken, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)) {
+        Ok(0) | Err(Errno::EINTR) => false,
+        Ok(_) => true,
+        Err(_) => {
+            thread::sleep(patience);
+            false
+        }
+    }
 }
 
 /// What was printed of each host.

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::{CallId, Event, HostState, JobHeader, JobId, JobRecord, LogLine, News};
-use common::outcome::Outcome;
+use common::outcome::{ErrorCode, Outcome};
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments};
 use jiff::Timestamp;
 
 use super::log::{JobLog, LockedLog, LogError};
 use super::poll::{self, Question};
-use super::{Job, JobError, append_all};
+use super::{Job, JobError};
 use crate::buckets::fan_out;
 use crate::client::{Client, NoAnswer, Sent};
 use crate::envelope::{Letter, Message, fresh_id};
@@ -133,11 +133,13 @@ impl Dispatch {
             Ok(Err(error)) => fleet.warn(&crate::chain(&error)),
             Err(error) => fleet.warn(&crate::chain(&error)),
         }
+        // What follows may take long, and the job is sent: whoever asks must not be told that it still is being sent.
+        // It stays open, so that one can see by it who still works for the job.
+        let _open = log.unlock();
         // So that the first who asks finds it folded; they would fold it themselves.
-        if let Err(error) = store::with_store(&fleet, |store| store.record(&job)) {
+        if let Err(error) = store::fold(&fleet, &job) {
             fleet.warn(&crate::chain(&error));
         }
-        drop(log);
     }
 }
 
@@ -158,7 +160,8 @@ impl Resumption {
         }
         let attempt = record.hosts.values().map(|host| host.attempt).max().unwrap_or(1).saturating_add(1);
         let names = hosts.iter().map(|host| host.name.clone()).collect();
-        append_all(&mut log, &[LogLine { at: Timestamp::now(), event: Event::Resumed { attempt, hosts: names } }])?;
+        log.append(&LogLine { at: Timestamp::now(), event: Event::Resumed { attempt, hosts: names } })?;
+        log.sync()?;
         let letters = message(&record.header, attempt).letters(hosts);
         let (forks, accept_within) = (fleet.config().forks, fleet.config().accept_timeout);
         let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, forks, accept_within };
@@ -171,8 +174,8 @@ fn fence(job: &Job, record: &mut JobRecord, log: &mut LockedLog) -> Result<(), J
     let mut inquiries = poll::inquiries(record, false);
     inquiries.retain(|inquiry| matches!(inquiry.question, Question::Fence(_)));
     // Even where there is nobody to ask: it also makes sure that we are the caller.
-    let answers = job.ask(record, inquiries)?;
-    Ok(append_all(log, &poll::news(record, &answers, job.fleet.config().lost_after))?)
+    job.ask(record, inquiries, |line| log.append(line), |_| ())?.kept?;
+    Ok(log.sync()?)
 }
 
 /// The hosts where it never started, and those that stay as they are although it has not ended there, with the reason.
@@ -213,6 +216,10 @@ async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
         match (client.ask::<Accepted>(letter, within, &Sent::default()).await, &doubt) {
             (Ok(accepted), _) => return acceptance(accepted),
             (Err(NoAnswer::Silent(reason)), _) => doubt = Some(reason),
+            // It failed on the way, or does not know how far it came: the job may run there.
+            (Err(NoAnswer::Refused(failure)), _) if failure.is(ErrorCode::Internal) || failure.is(ErrorCode::Lost) => {
+                doubt = Some(failure.message);
+            }
             (Err(silence), None) => return News::Ended(Outcome::not_run(silence.into_verdict(), Timestamp::now())),
             (Err(_), Some(_)) => {}
         }

@@ -3,12 +3,12 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::job::{Event, JobHeader, JobId, LogLine};
+use common::job::{Event, JobHeader, JobId, LogLine, News};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -36,8 +36,8 @@ pub struct LogError {
 pub(crate) struct JobLog<F = File> {
     file: F,
     path: PathBuf,
-    /// The last line is not whole: something was cut off in the middle of writing it.
-    is_torn: bool,
+    /// Nothing was written into it, and nobody else knows of it.
+    is_new: bool,
 }
 
 /// A log whose dispatcher is us.
@@ -49,17 +49,16 @@ impl JobLog {
         let path = home.job_log(job);
         let failed = |source| LogError { doing: "opening", path: path.clone(), source };
         let file = OpenOptions::new().read(true).append(true).open(&path).map_err(failed)?;
-        let is_torn = is_torn(&file).map_err(failed)?;
-        Ok(Self { file, path, is_torn })
+        Ok(Self { file, path, is_new: false })
     }
 
     /// Takes the place of the job's dispatcher. None if one is at work.
     pub(crate) fn lock(self) -> Result<Option<LockedLog>, LogError> {
-        let Self { mut file, path, is_torn } = self;
+        let Self { mut file, path, is_new } = self;
         let deadline = Instant::now() + PROBED_WITHIN;
         loop {
             file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => return Ok(Some(LockedLog { file, path, is_torn })),
+                Ok(file) => return Ok(Some(LockedLog { file, path, is_new })),
                 Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
                 Err((_, errno)) => return Err(LogError { doing: "locking", path, source: errno.into() }),
             };
@@ -83,13 +82,19 @@ impl LockedLog {
             Err(error) => return Err(failed(error)),
         };
         // Nobody knows the id yet, so nobody but a passing probe can hold the lock.
-        let Some(mut log) = JobLog { file, path: path.clone(), is_torn: false }.lock()? else {
+        let Some(mut log) = JobLog { file, path: path.clone(), is_new: true }.lock()? else {
             return Ok(None);
         };
         log.append(&LogLine { at: Timestamp::now(), event: Event::Created(header) })?;
         log.sync()?;
         sync_folder(&home.jobs_dir()).map_err(failed)?;
         Ok(Some(log))
+    }
+
+    /// The log, open and no longer locked. None if the lock could not be given back before the file was closed.
+    pub(crate) fn unlock(self) -> Option<JobLog> {
+        let Self { file, path, is_new } = self;
+        file.unlock().ok().map(|file| JobLog { file, path, is_new })
     }
 }
 
@@ -113,17 +118,30 @@ impl LogFile for Flock<File> {
 impl<F: LogFile> JobLog<F> {
     /// Appends one line by one write, so that lines of several writers never mix.
     pub(crate) fn append(&mut self, line: &LogLine) -> Result<(), LogError> {
-        let written = self.try_append(line);
-        // What was written of it before it failed would swallow the next line.
-        self.is_torn = written.is_err();
+        let is_first = std::mem::take(&mut self.is_new);
+        let written = self.try_append(line, is_first);
         written.map_err(|source| LogError { doing: "writing to", path: self.path.clone(), source })
     }
 
-    fn try_append(&self, line: &LogLine) -> io::Result<()> {
-        let mut bytes = if self.is_torn { b"\n".to_vec() } else { Vec::new() };
-        serde_json::to_writer(&mut bytes, line)?;
+    fn try_append(&self, line: &LogLine, is_first: bool) -> io::Result<()> {
+        let text = text_of(line)?;
+        // Whoever wrote last may have been cut off, at any moment until this write: what is left of that line must not
+        // swallow this one. Empty lines are passed over.
+        let mut bytes = if is_first { Vec::new() } else { b"\n".to_vec() };
+        bytes.extend_from_slice(&text);
         bytes.push(b'\n');
-        self.file.file().write_all(&bytes)
+        loop {
+            match self.file.file().write(&bytes) {
+                Ok(length) if length == bytes.len() => return Ok(()),
+                // The rest, written on its own, could lie behind another's line.
+                Ok(length) => {
+                    let reason = format!("{length} of {} bytes were written; is the disk full?", bytes.len());
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Returns once all that was appended is on the disk.
@@ -146,13 +164,22 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn is_torn(mut file: &File) -> io::Result<bool> {
-    let length = file.seek(SeekFrom::End(0))?;
-    let mut last = [b'\n'];
-    if length > 0 {
-        file.read_exact_at(&mut last, length - 1)?;
+/// The line as JSON that reads back as it is. What a host said may not: it is nested too deep, or is made to mislead a parser.
+/// Then the line says so instead; nothing else is known of the job there by that.
+fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
+    let text = serde_json::to_vec(line)?;
+    let problem = match serde_json::from_slice::<LogLine>(&text) {
+        Ok(read) if read == *line => return Ok(text),
+        Ok(_) => "it reads back as something else".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    match &line.event {
+        Event::Heard { host, attempt, news: News::Ended(_) | News::Unreachable { .. } } => {
+            let news = News::Unreachable { reason: format!("what it said cannot be kept: {problem}") };
+            Ok(serde_json::to_vec(&LogLine { at: line.at, event: Event::Heard { host: host.clone(), attempt: *attempt, news } })?)
+        }
+        Event::Created(_) | Event::Resumed { .. } | Event::Heard { .. } => Err(io::Error::new(io::ErrorKind::InvalidData, problem)),
     }
-    Ok(last != [b'\n'])
 }
 
 /// Whether the job's dispatcher is at work.
@@ -180,8 +207,16 @@ pub(crate) fn list(home: &Home) -> Result<Vec<(JobId, u64)>, LogError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
-        if let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".log")?.parse().ok()) {
-            jobs.push((id, entry.metadata().map_err(failed)?.len()));
+        let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".log")?.parse::<JobId>().ok()) else { continue };
+        // An id can be written in several ways, and a log's name in one: what is named otherwise is somebody's copy.
+        if home.job_log(&id).file_name() != Some(&name) {
+            continue;
+        }
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_file() => jobs.push((id, metadata.len())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
         }
     }
     jobs.sort();
@@ -216,9 +251,9 @@ pub(crate) fn read(path: &Path, from: u64, mut each: impl FnMut(Result<LogLine, 
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
-    use common::job::News;
+    use common::outcome::{Outcome, Verdict};
     use common::protocol::Arguments;
 
     fn header(id: &str) -> JobHeader {
@@ -275,9 +310,39 @@ mod tests {
 
         let mut log = JobLog::open(&home, &id).unwrap();
         log.append(&heard("cut")).unwrap();
+        // Another writer is cut off while this one has the log open.
+        raw.write_all(b"{\"at\":\"2026-").unwrap();
         log.append(&heard("still cut")).unwrap();
         let (good, bad, end) = lines(&home, &id, offset);
-        assert_eq!((good, bad), (vec![heard("cut"), heard("still cut")], 1));
+        assert_eq!((good, bad), (vec![heard("cut"), heard("still cut")], 2));
         assert_eq!(end, raw.metadata().unwrap().len());
+    }
+
+    #[test]
+    fn what_would_not_read_back_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
+        let id: JobId = "54k2-9xqd-4fz1".parse().unwrap();
+        let mut log = LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap().unwrap();
+        let deep = (0..127).fold(serde_json::json!(0), |value, _| serde_json::json!([value]));
+        let sly = serde_json::json!({ "$serde_json::private::RawValue": "[[[" });
+        for result in [deep, sly] {
+            let ended = Outcome::not_run(Verdict::Ok { result }, Timestamp::UNIX_EPOCH);
+            let event = Event::Heard { host: "web1".parse().unwrap(), attempt: 1, news: News::Ended(ended) };
+            log.append(&LogLine { at: Timestamp::UNIX_EPOCH, event }).unwrap();
+        }
+        let (good, bad, _) = lines(&home, &id, 0);
+        assert_eq!((good.len(), bad), (3, 0));
+        assert!(matches!(&good[2].event, Event::Heard { news: News::Unreachable { reason }, .. } if reason.contains("cannot be kept")));
+    }
+
+    #[test]
+    fn what_is_no_log_is_not_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
+        drop(LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap());
+        fs::create_dir(home.jobs_dir().join("0000-0000-0000.log")).unwrap();
+        fs::copy(home.jobs_dir().join("54k2-9xqd-4fz1.log"), home.jobs_dir().join("54k29xqd4fz1.log")).unwrap();
+        assert_eq!(list(&home).unwrap().len(), 1);
     }
 }

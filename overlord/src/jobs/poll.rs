@@ -34,7 +34,26 @@ pub(crate) enum Question {
 }
 
 /// A question, and the answer.
-pub(crate) type Answered = (Inquiry, Result<JobReport, NoAnswer>);
+pub(crate) type Answered = (Inquiry, Result<JobReport, Unheard>);
+
+/// Why a host did not say how far it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Unheard {
+    /// It is not in the roster: that says nothing about the host.
+    Unlisted,
+    /// It gave no answer that says so.
+    NoAnswer(NoAnswer),
+}
+
+impl Unheard {
+    /// The reason, for a person.
+    pub(crate) fn reason(&self, host: &MinionName) -> String {
+        match self {
+            Self::Unlisted => format!("{host} is no longer in hosts.toml, so it cannot be asked"),
+            Self::NoAnswer(silence) => silence.reason().to_owned(),
+        }
+    }
+}
 
 impl Inquiry {
     /// The same, to have the job stopped. Where it may not have arrived, the fence does that.
@@ -70,29 +89,26 @@ pub(crate) fn inquiries(record: &JobRecord, is_dispatching: bool) -> Vec<Inquiry
     asked.collect()
 }
 
-/// Asks all of them, each with a deadline of its own. A host that is not in the roster cannot be asked.
-pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>) -> Result<Vec<Answered>, JobError> {
+/// Asks all of them, each with a deadline of its own, and gives the answers to `each` as they come. A host that is not in the
+/// roster cannot be asked.
+pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>, mut each: impl FnMut(Answered)) -> Result<(), JobError> {
     let roster = fleet.roster()?;
-    let (mut letters, mut answered): (Vec<(Inquiry, Letter)>, Vec<Answered>) = (Vec::new(), Vec::new());
+    let mut letters: Vec<(Inquiry, Letter)> = Vec::new();
     for inquiry in inquiries {
         let (method, args) = inquiry.method_and_args();
         let call_id = CallId::new(fresh_id(), 1);
         let message = Message { call_id, caller: link.caller.clone(), method: method.to_owned(), args, limit: None };
         match message.letters(roster.find(&inquiry.host)).pop() {
             Some(letter) => letters.push((inquiry, letter)),
-            None => {
-                let reason = format!("{} is no longer in hosts.toml, so it cannot be asked", inquiry.host);
-                answered.push((inquiry, Err(NoAnswer::NotSent(reason))));
-            }
+            None => each((inquiry, Err(Unheard::Unlisted))),
         }
     }
     let within = fleet.config().poll_timeout;
     let work = |(inquiry, letter): (Inquiry, Letter)| async move {
         let answer = link.client.ask::<Outcome>(&letter, within, &Sent::default()).await.and_then(report);
-        (inquiry, answer)
+        (inquiry, answer.map_err(Unheard::NoAnswer))
     };
-    answered.extend(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().collect::<Vec<_>>())?);
-    Ok(answered)
+    Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().for_each(each))?)
 }
 
 /// The report within the answer to such a call.
@@ -109,20 +125,18 @@ fn report(outcome: Outcome) -> Result<JobReport, NoAnswer> {
     }
 }
 
-/// What the answers say that is new. `record` is told of it, too.
-pub(crate) fn news(record: &mut JobRecord, answers: &[Answered], lost_after: Duration) -> Vec<LogLine> {
+/// What the answer says that is new. `record` is told of it, too.
+pub(crate) fn news(record: &mut JobRecord, (inquiry, answer): &Answered, lost_after: Duration) -> Vec<LogLine> {
     let now = Timestamp::now();
     let mut lines = Vec::new();
-    for (inquiry, answer) in answers {
-        let Some(before) = record.hosts.get(&inquiry.host).cloned() else { continue };
-        for news in meaning(record, &before, inquiry, answer, (now, lost_after)) {
-            let event = Event::Heard { host: inquiry.host.clone(), attempt: inquiry.attempt, news };
-            let line = LogLine { at: now, event };
-            let known = record.hosts.get(&inquiry.host).cloned();
-            record.apply(&line);
-            if record.hosts.get(&inquiry.host) != known.as_ref() {
-                lines.push(line);
-            }
+    let Some(before) = record.hosts.get(&inquiry.host).cloned() else { return lines };
+    for news in meaning(record, &before, inquiry, answer, (now, lost_after)) {
+        let event = Event::Heard { host: inquiry.host.clone(), attempt: inquiry.attempt, news };
+        let line = LogLine { at: now, event };
+        let known = record.hosts.get(&inquiry.host).cloned();
+        record.apply(&line);
+        if record.hosts.get(&inquiry.host) != known.as_ref() {
+            lines.push(line);
         }
     }
     lines
@@ -132,18 +146,28 @@ fn meaning(
     record: &JobRecord,
     host: &HostRecord,
     inquiry: &Inquiry,
-    answer: &Result<JobReport, NoAnswer>,
+    answer: &Result<JobReport, Unheard>,
     (now, lost_after): (Timestamp, Duration),
 ) -> Vec<News> {
     let lost = |reason: String| vec![News::Ended(Outcome::not_run(Verdict::lost(reason), now))];
     match answer {
-        Ok(report) if *report.call_id.job() != record.header.job_id => missed(host, "it answered about another job", now, lost_after),
+        Ok(report) if *report.call_id.job() != record.header.job_id => {
+            missed(host, "has answered about another job", "it answered about another job", (now, lost_after))
+        }
         Ok(report) => heard(host, report),
-        Err(silence) if silence.is_refusal(ErrorCode::UnknownJob) => {
+        Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) => {
             let (name, job) = (&inquiry.host, &record.header.job_id);
             lost(format!("{name} does not know the job {job} any more: its state was lost, or it was installed anew"))
         }
-        Err(silence) => missed(host, silence.reason(), now, lost_after),
+        Err(unlisted @ Unheard::Unlisted) => vec![News::Unreachable { reason: unlisted.reason(&inquiry.host) }],
+        Err(Unheard::NoAnswer(silence)) => {
+            let what = match silence {
+                NoAnswer::NotSent(_) => "could not be asked",
+                NoAnswer::Silent(_) => "has not answered",
+                NoAnswer::Refused(_) => "has refused to say",
+            };
+            missed(host, what, silence.reason(), (now, lost_after))
+        }
     }
 }
 
@@ -163,10 +187,11 @@ fn heard(host: &HostRecord, report: &JobReport) -> Vec<News> {
 }
 
 /// The host did not say. After `lost_after` of that, the job is lost there, until the host comes back.
-fn missed(host: &HostRecord, reason: &str, now: Timestamp, lost_after: Duration) -> Vec<News> {
+fn missed(host: &HostRecord, what: &str, reason: &str, (now, lost_after): (Timestamp, Duration)) -> Vec<News> {
     match &host.unreachable {
         Some(contact) if later(contact.since, lost_after) <= now => {
-            let verdict = Verdict::lost(format!("it has not answered since {}: {reason}", contact.since.strftime("%Y-%m-%dT%H:%M:%SZ")));
+            let since = contact.since.strftime("%Y-%m-%dT%H:%M:%SZ");
+            let verdict = Verdict::lost(format!("nothing was heard of the job since {since}; at last the host {what}: {reason}"));
             vec![News::Ended(Outcome::not_run(verdict, now))]
         }
         _ => vec![News::Unreachable { reason: reason.to_owned() }],

@@ -177,6 +177,94 @@ fn a_fence_finds_the_job_that_arrived_after_all() {
 }
 
 #[test]
+fn a_minion_that_fails_to_say_whether_it_started_the_job_is_asked_again() {
+    for code in [ErrorCode::Internal, ErrorCode::Lost] {
+        let lab = Lab::new();
+        // It takes the job, and says that it failed.
+        FakeHost::start(&lab, "web1", move |fake, envelope| {
+            let is_sending = envelope.method.starts_with("async.");
+            is_sending.then(|| drop(fake.usual(envelope))).map(|()| Reply::Error(code, "the disk is full"))
+        });
+        let job = dispatched(&lab.fleet());
+        assert_eq!(host(&job.known().unwrap(), "web1").state, HostState::Pending);
+        assert_eq!(host(&job.status().unwrap(), "web1").state, HostState::Ok);
+    }
+}
+
+#[test]
+fn cancelling_tells_a_host_that_holds_it_without_our_knowing() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |fake, envelope| {
+        if envelope.method == "jobs.cancel" {
+            fake.is_at(ended(Verdict::Cancelled { error: Failure::new(ErrorCode::Cancelled, "by admin") }));
+        }
+        let is_sending = envelope.method.starts_with("async.");
+        is_sending.then(|| drop(fake.usual(envelope))).map(|()| Reply::Close)
+    });
+    web1.is_at(running());
+    let job = dispatched(&lab.fleet());
+    let told = job.cancel(None).unwrap();
+    assert_eq!(told[&"web1".parse().unwrap()], Cancellation::Told(HostState::Cancelled));
+    assert!(web1.methods().contains(&"jobs.cancel".to_owned()));
+    assert_eq!(host(&job.known().unwrap(), "web1").state, HostState::Cancelled);
+}
+
+#[test]
+fn what_one_host_says_is_kept_before_the_last_has_answered() {
+    let lab = Lab::new();
+    FakeHost::start(&lab, "web1", |_, _| None);
+    FakeHost::start(&lab, "web2", |_, envelope| envelope.method.starts_with("jobs.").then_some(Reply::Hang));
+    std::fs::write(lab.dir.path().join("overlord.toml"), "poll_timeout = \"20s\"").unwrap();
+    let job = dispatched(&lab.fleet());
+    let asking = job.clone();
+    thread::spawn(move || asking.status());
+    let deadline = Instant::now() + PATIENCE / 2;
+    while host(&job.known().unwrap(), "web1").state != HostState::Ok {
+        assert!(Instant::now() < deadline, "the answer is not kept");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_status_beside_a_sending_that_has_just_begun_fences_nothing() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
+    let job = dispatched(&lab.fleet());
+    // Whoever asks finds the store in use until the sending has begun.
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    let holder = std::fs::OpenOptions::new().append(true).create(true).open(lab.dir.path().join("jobs.lock")).unwrap();
+    let holder = nix::fcntl::Flock::lock(holder, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let asking = job.clone();
+    let asked = thread::spawn(move || {
+        locked.send(()).unwrap();
+        asking.known().unwrap()
+    });
+    is_locked.recv().unwrap();
+    thread::sleep(Duration::from_millis(200));
+    let log = log::JobLog::open(job.fleet.home(), job.id()).unwrap().lock().unwrap().unwrap();
+    drop(holder);
+    assert!(asked.join().unwrap().is_dispatching);
+    drop((log, web1));
+}
+
+#[test]
+fn silence_and_refusal_are_told_apart_and_our_own_roster_loses_no_job() {
+    let lab = Lab::new();
+    FakeHost::start(&lab, "web1", |_, envelope| envelope.method.starts_with("jobs.").then_some(Reply::Error(ErrorCode::Denied, "no rule")));
+    FakeHost::start(&lab, "web2", |_, _| None).is_at(running());
+    std::fs::write(lab.dir.path().join("overlord.toml"), "lost_after = \"1ms\"").unwrap();
+    let job = dispatched(&lab.fleet());
+    let roster = std::fs::read_to_string(lab.dir.path().join("hosts.toml")).unwrap();
+    std::fs::write(lab.dir.path().join("hosts.toml"), roster.replace("web2", "web3")).unwrap();
+    job.status().unwrap();
+    thread::sleep(Duration::from_millis(10));
+    let status = job.status().unwrap();
+    let words = host(&status, "web1").outcome.unwrap().verdict.error().unwrap().message.clone();
+    assert!(words.contains("has refused to say: no rule"), "{words}");
+    assert_eq!(host(&status, "web2").state, HostState::Queued);
+}
+
+#[test]
 fn refusals_and_dead_hosts_end_at_once() {
     let lab = Lab::new();
     FakeHost::start(&lab, "web1", |_, _| Some(Reply::Error(ErrorCode::Denied, "no rule")));

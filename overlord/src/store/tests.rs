@@ -1,6 +1,7 @@
 //! The store against crashes: it is thrown away, cut and damaged here, and must answer the same.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+use std::fs::OpenOptions;
 use std::sync::mpsc::Receiver;
 
 use common::job::{HostState, JobHeader, LogLine, News};
@@ -56,13 +57,13 @@ fn ended(result: i32) -> News {
 }
 
 fn record(fleet: &Fleet) -> JobRecord {
-    with_store(fleet, |store| store.record(&job())).unwrap().unwrap()
+    super::record(fleet, &job()).unwrap().unwrap()
 }
 
 #[test]
 fn the_store_catches_up_before_it_answers() {
     let (_dir, fleet, _) = fleet();
-    assert!(with_store(&fleet, |store| store.record(&job())).unwrap().is_none());
+    assert!(super::record(&fleet, &job()).unwrap().is_none());
     drop(create(&fleet));
     assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Pending);
     hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
@@ -72,7 +73,7 @@ fn the_store_catches_up_before_it_answers() {
     assert_eq!(known.hosts[&host("web1")].minion_job_id.as_ref().unwrap().as_str(), "0000-0000-0001");
     assert_eq!(known.hosts[&host("web1")].state, HostState::Ok);
     assert_eq!(record(&fleet), known);
-    let counts = with_store(&fleet, |store| store.summaries()).unwrap()[0].counts.clone();
+    let counts = summaries(&fleet).unwrap()[0].counts.clone();
     assert_eq!(counts, BTreeMap::from([(HostState::Pending, 1), (HostState::Ok, 1)]));
 }
 
@@ -119,21 +120,30 @@ fn a_store_that_is_gone_or_damaged_is_built_again() {
 }
 
 #[test]
-fn a_store_that_forgot_some_records_is_built_again() {
+fn a_job_of_which_some_records_are_missing_or_cannot_be_read_is_folded_again() {
     let (_dir, fleet, warnings) = fleet();
     drop(create(&fleet));
     hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
     hear(&fleet, "web1", 1, ended(3));
     let known = record(&fleet);
+    let key = format!("{JOB}/web1");
+    with_store(&fleet, move |store| {
+        store.hosts.insert(key.as_str(), "[".repeat(200).as_str()).unwrap();
+        store.has_changed.set(true);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(record(&fleet), known);
     for tree in ["hosts", "ids", "jobs"] {
-        with_store(&fleet, |store| {
+        with_store(&fleet, move |store| {
             store.db.open_tree(tree).unwrap().clear().unwrap();
             store.has_changed.set(true);
             Ok(())
         })
         .unwrap();
         assert_eq!(record(&fleet), known, "{tree}");
-        assert!(warnings.recv_timeout(Duration::from_secs(1)).unwrap().contains("set aside"));
+        assert_eq!(record(&fleet), known, "{tree}");
+        assert!(warnings.try_recv().is_err(), "the other jobs are not touched, and nobody is told");
     }
 }
 
@@ -165,6 +175,25 @@ fn many_at_once_wait_for_each_other_within_a_bound() {
     });
     fs::write(dir.path().join("overlord.toml"), "store_wait = \"50ms\"").unwrap();
     let hasty = Fleet::open(dir.path()).unwrap();
-    let refused = with_store(&fleet, |_| Ok(with_store(&hasty, |store| store.record(&job())))).unwrap();
-    assert!(matches!(refused, Err(StoreError::Busy { .. })), "{refused:?}");
+    let (refused, answered) =
+        with_store(&fleet, move |_| Ok((with_store(&hasty, |store| store.record(&job())).err(), super::record(&hasty, &job()).unwrap())))
+            .unwrap();
+    assert!(matches!(refused, Some(StoreError::Busy { .. })), "{refused:?}");
+    assert_eq!(answered, Some(record(&fleet)), "what the store cannot say, the log can");
+}
+
+#[test]
+fn a_store_that_cannot_be_used_is_not_needed_and_not_set_aside() {
+    let (dir, fleet, warnings) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, ended(3));
+    // No folder can be made there.
+    std::os::unix::fs::symlink("/dev/full", fleet.home().store_dir()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Ok);
+        assert_eq!(summaries(&fleet).unwrap()[0].counts[&HostState::Ok], 1);
+    }
+    assert!(warnings.try_iter().any(|warning| warning.contains("log alone")));
+    let names = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    assert!(!names.into_iter().any(|name| name.contains("damaged")));
 }
