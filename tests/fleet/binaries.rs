@@ -33,6 +33,8 @@ fn find() -> Binaries {
     // target/PROFILE/deps/TEST, or target/PROFILE/examples/EXAMPLE.
     let test = env::current_exe().unwrap();
     let folder = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    let beside = test.parent().and_then(Path::file_name).is_some_and(|name| name == "deps" || name == "examples");
+    assert!(beside, "{} does not lie in target/PROFILE: name the programs' folder in FLEET_BINARIES", test.display());
     let binaries = Binaries { overlord: folder.join("overlord"), minion: folder.join("minion") };
     let built = [&binaries.overlord, &binaries.minion].map(|binary| modified(binary));
     if built.into_iter().min().flatten().is_none_or(|built| built < newest_source()) {

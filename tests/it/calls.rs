@@ -204,3 +204,18 @@ fn a_poll_that_waits_keeps_nobody_from_the_store() {
     let _ = poll.wait().expect(75);
     fleet.minion("web1").resume();
 }
+
+/// A host that takes the connection and says nothing is given up at `connect_timeout`.
+#[test]
+fn a_silent_host_costs_the_connect_timeout_and_its_own_answer_alone() {
+    let fleet = Fleet::builder().hosts(10).overlord_toml("connect_timeout = \"1s\"\n").start();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    fleet.set_address("web7", &silent.local_addr().unwrap().to_string());
+    let run = fleet.overlord(["*", "test.ping", "--timeout", "10s", "--output", "json"]).expect(4);
+    let hosts = run.json()["hosts"].as_object().unwrap().clone();
+    assert_eq!(hosts.values().filter(|host| host["result"] == "pong").count(), 9, "{}", run.out());
+    assert_eq!(hosts["web7"]["state"], "undelivered", "{}", run.out());
+    let reason = hosts["web7"]["error"]["message"].as_str().unwrap();
+    assert!(reason.contains("no connection within 1s"), "{reason}");
+    assert!(run.took < Duration::from_secs(8), "{:?}", run.took);
+}

@@ -227,6 +227,10 @@ fn a_status_store_that_is_damaged_is_made_anew_from_the_spools() {
     fs::write(store.join("conf"), b"not what was written").unwrap();
     web1.start();
     assert!(web1.stderr().contains("damaged"), "{}", web1.stderr());
+    wait_until("the spool to be taken in, before anyone asks about it", PATIENCE, || {
+        let listed = fleet.overlord(["web1", "jobs.list", "--output", "json"]).ok().json();
+        listed["hosts"]["web1"]["result"]["jobs"].as_array().unwrap().len() == 1
+    });
     let status = fleet.overlord(["job-status", &id, "--wait", "--output", "json"]).ok().json();
     assert_eq!(status["hosts"]["web1"]["result"], 68);
     let aside = fs::read_dir(web1.state_dir()).unwrap().flatten().any(|entry| entry.file_name().to_string_lossy().contains("damaged-"));
@@ -372,4 +376,46 @@ fn a_minion_hears_of_its_children_though_it_was_started_deaf() {
     wait_until("it to listen", PATIENCE, || std::net::TcpStream::connect(web1.address()).is_ok());
     let sum = fleet.overlord(["*", "test.add", "1", "2", "--timeout", "20s", "--output", "json"]).ok().json();
     assert_eq!(sum["hosts"]["web1"]["result"], 3, "{sum}");
+}
+
+/// `lost` is the one end that can be mended: by the host, once it can be asked again.
+#[test]
+fn a_host_that_comes_back_mends_what_was_lost() {
+    let fleet = Fleet::builder().hosts(1).overlord_toml("lost_after = \"1s\"\n").start();
+    let gate = fleet.root().join("gate");
+    let id = fleet.start_job(["*", "command.run", &format!("while [ ! -e {} ]; do sleep 0.02; done; echo survived", gate.display())]);
+    let before = fleet.wait_for_state(&id, "PARTIAL")["hosts"]["web1"]["minion_job_id"].clone();
+    fleet.minion("web1").kill9();
+    let lost = fleet.wait_for_state(&id, "LOST");
+    assert!(lost["hosts"]["web1"]["error"]["message"].as_str().unwrap().contains("nothing was heard"), "{lost}");
+    fs::write(&gate, "").unwrap();
+    fleet.minion("web1").start();
+    let status = fleet.wait_for_state(&id, "FINISHED");
+    let web1 = &status["hosts"]["web1"];
+    assert_eq!((&web1["result"]["stdout"], &web1["minion_job_id"]), (&json!("survived\n"), &before), "{status}");
+}
+
+/// The instant between looking for a spool and making it is short, so it is tried for many times.
+#[test]
+fn the_same_call_from_many_sides_at_once_is_one_run_every_time() {
+    let fleet = Fleet::start(1);
+    let (runs, client) = (fleet.root().join("runs"), fleet.raw_overlord("web1"));
+    for round in 1..=20 {
+        let job = envelope("admin", "web1", "async.command.run", json!([format!("echo {round} >> {}", runs.display())]));
+        let start = std::sync::Barrier::new(8);
+        let replies: Vec<_> = std::thread::scope(|scope| {
+            let post = |id: u64| {
+                let (client, job, start) = (&client, &job, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    client.post_json(&request(id.into(), job)).unwrap()
+                })
+            };
+            (0..8).map(post).collect::<Vec<_>>().into_iter().map(|post| post.join().unwrap()).collect()
+        });
+        assert_eq!(replies.iter().filter(|reply| reply["result"]["repeated"] == false).count(), 1, "round {round}: {replies:?}");
+        let spool = fleet.minion("web1").spool(replies[0]["result"]["minion_job_id"].as_str().unwrap());
+        wait_until("the run to end", PATIENCE, || spool.join("outcome.json").exists());
+        assert_eq!(lines(&runs), round, "round {round}");
+    }
 }

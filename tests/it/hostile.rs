@@ -114,3 +114,19 @@ fn what_is_not_json_rpc_is_refused() {
     }
     assert_harmless(&fleet);
 }
+
+/// What the rules would allow is not run either if nobody could be answered, or if it is one of several.
+#[test]
+fn an_allowed_call_in_a_wrong_form_is_refused_too() {
+    let fleet = Fleet::start(1);
+    let mut notification = run_file(&fleet);
+    notification.as_object_mut().unwrap().remove("id");
+    let mut nobody = run_file(&fleet);
+    nobody["id"] = Value::Null;
+    for body in [notification, nobody, json!([run_file(&fleet)]), json!([run_file(&fleet), run_file(&fleet)])] {
+        let answer = fleet.raw_overlord("web1").post_json(&body).unwrap();
+        assert!(answer["error"]["code"].is_i64(), "{body}: {answer}");
+        assert_eq!(fleet.minion("web1").audit().last().unwrap()["decision"], "refuse", "{body}");
+    }
+    assert_harmless(&fleet);
+}

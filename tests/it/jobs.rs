@@ -1,6 +1,7 @@
 //! The life of a job, as the overlord tells it.
 
 use std::fs;
+use std::time::Duration;
 
 use fleet::{COMMAND_TIMEOUT, Fleet, PATIENCE, wait_for, wait_until};
 use serde_json::{Value, json};
@@ -108,6 +109,7 @@ fn an_unknown_job_is_lost_and_nothing_is_waited_for() {
     assert_eq!((&run.json()["state"], &run.json()["code"]), (&json!("LOST"), &json!(2)));
     let waited = fleet.overlord(["job-status", "0000-0000-0000", "--wait"]).expect(4);
     assert!(waited.out().contains("LOST"), "{}", waited.out());
+    assert!(waited.took < Duration::from_secs(5), "it waited for {:?}", waited.took);
     let _ = fleet.overlord(["job-status", "not/an/id"]).expect(64);
 }
 
@@ -210,4 +212,18 @@ fn a_jobs_time_limit_is_kept_by_its_own_daemon_though_the_server_is_dead() {
     let status = fleet.overlord(["job-status", &id, "--wait", "--output", "json"]).expect(2).json();
     assert_eq!(status["hosts"]["web1"]["state"], "timed_out", "{status}");
     assert!(fleet.processes().iter().all(|process| !process.command.contains("sleep 600")), "{:#?}", fleet.processes());
+}
+
+/// While one host is still being sent the job, another's result is there already.
+#[test]
+fn a_host_that_is_not_reached_yet_hides_no_result() {
+    let fleet = Fleet::builder().hosts(2).overlord_toml("connect_timeout = \"60s\"\n").start();
+    fleet.minion("web2").pause();
+    let id = fleet.start_job(["*", "test.add", "23", "45", "--timeout", "60s"]);
+    let status =
+        wait_for("web1 to be done", PATIENCE, || Some(fleet.job_status(&id)).filter(|status| status["hosts"]["web1"]["state"] == "ok"));
+    assert_eq!((&status["state"], &status["hosts"]["web1"]["result"]), (&json!("RUNNING"), &json!(68)), "{status}");
+    assert_eq!(status["hosts"]["web2"]["state"], "pending", "{status}");
+    fleet.minion("web2").resume();
+    assert_eq!(fleet.wait_for_state(&id, "FINISHED")["hosts"]["web2"]["result"], 68);
 }

@@ -27,7 +27,14 @@ fn hostile_output_is_harmless_on_a_terminal() {
     let fleet = Fleet::start(1);
     let id = fleet.start_job(["*", "command.run", HOSTILE]);
     let _ = fleet.overlord(["job-status", &id, "--wait"]).ok();
-    for args in [vec!["web1", "command.run", HOSTILE], vec!["job-status", &id], vec!["web1", "test.explode", "\u{1b}]0;owned\u{7}"]] {
+    for args in [
+        vec!["web1", "command.run", HOSTILE],
+        vec!["web1", "command.run", HOSTILE, "--output", "json"],
+        vec!["web1", "command.run", HOSTILE, "--output", "jsonl"],
+        vec!["job-status", &id],
+        vec!["job-status", &id, "--output", "json"],
+        vec!["web1", "test.explode", "\u{1b}]0;owned\u{7}"],
+    ] {
         let (plain, terminal) = (fleet.overlord(&args), on_a_terminal(&fleet, &args));
         for text in [&plain.stdout, &plain.stderr] {
             assert_harmless(&String::from_utf8(text.clone()).unwrap(), &[]);

@@ -1,13 +1,19 @@
 //! Who may talk to whom: certificates, roles and rules.
 
 use std::fs;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use certs::authority::{Authority, Validity};
 use fleet::raw::{envelope, request};
 use fleet::{Fleet, PATIENCE, issue_into, wait_until};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::ring, version};
 
 /// Gives the overlord the certificate in `folder` for its own.
 fn become_bearer(fleet: &Fleet, folder: &Path) {
@@ -44,6 +50,7 @@ fn a_hosts_certificate_cannot_call() {
     let folder = fleet.minion("web1").certs_dir();
     let answer = fleet.raw("web1", Some(&folder)).post_json(&request(1.into(), &job));
     assert!(answer.is_err(), "{answer:?}");
+    wait_until("the handshake to be refused", PATIENCE, || fleet.minion("web1").stderr().contains("has not the overlord role"));
     become_bearer(&fleet, &folder);
     let said = refused(&fleet);
     assert!(said.contains("overlord") && said.contains("role") || said.contains("minion"), "{said}");
@@ -73,6 +80,7 @@ fn no_certificate_another_authority_and_an_expired_one_are_told_apart() {
     let fleet = Fleet::start(1);
     let ping = request(1.into(), &envelope("admin", "web1", "test.ping", json!([])));
     assert!(fleet.raw("web1", None).post_json(&ping).is_err(), "no certificate");
+    wait_until("the handshake to be refused", PATIENCE, || fleet.minion("web1").stderr().contains("it shows no certificate"));
 
     become_bearer(&fleet, &fleet.issue_within("fleet:overlord/admin", past()));
     let said = refused(&fleet);
@@ -179,4 +187,41 @@ fn nobody_calls_in_anothers_name_or_for_another_host() {
     body["method"] = json!("command.run");
     let mixed = fleet.raw_overlord("web1").post_json(&body).unwrap();
     assert!(mixed.get("error").is_some(), "{mixed}");
+}
+
+/// A server that shows the certificate in `folder` and lets anyone in; and how many bytes the first who comes tells it.
+fn impostor(folder: &Path) -> (SocketAddr, JoinHandle<usize>) {
+    let chain = CertificateDer::pem_file_iter(folder.join("cert.pem")).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
+    let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::new(tls)).unwrap(), socket);
+        stream.read(&mut [0; 4096]).unwrap_or(0)
+    });
+    (address, heard)
+}
+
+#[test]
+fn a_server_that_is_no_minion_or_not_ours_is_told_nothing() {
+    let fleet = Fleet::builder().hosts(1).stopped().start();
+    let now = Timestamp::now();
+    let validity = Validity { not_before: now - SignedDuration::from_mins(5), not_after: now + SignedDuration::from_hours(1) };
+    let foreign = Authority::init(&fleet.root().join("foreign"), std::time::Duration::from_secs(7200)).unwrap();
+    let stranger = issue_into(&fleet.root().join("issued"), &foreign, "fleet:minion/web1", validity);
+    for (folder, why) in [(fleet.issue("fleet:overlord/web1"), "minion role"), (stranger, "another authority than ours")] {
+        let (address, heard) = impostor(&folder);
+        fleet.set_address("web1", &address.to_string());
+        let said = refused(&fleet);
+        assert!(said.contains("web1") && said.contains(why), "{said}");
+        assert_eq!(heard.join().unwrap(), 0, "the call was sent: {why}");
+    }
 }

@@ -15,8 +15,8 @@ use crate::identity::{CallerName, MinionName};
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// The letters and digits of an id, hyphens aside: 60 bits.
 const ID_LETTERS: usize = 12;
-/// The low bits of a job id are random; the rest is hundredths of a second since 1970, which lasts until the year 2318.
-const RANDOM_BITS: u32 = 20;
+/// The low bits of a job id are random; the rest is milliseconds since 1970, which lasts until the year 3084.
+const RANDOM_BITS: u32 = 15;
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,12 +127,12 @@ id_type!(
 );
 
 impl JobId {
-    /// The id of a job made at `at`, told apart from others of the same hundredth of a second by 20 bits of `random`.
+    /// The id of a job made at `at`, told apart from others of the same millisecond by 15 bits of `random`.
     #[must_use]
     pub fn new(at: Timestamp, random: u32) -> Self {
-        let hundredths = u64::try_from(at.as_millisecond() / 10).unwrap_or(0);
+        let milliseconds = u64::try_from(at.as_millisecond()).unwrap_or(0);
         let random = u64::from(random) & ((1 << RANDOM_BITS) - 1);
-        Self(letters((hundredths << RANDOM_BITS) | random))
+        Self(letters((milliseconds << RANDOM_BITS) | random))
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
     fn ids_sort_by_time_and_read_back() {
         let at = |ms| Timestamp::from_millisecond(ms).unwrap();
         let early = JobId::new(at(1_795_000_000_000), u32::MAX);
-        let late = JobId::new(at(1_795_000_000_010), 0);
+        let late = JobId::new(at(1_795_000_000_001), 0);
         assert!(early < late, "{early} {late}");
         assert_eq!(early.as_str().len(), 14);
         assert_eq!(early.as_str().to_uppercase().replace('-', "").parse::<JobId>().unwrap(), early);
