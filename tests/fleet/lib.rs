@@ -197,6 +197,14 @@ impl Fleet {
         processes::of(self.root())
     }
 
+    /// The processes of this fleet with `words` in their command lines; the overlord's own, which has everything that it was asked for in
+    /// its, do not count.
+    #[must_use]
+    pub fn running(&self, words: &str) -> Vec<Process> {
+        let is_overlord = |command: &str| command.split(' ').next().is_some_and(|program| program.ends_with("/overlord"));
+        self.processes().into_iter().filter(|process| process.command.contains(words) && !is_overlord(&process.command)).collect()
+    }
+
     /// Stops every minion, and fails the test if any process of the fleet is left after that.
     ///
     /// # Panics
