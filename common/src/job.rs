@@ -5,6 +5,7 @@
 
 mod id;
 mod record;
+pub mod retention;
 mod state;
 
 pub use id::{CallId, InvalidId, JobId, MinionJobId, normal_prefix};

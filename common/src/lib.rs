@@ -7,3 +7,4 @@ pub mod job;
 pub mod method;
 pub mod outcome;
 pub mod protocol;
+pub mod seal;

@@ -33,6 +33,8 @@ pub enum ErrorCode {
     Fenced = -32005,
     /// No job of that id that this caller may see.
     UnknownJob = -32006,
+    /// It cannot be done to that job yet: it has not ended, or its call could still be sent again.
+    TooEarly = -32007,
     /// The method said no.
     Failed = 1,
     /// A command ended with another status than 0.

@@ -36,6 +36,9 @@ pub struct JobHeader {
     /// The time limit of the run on each host, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_limit_ms: Option<u64>,
+    /// The job whose hosts it was made for anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<JobId>,
     /// The hosts that the target named.
     pub hosts: Vec<MinionName>,
 }
@@ -265,6 +268,7 @@ mod tests {
             method: "test.ping".into(),
             args: Arguments::default(),
             job_limit_ms: None,
+            retry_of: None,
             hosts: vec![host()],
         }
     }

@@ -89,6 +89,7 @@ impl Dispatch {
                 method: method.as_str().to_owned(),
                 args: args.clone(),
                 job_limit_ms: target.job_timeout().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+                retry_of: None,
                 hosts: target.hosts().cloned().collect(),
             })
         };

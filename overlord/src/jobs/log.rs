@@ -264,6 +264,7 @@ mod tests {
             method: "test.ping".into(),
             args: Arguments::default(),
             job_limit_ms: None,
+            retry_of: None,
             hosts: vec!["web1".parse().unwrap()],
         }
     }

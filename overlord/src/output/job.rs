@@ -134,6 +134,7 @@ mod tests {
             method: "test.ping".into(),
             args: Arguments::default(),
             job_limit_ms: None,
+            retry_of: None,
             hosts: vec!["web1".parse().unwrap(), "web2".parse().unwrap()],
         };
         let mut record = JobRecord::new(header, Timestamp::UNIX_EPOCH);

@@ -38,6 +38,7 @@ fn create(fleet: &Fleet) -> LockedLog {
         method: "test.ping".into(),
         args: Arguments::default(),
         job_limit_ms: None,
+        retry_of: None,
         hosts: vec![host("web1"), host("web2")],
     };
     LockedLog::create(fleet.home(), header).unwrap().unwrap()
