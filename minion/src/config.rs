@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::identity::{InvalidName, MinionName};
+use common::job::retention::{KEPT_AT_LEAST, Retention};
 use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -37,6 +38,8 @@ pub struct Config {
     pub acl_dir: PathBuf,
     /// The bounds of everything.
     pub limits: Limits,
+    /// How long jobs that have ended are kept: the keys of `[retention]`.
+    pub retention: Retention,
 }
 
 /// The bounds of everything: the keys of `[limits]`.
@@ -70,9 +73,16 @@ pub struct Limits {
     /// How much of each of a job's stdout and stderr is kept on disk.
     #[serde(deserialize_with = "positive")]
     pub output_max_bytes: u64,
-    /// Methods running at once, calls and jobs together.
+    /// Methods of synchronous calls running at once.
     #[serde(deserialize_with = "positive")]
-    pub processes_max: usize,
+    pub calls_max: usize,
+    /// Jobs running at once; the rest wait.
+    #[serde(deserialize_with = "positive")]
+    pub jobs_max: usize,
+    /// Jobs that may wait; with 0, none does.
+    pub queue_max: usize,
+    /// Where less is free on the disk of `state_dir`, new jobs are refused.
+    pub disk_reserve_bytes: u64,
     /// From SIGTERM to SIGKILL when a method is stopped.
     #[serde(deserialize_with = "period::deserialize")]
     pub cancel_grace: Duration,
@@ -96,7 +106,10 @@ impl Default for Limits {
             job_time_max: 7 * 24 * HOUR,
             result_max_bytes: MIB,
             output_max_bytes: 16 << 20,
-            processes_max: 256,
+            calls_max: 256,
+            jobs_max: 128,
+            queue_max: 1000,
+            disk_reserve_bytes: 64 << 20,
             cancel_grace: 5 * SECOND,
             shutdown_grace: 10 * SECOND,
             reconcile_every: 60 * SECOND,
@@ -150,6 +163,26 @@ struct File {
     acl_dir: PathBuf,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    retention: RetentionKeys,
+}
+
+/// `[retention]` as it is written.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RetentionKeys {
+    #[serde(deserialize_with = "kept_for")]
+    age: Duration,
+    #[serde(deserialize_with = "positive")]
+    count: usize,
+    #[serde(deserialize_with = "positive")]
+    bytes: u64,
+}
+
+impl Default for RetentionKeys {
+    fn default() -> Self {
+        Self { age: 7 * 24 * HOUR, count: 100_000, bytes: 4 << 30 }
+    }
 }
 
 fn everywhere() -> SocketAddr {
@@ -171,6 +204,11 @@ fn default_acl_dir() -> PathBuf {
 fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
     let number = N::deserialize(input)?;
     if number == N::default() { Err(D::Error::custom("0 would let nothing through; it must be at least 1")) } else { Ok(number) }
+}
+
+fn kept_for<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    let age = period::deserialize(input)?;
+    if age < KEPT_AT_LEAST { Err(D::Error::custom("every job is kept for at least 60m after its end")) } else { Ok(age) }
 }
 
 /// A request is kept in the spool, which is read whole.
@@ -217,6 +255,7 @@ impl Config {
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
             limits: read.limits,
+            retention: Retention { age: read.retention.age, count: read.retention.count, bytes: read.retention.bytes },
             file,
         })
     }
@@ -231,6 +270,12 @@ impl Config {
     #[must_use]
     pub fn status_store(&self) -> PathBuf {
         self.state_dir.join("status.sled")
+    }
+
+    /// Locked by the one server that may run with this state.
+    #[must_use]
+    pub fn server_lock(&self) -> PathBuf {
+        self.state_dir.join("server.lock")
     }
 
     /// Where the spawner listens.
@@ -292,7 +337,7 @@ mod tests {
         let config = parse(text).unwrap();
         assert_eq!((config.state_dir.as_path(), config.acl_dir.as_path()), (Path::new("/etc/minion/state"), Path::new("/acl")));
         assert_eq!((config.limits.header_timeout, config.limits.output_max_bytes), (Duration::from_secs(90), 7));
-        assert_eq!(config.limits.processes_max, 256);
+        assert_eq!((config.limits.jobs_max, config.retention.count), (128, 100_000));
     }
 
     #[test]
@@ -305,6 +350,8 @@ mod tests {
             ("[limits]\nidle_timeout = 3\n", "minion.toml:2: "),
             ("[limits]\nconnections_max = 0\n", "minion.toml:2: 0 would let nothing through"),
             ("[limits]\nbody_max_bytes = 5000000000\n", "minion.toml:2: "),
+            ("[retention]\nage = \"59m\"\n", "minion.toml:2: every job is kept for at least 60m"),
+            ("[retention]\ncounts = 1\n", "minion.toml:2: unknown field `counts`, expected one of `age`, `count`, `bytes`"),
             ("listen = \"here\"\n", "minion.toml:1: "),
             ("name = \n", "minion.toml:1: "),
         ] {

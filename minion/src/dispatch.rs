@@ -19,7 +19,7 @@ use tracing::{debug, error, info};
 use crate::acl::{Acl, Decision, Scope};
 use crate::audit::{Audit, AuditError, Entry, Ruling};
 use crate::config::Limits;
-use crate::jobs::{Jobs, MethodRun, Reader};
+use crate::jobs::{JobCall, Jobs, MethodRun, Reader};
 use crate::modules::{Context, JobsCall, Method, Place, Registry};
 use crate::server::Caller;
 use read::{Call, Form};
@@ -114,8 +114,9 @@ impl Door {
             Way::Jobs => self.ask_jobs(caller, scope, JobsCall::read(method, args)?).await.map(Reply::Outcome),
             Way::Run => self.jobs.run(self.method_run(call, args, self.call_time_max)).await.map(Reply::Outcome),
             Way::Start => {
-                let text = call.text.clone();
-                self.jobs.start(&self.name, self.method_run(call, args, self.job_time_max), text).await.map(Reply::Accepted)
+                let (text, start_before) = (call.text.clone(), call.envelope.start_before);
+                let run = self.method_run(call, args, self.job_time_max);
+                self.jobs.start(&self.name, JobCall { run, text, start_before }).await.map(Reply::Accepted)
             }
         }
     }
@@ -187,6 +188,7 @@ impl Door {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
             JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),
             JobsCall::Cancel(id) => serde_json::to_value(self.jobs.cancel(&reader, &id).await?),
+            JobsCall::Delete(id) => serde_json::to_value(self.jobs.delete(&reader, &id).await?),
             JobsCall::Fence(call_id) => serde_json::to_value(self.jobs.fence(&self.name, &reader, &call_id).await?),
         };
         let answer = answer.map_err(|error| Failure::new(ErrorCode::Internal, format!("{}: writing a report: {error}", self.name)))?;

@@ -2,15 +2,19 @@
 //!
 //! The server's side of it. It asks the spawner, reads spools and answers from the status store; it forks nothing and writes no spool.
 
+mod keep;
+mod learn;
+mod queue;
 mod tend;
 
-use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use common::identity::{CallerName, MinionName};
+use common::job::retention::Retention;
 use common::job::{CallId, HostState, MinionJobId};
 use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
@@ -22,15 +26,21 @@ use tokio::sync::Notify;
 
 use crate::acl::Scope;
 use crate::config::{Config, Limits};
+use crate::disk::free_bytes;
 use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
-use crate::spool::{CancelRequest, Life, Spool, SpoolError, SpoolRequest};
-use crate::store::{Known, Store, StoreError};
+use crate::spool::{CancelRequest, SpoolError, SpoolRequest};
+use crate::store::{Opening, Store, StoreError};
+use keep::Keeper;
+use queue::{Phase, Queue};
 
 /// How long the spawner's child may take over an order that runs nothing, beyond what the disk needs.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much longer than its limit a synchronous method may take to be killed and reported.
 const CALL_MARGIN: Duration = Duration::from_secs(20);
+
+/// How often, at most, a full queue has the spools looked at for ends that nobody told of.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One method to run, its arguments bound: what the spawner is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -45,6 +55,17 @@ pub struct MethodRun {
     pub caller: CallerName,
     /// For how long at most.
     pub limit: Duration,
+}
+
+/// A job to start, as its caller wrote it.
+#[derive(Debug, Clone)]
+pub struct JobCall {
+    /// What to run.
+    pub run: MethodRun,
+    /// The envelope, as it came.
+    pub text: String,
+    /// Until when it may come.
+    pub start_before: Timestamp,
 }
 
 /// Who asks about jobs, and of whose he may hear.
@@ -67,9 +88,12 @@ pub enum JobsError {
         /// Why.
         source: std::io::Error,
     },
-    /// The store cannot be opened.
+    /// Another server runs.
+    #[error("{} is locked: another minion runs with this state_dir", .0.display())]
+    InUse(PathBuf),
+    /// What was given up cannot be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Forgotten(#[from] SpoolError),
     /// The spawner does not start.
     #[error("starting the spawner: {0}")]
     Spawner(std::io::Error),
@@ -80,17 +104,22 @@ pub enum JobsError {
 pub struct Jobs {
     spawner: Spawner,
     store: Store,
+    state_dir: PathBuf,
     spools: PathBuf,
     server_socket: PathBuf,
     limits: Limits,
+    retention: Retention,
     calls: AtomicUsize,
-    /// The jobs that have not ended, as far as is known, and who waits for their end.
-    live: Mutex<HashMap<MinionJobId, Arc<Notify>>>,
-    /// The store could not be written, and is not to be relied on any more.
-    store_failed: Notify,
+    queue: Mutex<Queue>,
+    /// A job that waits may have a place now.
+    vacancy: Notify,
+    keeper: Keeper,
+    looked_at: Mutex<Option<Instant>>,
+    /// Held for life.
+    _lock: Option<File>,
 }
 
-/// A place among `limits.processes_max`, given back when dropped.
+/// A place among `limits.calls_max`, given back when dropped.
 struct Slot<'a>(&'a AtomicUsize);
 
 impl Drop for Slot<'_> {
@@ -100,7 +129,7 @@ impl Drop for Slot<'_> {
 }
 
 impl Jobs {
-    /// Opens the store, and starts the spawner if it is to be the server's own.
+    /// Opens the store, and starts the spawner if it is to be the server's own. Jobs only wait until [`Jobs::tend`] has looked at the spools.
     ///
     /// # Errors
     /// See [`JobsError`].
@@ -108,24 +137,27 @@ impl Jobs {
         let path = config.state_dir.clone();
         let made = std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700).create(&path);
         made.map_err(|source| JobsError::StateDir { path, source })?;
-        // The store comes first: its lock keeps a second minion from replacing the first one's spawner.
-        let (store, aside) = Store::open(&config.status_store())?;
-        if let Some(aside) = aside {
-            tracing::error!(aside = %aside.display(), "the status store was damaged; it is set aside and made anew from the spools");
-        }
+        // The lock comes first: it keeps a second minion from replacing the first one's spawner.
+        let lock = lock_state(config)?;
+        let keeper = Keeper::open(&config.spool_dir())?;
         let spawner = Spawner::open(config, origin).map_err(JobsError::Spawner)?;
-        let live = store.all().filter(|known| !known.state().is_final()).map(ListedJob::from);
-        let live = Mutex::new(live.map(|job| (job.minion_job_id, Arc::default())).collect());
-        Ok(Self {
+        let jobs = Self {
             spawner,
-            store,
+            store: Store::at(&config.status_store()),
+            state_dir: config.state_dir.clone(),
             spools: config.spool_dir(),
             server_socket: config.server_socket(),
             limits: config.limits.clone(),
+            retention: config.retention,
             calls: AtomicUsize::new(0),
-            live,
-            store_failed: Notify::new(),
-        })
+            queue: Mutex::new(Queue::new(config.limits.jobs_max, config.limits.queue_max)),
+            vacancy: Notify::new(),
+            keeper,
+            looked_at: Mutex::default(),
+            _lock: lock,
+        };
+        jobs.open_store();
+        Ok(jobs)
     }
 
     /// Runs a method and gives its outcome. Dropping the future stops the method.
@@ -133,7 +165,7 @@ impl Jobs {
     /// # Errors
     /// It was refused: nothing ran.
     pub async fn run(&self, run: MethodRun) -> Result<Outcome, Failure> {
-        let _slot = self.enter().await?;
+        let _slot = self.enter()?;
         let patience = run.limit + self.limits.cancel_grace + CALL_MARGIN;
         match self.spawner.order(&Order::Run(run), patience).await {
             Ok(Reply::Ended(outcome)) => Ok(outcome),
@@ -147,39 +179,58 @@ impl Jobs {
         }
     }
 
-    /// Starts a job, unless the same caller has started one under the same call id: then that one is named again.
+    /// Takes on a job, which starts at once or waits for its turn; unless the same caller has asked for it under the same call id: then
+    /// that one is named again.
     ///
     /// # Errors
-    /// It was refused: nothing was started. With the code `Lost` that is not known.
-    pub async fn start(&self, minion: &MinionName, run: MethodRun, call: String) -> Result<Accepted, Failure> {
-        let id = MinionJobId::derive(minion, &run.caller, &run.call_id);
+    /// It was refused: nothing was started, nor will be. With the code `Lost` that is not known.
+    pub async fn start(&self, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
+        let JobCall { run, text, start_before } = call;
+        let (caller, call_id) = (run.caller.clone(), run.call_id.clone());
+        let id = MinionJobId::derive(minion, &caller, &call_id);
         if let Some(report) = self.learn(&id).await.map_err(unknown)? {
-            return repeated(report, &run.caller, &run.call_id);
+            return repeated(report, &caller, &call_id);
         }
-        let _slot = self.enter().await?;
-        let request = request(&id, run.caller.clone(), run.call_id.clone(), Some(run.clone()), call);
+        self.keeper.require_remembered(start_before)?;
+        self.require_room().await?;
+        let request = SpoolRequest {
+            minion_job_id: id.clone(),
+            run: Some(run),
+            caller: caller.clone(),
+            call_id: call_id.clone(),
+            call: text,
+            start_before,
+            accepted_at: Timestamp::now(),
+        };
         // Before the order, so that the job counts though the caller hangs up now.
-        self.lock_live().entry(id.clone()).or_default();
-        match self.spawner.order(&Order::Start(request.clone()), ORDER_TIMEOUT).await {
-            Ok(Reply::Started) => {
-                let report = request.report(JobProgress::Going { state: HostState::Running, started_at: None });
-                if let Err(failure) = self.note(report).await {
-                    // The spool is durable, and the job runs: that is what counts. The store is made anew from the spools.
-                    tracing::error!(minion_job_id = %id, problem = %failure.message, "a job that has started is not in the store");
-                }
-                Ok(Accepted { minion_job_id: id, state: HostState::Running, repeated: false })
+        let order = match self.admit(&id, request.accepted_at).await? {
+            Phase::Running => Order::Start(request),
+            Phase::Waiting => Order::Enqueue(request),
+        };
+        let accepted = |state| Ok(Accepted { minion_job_id: id.clone(), state, repeated: false });
+        match self.spawner.order(&order, ORDER_TIMEOUT).await {
+            Ok(Reply::Started(_)) => accepted(HostState::Running),
+            Ok(Reply::Done) => {
+                self.vacancy.notify_one();
+                accepted(HostState::Queued)
             }
-            Ok(Reply::Refused(failure)) => {
-                self.lock_live().remove(&id);
+            Ok(Reply::Refused(failure)) if !failure.is(ErrorCode::Internal) => {
+                self.lock_queue().end(&id);
                 Err(failure)
             }
             Err(error @ SpawnError::Unreachable { .. }) => {
-                self.lock_live().remove(&id);
+                self.lock_queue().end(&id);
                 Err(Failure::new(ErrorCode::Undelivered, error.to_string()))
             }
             // The same call came twice at once, or nobody answered: the spool knows.
             Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await.map_err(unknown)? {
-                Some(report) => repeated(report, &run.caller, &run.call_id),
+                Some(report) => {
+                    if report.progress.state() == HostState::Queued {
+                        self.lock_queue().put_back(&id);
+                        self.vacancy.notify_one();
+                    }
+                    repeated(report, &caller, &call_id)
+                }
                 None => Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id")),
             },
         }
@@ -194,12 +245,20 @@ impl Jobs {
         report.ok_or_else(|| Failure::new(ErrorCode::UnknownJob, format!("this host knows no job {id} of {}", reader.caller)))
     }
 
-    /// The jobs that the reader may hear of.
+    /// The jobs that the reader may hear of: those that have not ended, and the newest of those that have.
     pub async fn list(&self, reader: &Reader) -> JobList {
-        self.take_in_live().await;
-        let mut jobs: Vec<ListedJob> = self.store.all().map(ListedJob::from).filter(|job| reader.may_see(&job.caller)).collect();
+        let mut jobs = self.live_jobs().await;
+        jobs.retain(|job| reader.may_see(&job.caller));
+        let mut more = 0;
+        for end in self.store.ends().rev().filter(|end| reader.may_see(&end.kept.caller)) {
+            if jobs.len() < LISTED_MAX {
+                jobs.extend(self.store.find(&end.id).map(ListedJob::from));
+            } else {
+                more += 1;
+            }
+        }
         jobs.sort_by_key(|job| std::cmp::Reverse(job.accepted_at));
-        let more = jobs.len().saturating_sub(LISTED_MAX);
+        more += jobs.len().saturating_sub(LISTED_MAX);
         jobs.truncate(LISTED_MAX);
         JobList { jobs, more }
     }
@@ -214,74 +273,89 @@ impl Jobs {
             return Ok(report);
         }
         // None if it has ended between the two looks.
-        let Some(waiter) = self.waiter(id) else { return self.status(reader, id).await };
+        let Some(waiter) = self.lock_queue().waiter(id) else { return self.status(reader, id).await };
         let ended = waiter.notified();
         let wish = CancelRequest { by: reader.caller.clone(), at: Timestamp::now() };
         self.carry_out(&Order::Cancel(id.clone(), wish)).await?;
+        let report = self.status(reader, id).await?;
+        if report.progress.state().is_final() {
+            return Ok(report);
+        }
         let _ended_or_not = tokio::time::timeout(self.limits.cancel_grace + ORDER_TIMEOUT, ended).await;
         self.status(reader, id).await
     }
 
-    /// Sees to it that the reader's call `call_id` never starts here, unless it has: then its job is reported.
+    /// Sees to it that the reader's call `call_id` never starts here, unless it has been here: then its job is reported.
     ///
     /// # Errors
-    /// The fence cannot be made; whether the call may still start is not known then.
+    /// The fence cannot be made; whether the call may still start is not known then. With the code `Lost` it may have run, and been given up.
     pub async fn fence(&self, minion: &MinionName, reader: &Reader, call_id: &CallId) -> Result<JobReport, Failure> {
         let id = MinionJobId::derive(minion, &reader.caller, call_id);
         if self.learn(&id).await?.is_none() {
-            let request = request(&id, reader.caller.clone(), call_id.clone(), None, String::new());
+            self.keeper.require_known(&reader.caller, call_id)?;
+            self.require_kept_room().await?;
+            let now = Timestamp::now();
+            let (caller, call_id) = (reader.caller.clone(), call_id.clone());
+            let request = SpoolRequest {
+                minion_job_id: id.clone(),
+                run: None,
+                caller,
+                call_id,
+                call: String::new(),
+                start_before: now,
+                accepted_at: now,
+            };
             self.carry_out(&Order::Fence(request)).await?;
         }
         self.status(reader, &id).await
     }
 
-    /// Takes one of `limits.processes_max` places for a call or for the start of a job.
-    async fn enter(&self) -> Result<Slot<'_>, Failure> {
+    /// Takes one of `limits.calls_max` places.
+    fn enter(&self) -> Result<Slot<'_>, Failure> {
         let slot = Slot(&self.calls);
         let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-        let limit = self.limits.processes_max;
-        if calls + self.lock_live().len() < limit {
+        if calls < self.limits.calls_max {
             return Ok(slot);
         }
-        // Pokes get lost when many jobs end at once: look before refusing.
-        self.take_in_live().await;
-        let jobs = self.lock_live().len();
-        if calls + jobs < limit {
-            return Ok(slot);
-        }
-        let message = format!("{calls} calls and {jobs} jobs run here, and limits.processes_max is {limit}; try again later");
+        let message = format!("{calls} calls run here, and limits.calls_max is {}; try again later", self.limits.calls_max);
         Err(Failure::new(ErrorCode::LimitReached, message))
     }
 
-    /// What is known of the job `id`, by the store if it has ended, else by its spool.
-    async fn learn(&self, id: &MinionJobId) -> Result<Option<JobReport>, Failure> {
-        let known = self.store.find(id);
-        if let Some(known @ Known::Whole(report)) = &known
-            && known.is_settled()
+    /// Gives the job a place, to run or to wait.
+    async fn admit(&self, id: &MinionJobId, accepted_at: Timestamp) -> Result<Phase, Failure> {
+        let admit = || self.lock_queue().admit(id, accepted_at);
+        if let Ok(phase) = admit() {
+            return Ok(phase);
+        }
+        // Pokes get lost when many jobs end at once: look before refusing.
+        self.look_again().await;
+        admit().map_err(|why| Failure::new(ErrorCode::LimitReached, why))
+    }
+
+    /// Looks at the jobs that run, unless that was done a moment ago.
+    async fn look_again(&self) {
         {
-            return Ok(Some(report.clone()));
-        }
-        let spool = Spool::of(&self.spools, id);
-        if !spool.exists().map_err(|error| internal(error.to_string()))? {
-            return Ok(known.map(|known| spool_gone(known, &spool)));
-        }
-        let mut life = read(&spool).await?;
-        if let (_, Life::Dead(_)) = life {
-            self.carry_out(&Order::Settle(id.clone())).await?;
-            life = read(&spool).await?;
-        }
-        let (request, life) = life;
-        let report = request.report(match life {
-            Life::Ended(outcome) => JobProgress::Ended(outcome),
-            Life::Going(started) | Life::Dead(started) => {
-                JobProgress::Going { state: HostState::Running, started_at: started.map(|started| started.at) }
+            let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked_at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+                return;
             }
-        });
-        let is_news = known.as_ref().is_none_or(|known| match known {
-            Known::Whole(whole) => *whole != report,
-            Known::Listed(job) => job.state != report.progress.state(),
-        });
-        if is_news { self.note(report).await.map(Some) } else { Ok(Some(report)) }
+            *looked_at = Some(Instant::now());
+        }
+        self.take_in_running().await;
+    }
+
+    /// That there is room for one more job, on the disk and among those that are kept.
+    async fn require_room(&self) -> Result<(), Failure> {
+        let reserve = self.limits.disk_reserve_bytes;
+        match free_bytes(&self.state_dir) {
+            Ok(free) if free < reserve => {
+                let dir = self.state_dir.display();
+                let why = format!("{free} bytes are free on the disk of {dir}, and limits.disk_reserve_bytes is {reserve}: make room there");
+                Err(Failure::new(ErrorCode::LimitReached, why))
+            }
+            Ok(_) => self.require_kept_room().await,
+            Err(error) => Err(Failure::new(ErrorCode::Undelivered, format!("looking for room in {}: {error}", self.state_dir.display()))),
+        }
     }
 
     /// Has an order carried out that runs nothing.
@@ -293,34 +367,28 @@ impl Jobs {
         }
     }
 
-    /// Writes down what is known of a job, and tells who waits for its end.
-    async fn note(&self, report: JobReport) -> Result<JobReport, Failure> {
-        let written = self.store.put(report.clone()).await;
-        if written.is_err() {
-            self.store_failed.notify_one();
-        }
-        written.map_err(|error| internal(error.to_string()))?;
-        let mut live = self.lock_live();
-        if report.progress.state().is_final() {
-            if let Some(waiter) = live.remove(&report.minion_job_id) {
-                waiter.notify_waiters();
+    /// Opens the store if it is not open; `true` if it is now, and was not before.
+    fn open_store(&self) -> bool {
+        match self.store.open() {
+            Ok(Opening::WasOpen) => return false,
+            Ok(Opening::Opened) => {}
+            Ok(Opening::Renewed(aside)) => {
+                tracing::error!(aside = %aside.display(), "the status store was damaged; it is set aside and made anew from the spools");
             }
-        } else {
-            live.entry(report.minion_job_id.clone()).or_default();
+            Err(error) => {
+                self.tell_store_error(&error);
+                return false;
+            }
         }
-        Ok(report)
+        true
     }
 
-    fn waiter(&self, id: &MinionJobId) -> Option<Arc<Notify>> {
-        self.lock_live().get(id).cloned()
+    fn tell_store_error(&self, error: &StoreError) {
+        tracing::error!(%error, "the status store cannot be used: the spools answer until it can");
     }
 
-    fn live_ids(&self) -> Vec<MinionJobId> {
-        self.lock_live().keys().cloned().collect()
-    }
-
-    fn lock_live(&self) -> std::sync::MutexGuard<'_, HashMap<MinionJobId, Arc<Notify>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -333,21 +401,23 @@ impl Reader {
     }
 }
 
-/// What is told of a job whose spool is not there. It is not written down: a disk that was not mounted may be yet.
-fn spool_gone(known: Known, spool: &Spool) -> JobReport {
-    let reason = format!("its spool {} is gone, and its result with it", spool.dir().display());
-    let ListedJob { minion_job_id, call_id, caller, method, accepted_at, .. } = known.into();
-    let progress = JobProgress::Ended(Outcome::not_run(Verdict::lost(reason), Timestamp::now()));
-    JobReport { minion_job_id, call_id, caller, method, accepted_at, progress }
+/// The lock that one server at a time has. Where the disk takes no new file there is none, and the port alone keeps a second server out.
+fn lock_state(config: &Config) -> Result<Option<File>, JobsError> {
+    let path = config.server_lock();
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    let Ok(lock) = std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600).open(&path).or_else(|_| File::open(&path)) else {
+        return Ok(None);
+    };
+    match lock.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => Err(JobsError::InUse(path)),
+        Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Some(lock)),
+    }
 }
 
 /// That it is not known whether a call has started, because its spool cannot be read.
 fn unknown(failure: Failure) -> Failure {
     Failure::new(ErrorCode::Lost, format!("whether the job has started cannot be told: {}", failure.message))
-}
-
-fn request(id: &MinionJobId, caller: CallerName, call_id: CallId, run: Option<MethodRun>, call: String) -> SpoolRequest {
-    SpoolRequest { minion_job_id: id.clone(), run, caller, call_id, call, accepted_at: Timestamp::now() }
 }
 
 /// The answer to a call that came again. A fenced call is refused.
@@ -360,16 +430,6 @@ fn repeated(report: JobReport, caller: &CallerName, call_id: &CallId) -> Result<
     match &report.progress {
         JobProgress::Ended(Outcome { verdict: Verdict::Undelivered { error }, .. }) => Err(error.clone()),
         progress => Ok(Accepted { state: progress.state(), minion_job_id: report.minion_job_id, repeated: true }),
-    }
-}
-
-async fn read(spool: &Spool) -> Result<(SpoolRequest, Life), Failure> {
-    let spool = spool.clone();
-    let read = tokio::task::spawn_blocking(move || Ok::<_, SpoolError>((spool.request()?, spool.life()?))).await;
-    match read {
-        Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => Err(internal(error.to_string())),
-        Err(error) => Err(internal(error.to_string())),
     }
 }
 

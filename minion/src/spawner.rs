@@ -39,7 +39,7 @@ const READY: &[u8] = b"ready\n";
 /// A draft of a spool that is older than this belongs to a child that died.
 const DRAFT_AGE: Duration = Duration::from_secs(600);
 
-/// Children beyond `limits.processes_max`: orders that run nothing, and starts that are under way.
+/// Children beyond `limits.calls_max`: orders that run nothing, and starts that are under way.
 const SPARE_CHILDREN: usize = 64;
 
 /// Why the spawner could not start, or had to stop.
@@ -103,11 +103,12 @@ pub fn run(config: &Config, origin: Origin) -> Result<(), SpawnerError> {
         server_socket: config.server_socket(),
         boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
     };
-    spool::prepare(&post.spools, DRAFT_AGE)?;
+    spool::prepare(&post.spools)?;
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let listener = listen(config)?;
     let mut spawner = Loop { post, signals, listener, origin, children: BTreeSet::new() };
     spawner.announce();
+    spawner.sweep();
     while spawner.turn()? {}
     Ok(())
 }
@@ -154,6 +155,14 @@ impl Loop {
         }
     }
 
+    /// Sweeps up in a process of its own: there may be a hundred thousand spools to look through.
+    fn sweep(&mut self) {
+        let spools = &self.post.spools;
+        if let Ok((child, ())) = process::fork_with((), |()| u8::from(spool::sweep(spools, DRAFT_AGE).is_err())) {
+            self.children.insert(child);
+        }
+    }
+
     /// Serves what has come; `false` when it is time to stop.
     fn turn(&mut self) -> Result<bool, SpawnerError> {
         let stdin = std::io::stdin();
@@ -197,9 +206,9 @@ impl Loop {
 
     fn accept(&mut self) {
         while let Ok((server, _)) = self.listener.accept() {
-            let limit = self.post.station.limits.processes_max + SPARE_CHILDREN;
+            let limit = self.post.station.limits.calls_max + SPARE_CHILDREN;
             if self.children.len() >= limit {
-                let problem = format!("the spawner has {limit} processes under way (limits.processes_max and a reserve); try again");
+                let problem = format!("the spawner has {limit} processes under way (limits.calls_max and a reserve); try again");
                 refuse(&server, Failure::new(ErrorCode::LimitReached, problem));
                 continue;
             }

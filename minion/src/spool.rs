@@ -2,6 +2,7 @@
 //!
 //! The root side alone writes here (the spawner's children and the job daemons); the server only reads. ARCHITECTURE.md has the table.
 
+mod forgotten;
 mod record;
 
 use std::fs::{File, TryLockError};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use common::job::MinionJobId;
 use common::outcome::Outcome;
+use common::seal::{self, SealError};
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
@@ -19,6 +21,7 @@ use nix::unistd::mkfifo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use forgotten::Forgotten;
 pub use record::{CancelRequest, SpoolRequest, Started, boot_id, lost_reason};
 
 /// The most that is read of any one file of a spool: the outcome holds a result, which has a limit of its own far below.
@@ -31,6 +34,8 @@ const LOCK: &str = "lock";
 const WAKE: &str = "wake";
 const CANCEL: &str = "cancel.json";
 const OUTCOME: &str = "outcome.json";
+/// Made last before the method is marked as started: that it is there is a sign of a start, too.
+const STDOUT: &str = "stdout";
 
 /// Why a spool could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +56,36 @@ pub enum SpoolError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        source: SealError,
+    },
+    /// A spool got its name, which may outlast a power cut or not, and could not be taken back.
+    #[error("whether {path} is durable is not known: {source}")]
+    Doubtful {
+        /// The spool.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A value cannot be written as JSON.
+    #[error("writing {path}: {source}")]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
         source: serde_json::Error,
     },
+}
+
+impl SpoolError {
+    /// What a file holds can never be read again; any other failure may pass.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Unwritable { .. } | Self::Doubtful { .. } => false,
+        }
+    }
 }
 
 /// The lock of a spool, held. Children inherit it; it is free when the last of them has closed it or died.
@@ -73,10 +106,22 @@ pub enum Made {
 pub enum Life {
     /// The job has ended.
     Ended(Outcome),
-    /// Its daemon lives; the method started then, if it has.
-    Going(Option<Started>),
+    /// Its daemon lives, and has started the method.
+    Running(Started),
+    /// Nothing of a start is there: it waits for its turn, or its daemon is about to start the method.
+    Queued,
     /// Its daemon is dead and left no outcome: nothing will come any more.
     Dead(Option<Started>),
+    /// It has ended, and how cannot be read, for this reason.
+    Damaged(String),
+}
+
+impl Life {
+    /// Whether it waits for its turn.
+    #[must_use]
+    pub fn is_queued(&self) -> bool {
+        matches!(self, Self::Queued)
+    }
 }
 
 /// The folder of one job.
@@ -85,13 +130,21 @@ pub struct Spool {
     dir: PathBuf,
 }
 
-/// Makes the folder that holds all spools, for root alone, and sweeps out of it what a crash left half-made longer than `age` ago.
+/// Makes the folder that holds all spools, for root alone.
 ///
 /// # Errors
-/// It cannot be made or read.
-pub fn prepare(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> {
+/// It cannot be made.
+pub fn prepare(spools: &Path) -> Result<(), SpoolError> {
+    let failed = |source| SpoolError::File { doing: "making", path: spools.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed)
+}
+
+/// Sweeps out of the folder of all spools what a crash left half-made, or half-removed, longer than `age` ago.
+///
+/// # Errors
+/// It cannot be read.
+pub fn sweep(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> {
     let failed = |doing| move |source| SpoolError::File { doing, path: spools.to_owned(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed("making"))?;
     for entry in std::fs::read_dir(spools).map_err(failed("reading"))?.flatten() {
         let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|since| since > age);
         if entry.file_name().to_string_lossy().starts_with('.') && is_old() == Some(true) {
@@ -162,7 +215,12 @@ impl Spool {
             Err(nix::Error::EEXIST | nix::Error::ENOTEMPTY) => return Ok(false),
             Err(errno) => return Err(self.failed("renaming", "")(errno.into())),
         }
-        spool.dir.parent().map_or(Ok(()), sync_dir).map(|()| true)
+        let Err(error) = spool.dir.parent().map_or(Ok(()), sync_dir) else { return Ok(true) };
+        // Whoever asked will hear that it was refused: nothing may be left that could start.
+        match renameat2(AT_FDCWD, &spool.dir, AT_FDCWD, &self.dir, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => Err(error),
+            Err(errno) => Err(SpoolError::Doubtful { path: spool.dir.clone(), source: errno.into() }),
+        }
     }
 
     fn discard(&self) -> Result<(), SpoolError> {
@@ -202,11 +260,11 @@ impl Spool {
     /// # Errors
     /// A file cannot be read, or is damaged.
     pub fn life(&self) -> Result<Life, SpoolError> {
-        if let Some(outcome) = self.outcome()? {
-            return Ok(Life::Ended(outcome));
+        if let Some(end) = self.end()? {
+            return Ok(end);
         }
         if self.daemon_lives()? {
-            return Ok(Life::Going(self.started()?));
+            return Ok(self.started()?.map_or(Life::Queued, Life::Running));
         }
         // It may have ended between the two looks: the outcome is written before the lock is let go.
         self.last_words()
@@ -221,14 +279,33 @@ impl Spool {
     }
 
     fn last_words(&self) -> Result<Life, SpoolError> {
-        match self.outcome()? {
-            Some(outcome) => Ok(Life::Ended(outcome)),
-            None => Ok(Life::Dead(self.started()?)),
+        if let Some(end) = self.end()? {
+            return Ok(end);
+        }
+        // Two signs of a start, so that neither a file that lost its end nor a power cut can make a job run twice.
+        match self.started()? {
+            None if !self.has(STDOUT)? => Ok(Life::Queued),
+            started => Ok(Life::Dead(started)),
         }
     }
 
+    fn end(&self) -> Result<Option<Life>, SpoolError> {
+        match self.read_if_there(OUTCOME) {
+            Ok(outcome) => Ok(outcome.map(Life::Ended)),
+            Err(damage @ SpoolError::Damaged { .. }) => Ok(Some(Life::Damaged(damage.to_string()))),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn has(&self, name: &str) -> Result<bool, SpoolError> {
+        self.dir.join(name).try_exists().map_err(self.failed("looking for", name))
+    }
+
     /// Whether somebody holds the lock for himself. Looking takes a shared lock for an instant, which other lookers do not mind.
-    fn daemon_lives(&self) -> Result<bool, SpoolError> {
+    ///
+    /// # Errors
+    /// The lock file cannot be opened.
+    pub fn daemon_lives(&self) -> Result<bool, SpoolError> {
         let file = File::open(self.dir.join(LOCK)).map_err(self.failed("opening", LOCK))?;
         match file.try_lock_shared() {
             Ok(()) => Ok(false),
@@ -250,14 +327,6 @@ impl Spool {
         }
     }
 
-    /// The outcome, once there is one.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is damaged.
-    pub fn outcome(&self) -> Result<Option<Outcome>, SpoolError> {
-        self.read_if_there(OUTCOME)
-    }
-
     /// Writes the outcome: whoever holds the lock does it, once. Durable on return.
     ///
     /// # Errors
@@ -271,6 +340,17 @@ impl Spool {
         self.write_new(draft, outcome)?;
         std::fs::rename(&path, self.dir.join(OUTCOME)).map_err(self.failed("renaming", draft))?;
         sync_dir(&self.dir)
+    }
+
+    /// Keeps an outcome that cannot be read beside the one that is about to take its place.
+    ///
+    /// # Errors
+    /// The disk is full, or another failure of the file system.
+    pub fn keep_damaged_outcome(&self) -> Result<(), SpoolError> {
+        match std::fs::hard_link(self.dir.join(OUTCOME), self.dir.join("outcome.json.damaged")) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(self.failed("linking", OUTCOME)(error)),
+            _kept => Ok(()),
+        }
     }
 
     /// The wish to stop the job, if there is one.
@@ -325,7 +405,7 @@ impl Spool {
     /// # Errors
     /// The disk is full, or another failure of the file system; the method must not be started then.
     pub fn mark_started(&self, lock: &SpoolLock, started: &Started) -> Result<(), SpoolError> {
-        let text = serde_json::to_vec(started).map_err(|source| SpoolError::Damaged { path: self.dir.join(LOCK), source })?;
+        let text = self.sealed(LOCK, started)?;
         (&lock.0).write_all(&text).and_then(|()| lock.0.sync_data()).map_err(self.failed("writing", LOCK))
     }
 
@@ -336,21 +416,55 @@ impl Spool {
         if text.is_empty() {
             return Ok(None);
         }
-        Ok(Some(serde_json::from_slice(&text).unwrap_or(Started { at: Timestamp::UNIX_EPOCH, boot_id: String::new() })))
+        Ok(Some(seal::open(&text).unwrap_or_default()))
     }
 
-    /// A new file for a stream of the job's output.
+    /// How many bytes of the disk its files take.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        /// The unit of `st_blocks`, see stat(3type).
+        const BLOCK_BYTES: u64 = 512;
+        let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).map(|file| file.blocks() * BLOCK_BYTES).sum()
+    }
+
+    /// Removes the spool of a job that has ended; `false` if it has not. One that is not there is removed already.
+    ///
+    /// # Errors
+    /// It cannot be read, or not removed.
+    pub fn remove(&self) -> Result<bool, SpoolError> {
+        if !self.exists()? {
+            return Ok(true);
+        }
+        if !matches!(self.life()?, Life::Ended(_) | Life::Damaged(_)) {
+            return Ok(false);
+        }
+        // Under another name first, so that a crash leaves no spool that has lost some of its files.
+        let gone = self.dir.with_file_name(draft_name("gone"));
+        std::fs::rename(&self.dir, &gone).map_err(self.failed("renaming", ""))?;
+        std::fs::remove_dir_all(&gone).map_err(|source| SpoolError::File { doing: "removing", path: gone, source })?;
+        Ok(true)
+    }
+
+    /// An empty file for a stream of the job's output. One that is there already is of a daemon that died before the method began.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn create(&self, name: &str) -> Result<File, SpoolError> {
+    pub fn create_output(&self, name: &str) -> Result<File, SpoolError> {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(self.dir.join(name)).map_err(self.failed("making", name))
+    }
+
+    fn create(&self, name: &str) -> Result<File, SpoolError> {
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
         options.open(self.dir.join(name)).map_err(self.failed("making", name))
     }
 
     fn write_new(&self, name: &str, value: &impl Serialize) -> Result<(), SpoolError> {
-        let text = serde_json::to_vec(value).map_err(|source| SpoolError::Damaged { path: self.dir.join(name), source })?;
+        let text = self.sealed(name, value)?;
         let mut file = self.create(name)?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(self.failed("writing", name))
     }
@@ -360,7 +474,11 @@ impl Spool {
         let mut text = Vec::new();
         let file = File::open(&path).map_err(self.failed("opening", name))?;
         file.take(FILE_MAX_BYTES).read_to_end(&mut text).map_err(self.failed("reading", name))?;
-        serde_json::from_slice(&text).map_err(|source| SpoolError::Damaged { path, source })
+        seal::open(&text).map_err(|source| SpoolError::Damaged { path, source })
+    }
+
+    fn sealed(&self, name: &str, value: &impl Serialize) -> Result<Vec<u8>, SpoolError> {
+        seal::seal(value).map_err(|source| SpoolError::Unwritable { path: self.dir.join(name), source })
     }
 
     fn read_if_there<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, SpoolError> {

@@ -1,19 +1,26 @@
 //! The status store, `status.sled`: what the server answers from. The only file of the crate that names sled.
 //!
-//! It is a copy: the spools are the truth, and the store can be made anew from them. A report with a large result is kept without it,
-//! because sled holds more in memory than it is told to. One thread writes, and takes all that waits into one flush, so that many starts
-//! share one sync.
+//! It is a copy of what the spools say of jobs that have ended, in which they can be found and counted quickly; it can be made anew at any
+//! time, and where it cannot be used the spools alone answer. A report with a large result is kept without it, because sled holds more in
+//! memory than it is told to. One thread writes, and takes all that waits into one flush, so that many ends share one sync.
+
+mod writer;
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use common::job::{HostState, MinionJobId};
-use common::protocol::{JobReport, ListedJob};
+use common::identity::CallerName;
+use common::job::{CallId, HostState, MinionJobId};
+use common::protocol::{JobProgress, JobReport, ListedJob};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::moment::Moment;
+use writer::{Change, Write, Writer};
 
 /// How much of the store is held in memory. sled's own default would let it grow to hundreds of megabytes.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -27,15 +34,13 @@ const WHOLE_MAX_BYTES: usize = 16 * 1024;
 /// How long a write may take. sled waits for ever for a write that a full disk has refused once.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The file inside a sled store that holds its data.
-const DATA_FILE: &str = "db";
+/// Where less is free the store is not written: sled grows its file by segments of 512 KiB, several at a time, and never recovers
+/// from a disk that is full.
+const FREE_MIN_BYTES: u64 = 4 << 20;
 
 /// Why the store cannot be opened or written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has it open.
-    #[error("{} is in use: another minion runs with this state_dir", .0.display())]
-    InUse(PathBuf),
     /// The disk is full, or another failure of the file system.
     #[error("writing {}: {problem}", path.display())]
     Write {
@@ -44,23 +49,18 @@ pub enum StoreError {
         /// What sled or the kernel says.
         problem: String,
     },
-    /// A damaged store could not be set aside.
-    #[error("{} is damaged and cannot be set aside: {problem}", path.display())]
-    SetAside {
-        /// The store.
-        path: PathBuf,
-        /// Why.
-        problem: String,
-    },
-    /// The writer is gone: the minion is stopping.
-    #[error("the status store is closed")]
-    Closed,
+    /// There is too little room to write.
+    #[error("{} is not written, because less than {FREE_MIN_BYTES} bytes are free there", .0.display())]
+    NoRoom(PathBuf),
+    /// It could not be opened yet, or failed.
+    #[error("{} is not in use at present", .0.display())]
+    Closed(PathBuf),
     /// A write has not ended in time.
     #[error("writing {} has not ended after {WRITE_TIMEOUT:?}", .0.display())]
     Stuck(PathBuf),
 }
 
-/// What is known of a job.
+/// What is known of a job that has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Known {
@@ -79,12 +79,6 @@ impl Known {
             Self::Listed(job) => job.state,
         }
     }
-
-    /// Whether it has ended, and what is known of that will not change. What is lost may yet be found.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.state().is_final() && self.state() != HostState::Lost
-    }
 }
 
 impl From<Known> for ListedJob {
@@ -96,15 +90,52 @@ impl From<Known> for ListedJob {
     }
 }
 
-struct Write {
-    report: JobReport,
-    done: oneshot::Sender<Result<(), StoreError>>,
+/// What retention needs to know of a job that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Whose it is.
+    pub caller: CallerName,
+    /// Of which call.
+    pub call_id: CallId,
+    /// Until when that call may come again.
+    pub start_before: Timestamp,
+    /// How much of the disk it takes.
+    pub bytes: u64,
+    /// Since when it is known to have ended.
+    pub since: Moment,
 }
 
-/// What is known of the jobs of this host.
+/// A job that has ended, in the order of the ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct End {
+    /// Which.
+    pub id: MinionJobId,
+    /// What retention needs to know.
+    pub kept: Kept,
+    key: Vec<u8>,
+}
+
+/// What is known of the jobs of this host that have ended.
 pub struct Store {
     path: PathBuf,
+    open: Mutex<Option<Open>>,
+}
+
+/// What came of opening the store.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// It was open.
+    WasOpen,
+    /// It is open, with what was in it.
+    Opened,
+    /// It is open and empty: the one that was there is damaged, and has this name now.
+    Renewed(PathBuf),
+}
+
+#[derive(Clone)]
+struct Open {
     jobs: sled::Tree,
+    ends: sled::Tree,
     writes: mpsc::Sender<Write>,
 }
 
@@ -115,64 +146,142 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store at `path`, which is made if need be. One that is damaged is set aside under a dated name, which is given back,
-    /// and an empty one takes its place: it is to be filled from the spools.
+    /// The store at `path`, not open yet.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), open: Mutex::default() }
+    }
+
+    /// Opens the store, which is made if need be. One that is damaged, or that has failed, is set aside under a dated name, and an empty one
+    /// takes its place: it is to be filled from the spools.
     ///
     /// # Errors
-    /// Another process has it open, or the file system refuses.
-    pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>), StoreError> {
-        let (db, aside) = match try_open(path) {
-            Ok(db) => (db, None),
-            Err(Unopened::InUse) => return Err(StoreError::InUse(path.to_owned())),
-            Err(Unopened::Refused(problem)) => return Err(StoreError::Write { path: path.to_owned(), problem }),
+    /// The disk is full, or another failure of the file system. It may be tried again.
+    pub fn open(&self) -> Result<Opening, StoreError> {
+        let mut open = self.lock();
+        if open.is_some() {
+            return Ok(Opening::WasOpen);
+        }
+        require_room(self.path.parent().unwrap_or(&self.path)).map_err(|()| StoreError::NoRoom(self.path.clone()))?;
+        let failed = |problem: String| StoreError::Write { path: self.path.clone(), problem };
+        let (db, opening) = match try_open(&self.path) {
+            Ok(db) => (db, Opening::Opened),
+            Err(Unopened::Refused(problem)) => return Err(failed(problem)),
             Err(Unopened::Damaged) => {
-                let aside = set_aside(path)?;
-                let again = try_open(path).map_err(|_| StoreError::Write { path: path.to_owned(), problem: "not even anew".to_owned() })?;
-                (again, Some(aside))
+                let aside = self.set_aside()?;
+                let again = try_open(&self.path).map_err(|_| failed("not even anew".to_owned()))?;
+                (again, Opening::Renewed(aside))
             }
         };
-        let failed = |error: sled::Error| StoreError::Write { path: path.to_owned(), problem: error.to_string() };
-        let jobs = db.open_tree("jobs").map_err(failed)?;
+        let tree = |name: &str| db.open_tree(name).map_err(|error| failed(error.to_string()));
+        let (jobs, ends) = (tree("jobs")?, tree("ends")?);
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
-        let writer = Writer { db, jobs: jobs.clone(), path: path.to_owned() };
+        let writer = Writer { db, jobs: jobs.clone(), ends: ends.clone(), path: self.path.clone() };
         let spawned = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer.write_all(queue));
-        spawned.map_err(|error| StoreError::Write { path: path.to_owned(), problem: error.to_string() })?;
-        Ok((Self { path: path.to_owned(), jobs, writes }, aside))
+        spawned.map_err(|error| failed(error.to_string()))?;
+        *open = Some(Open { jobs, ends, writes });
+        Ok(opening)
     }
 
     /// What is known of the job `id`; nothing, too, of one whose entry cannot be read, which the spool then tells anew.
     #[must_use]
     pub fn find(&self, id: &MinionJobId) -> Option<Known> {
-        find(&self.jobs, id)
+        let entry = self.opened()?.jobs.get(id.as_str()).ok().flatten()?;
+        serde_json::from_slice(&entry).ok()
     }
 
-    /// All that is known, in no order.
-    pub fn all(&self) -> impl Iterator<Item = Known> {
-        self.jobs.iter().values().filter_map(|entry| serde_json::from_slice(&entry.ok()?).ok())
+    /// Every job that has ended, the oldest end first, or from the other side the newest.
+    pub fn ends(&self) -> impl DoubleEndedIterator<Item = End> + use<> {
+        let ends = self.opened().map(|open| open.ends.iter());
+        ends.into_iter().flatten().filter_map(|entry| {
+            let (key, kept) = entry.ok()?;
+            let id = std::str::from_utf8(key.get(MOMENT_BYTES..)?).ok()?.parse().ok()?;
+            Some(End { id, kept: serde_json::from_slice(&kept).ok()?, key: key.to_vec() })
+        })
     }
 
-    /// Writes what is known of a job over what was; news of a job that has ended, as the store knows already, changes nothing. Durable on
-    /// return.
+    /// Whether the job `id` is known to have ended.
+    #[must_use]
+    pub fn contains(&self, id: &MinionJobId) -> bool {
+        self.opened().is_some_and(|open| open.jobs.contains_key(id.as_str()).unwrap_or(false))
+    }
+
+    /// The end of the job that `report` is about.
+    #[must_use]
+    pub fn end(&self, report: &JobReport) -> Option<End> {
+        let key = end_key(report);
+        let kept = self.opened()?.ends.get(&key).ok().flatten()?;
+        Some(End { id: report.minion_job_id.clone(), kept: serde_json::from_slice(&kept).ok()?, key })
+    }
+
+    /// Takes in a job that has ended; `false` if it is in already, which leaves it as it is. Durable on return.
     ///
     /// # Errors
-    /// The disk is full, or another failure of the file system. The store is not to be relied on after that: sled may never write again.
-    pub async fn put(&self, report: JobReport) -> Result<(), StoreError> {
+    /// See [`StoreError`]. After any but `NoRoom` the store is closed: sled may never write again.
+    pub async fn put(&self, report: JobReport, kept: Kept) -> Result<bool, StoreError> {
+        self.write(Change::Put(report, kept)).await
+    }
+
+    /// Takes jobs out.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub async fn remove(&self, ends: Vec<End>) -> Result<(), StoreError> {
+        self.write(Change::Remove(ends)).await.map(drop)
+    }
+
+    async fn write(&self, change: Change) -> Result<bool, StoreError> {
+        let Some(open) = self.opened() else { return Err(StoreError::Closed(self.path.clone())) };
         let (done, written) = oneshot::channel();
         let write = async {
-            self.writes.send(Write { report, done }).await.map_err(|_| StoreError::Closed)?;
-            written.await.unwrap_or(Err(StoreError::Closed))
+            let closed = || StoreError::Closed(self.path.clone());
+            open.writes.send(Write { change, done }).await.map_err(|_| closed())?;
+            written.await.unwrap_or_else(|_| Err(closed()))
         };
-        tokio::time::timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(|_| Err(StoreError::Stuck(self.path.clone())))
+        let written = tokio::time::timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(|_| Err(StoreError::Stuck(self.path.clone())));
+        if written.as_ref().is_err_and(|error| !matches!(error, StoreError::NoRoom(_))) {
+            self.lock().take_if(|now| now.writes.same_channel(&open.writes));
+        }
+        written
+    }
+
+    fn set_aside(&self) -> Result<PathBuf, StoreError> {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(format!(".damaged-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S%.3f")));
+        let aside = PathBuf::from(name);
+        let failed = |error: std::io::Error| StoreError::Write { path: self.path.clone(), problem: format!("setting it aside: {error}") };
+        std::fs::rename(&self.path, &aside).map(|()| aside).map_err(failed)
+    }
+
+    fn opened(&self) -> Option<Open> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn find(jobs: &sled::Tree, id: &MinionJobId) -> Option<Known> {
-    let entry = jobs.get(id.as_str()).ok().flatten()?;
-    serde_json::from_slice(&entry).ok()
+/// The time in a key of `ends`, in milliseconds, so that keys sort by it.
+const MOMENT_BYTES: usize = 8;
+
+/// It follows from what the spool says, so that a job that is taken in twice has one.
+fn end_key(report: &JobReport) -> Vec<u8> {
+    let ended = match &report.progress {
+        JobProgress::Ended(outcome) => outcome.finished_at,
+        JobProgress::Going { .. } => None,
+    };
+    let ended = u64::try_from(ended.unwrap_or(report.accepted_at).as_millisecond()).unwrap_or(0);
+    [&ended.to_be_bytes(), report.minion_job_id.as_str().as_bytes()].concat()
+}
+
+fn require_room(folder: &Path) -> Result<(), ()> {
+    // A folder that cannot be looked at is not full; whoever writes to it hears what is wrong with it.
+    let is_full = crate::disk::free_bytes(folder).is_ok_and(|free| free < FREE_MIN_BYTES);
+    if is_full { Err(()) } else { Ok(()) }
 }
 
 enum Unopened {
-    InUse,
     Refused(String),
     Damaged,
 }
@@ -185,120 +294,12 @@ fn try_open(path: &Path) -> Result<sled::Db, Unopened> {
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(Ok(db)) => Ok(db),
-        Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => Err(Unopened::InUse),
+        // No other process may have it: it is our own, which failed, and which a thread that waits for ever holds.
+        Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => Err(Unopened::Damaged),
         Ok(Err(sled::Error::Io(error))) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(Unopened::Refused(error.to_string())),
         Ok(Err(_)) | Err(_) => Err(Unopened::Damaged),
     }
 }
 
-fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S%.3f")));
-    let aside = PathBuf::from(name);
-    let failed = |error: std::io::Error| StoreError::SetAside { path: path.to_owned(), problem: error.to_string() };
-    std::fs::rename(path, &aside).map_err(failed)?;
-    Ok(aside)
-}
-
-struct Writer {
-    db: sled::Db,
-    jobs: sled::Tree,
-    path: PathBuf,
-}
-
-impl Writer {
-    fn write_all(&self, mut queue: mpsc::Receiver<Write>) {
-        let mut writes = Vec::new();
-        while queue.blocking_recv_many(&mut writes, QUEUE_MAX) > 0 {
-            let result = catch_unwind(AssertUnwindSafe(|| self.write(&writes))).unwrap_or_else(|_| Err("sled panicked".to_owned()));
-            let result = result.map_err(|problem| StoreError::Write { path: self.path.clone(), problem });
-            for write in writes.drain(..) {
-                // Who no longer waits does not need to know.
-                let _gone = write.done.send(result.clone());
-            }
-        }
-    }
-
-    fn write(&self, writes: &[Write]) -> Result<(), String> {
-        for Write { report, .. } in writes {
-            let is_news =
-                report.progress.state().is_final() || find(&self.jobs, &report.minion_job_id).is_none_or(|known| !known.is_settled());
-            if !is_news {
-                continue;
-            }
-            let mut text = serde_json::to_vec(&Known::Whole(report.clone())).map_err(|error| error.to_string())?;
-            if text.len() > WHOLE_MAX_BYTES {
-                text = serde_json::to_vec(&Known::Listed(report.clone().into())).map_err(|error| error.to_string())?;
-            }
-            self.jobs.insert(report.minion_job_id.as_str(), text).map_err(|error| error.to_string())?;
-        }
-        self.db.flush().map_err(|error| error.to_string())?;
-        // sled's flush starts the writing but does not wait for the disk.
-        let data = std::fs::File::open(self.path.join(DATA_FILE)).and_then(|file| file.sync_data());
-        data.map_err(|error| error.to_string())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use super::*;
-    use common::outcome::{Outcome, Verdict};
-    use common::protocol::JobProgress;
-    use serde_json::json;
-
-    fn report(id: &str) -> JobReport {
-        serde_json::from_value(json!({
-            "minion_job_id": id, "call_id": "54k2-9xqd-4fz1", "caller": "admin", "method": "test.ping",
-            "accepted_at": "2026-01-01T00:00:00Z", "state": "running",
-        }))
-        .unwrap()
-    }
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
-    }
-
-    #[test]
-    fn what_was_written_is_there_after_a_restart_and_nobody_else_gets_in() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("status.sled");
-        let job = report("0000-0000-0001");
-        let (store, _) = Store::open(&path).unwrap();
-        block_on(store.put(job.clone())).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::InUse(_))));
-        drop(store);
-        let reopened = (0..500).find_map(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            Store::open(&path).ok()
-        });
-        let (store, aside) = reopened.unwrap();
-        assert_eq!((store.find(&job.minion_job_id), aside), (Some(Known::Whole(job)), None));
-        assert_eq!(store.all().count(), 1);
-    }
-
-    #[test]
-    fn a_large_result_is_left_to_the_spool_and_an_end_is_never_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(&dir.path().join("status.sled")).unwrap();
-        let going = report("0000-0000-0001");
-        let mut ended = going.clone();
-        let verdict = Verdict::Ok { result: json!("x".repeat(WHOLE_MAX_BYTES)) };
-        ended.progress = JobProgress::Ended(Outcome::not_run(verdict, Timestamp::UNIX_EPOCH));
-        for report in [&going, &ended, &going] {
-            block_on(store.put(report.clone())).unwrap();
-        }
-        assert_eq!(store.find(&going.minion_job_id), Some(Known::Listed(ended.into())));
-    }
-
-    #[test]
-    fn a_damaged_store_is_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("status.sled");
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("conf"), b"not what sled writes").unwrap();
-        let (store, aside) = Store::open(&path).unwrap();
-        assert!(aside.unwrap().join("conf").exists());
-        assert_eq!(store.all().count(), 0);
-    }
-}
+mod tests;

@@ -327,7 +327,7 @@ fn spools_that_are_out_of_sight_for_a_while_lose_nothing() {
 /// More jobs end at once than their server can be told of: they must not count as running afterwards.
 #[test]
 fn places_are_free_as_soon_as_jobs_have_ended() {
-    let fleet = Fleet::builder().hosts(1).minion_toml("[limits]\nprocesses_max = 20\n").start();
+    let fleet = Fleet::builder().hosts(1).minion_toml("[limits]\njobs_max = 20\nqueue_max = 0\n").start();
     let web1 = fleet.minion("web1");
     let gate = fleet.root().join("gate");
     let wait = json!([format!("while [ ! -e {} ]; do sleep 0.02; done", gate.display())]);
@@ -340,7 +340,7 @@ fn places_are_free_as_soon_as_jobs_have_ended() {
         assert!(accepted["result"]["minion_job_id"].is_string(), "{accepted}");
     }
     let refused = start(&wait);
-    assert!(refused["error"]["message"].as_str().unwrap().contains("processes_max"), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("jobs_max"), "{refused}");
     web1.pause();
     fs::write(&gate, "").unwrap();
     wait_until("all to end", PATIENCE, || web1.spools().iter().all(|id| web1.spool(id).join("outcome.json").exists()));
@@ -359,7 +359,7 @@ fn a_wish_to_cancel_that_woke_nobody_is_heard_when_it_is_repeated() {
     let id = fleet.start_job(["*", "test.sleep", "600"]);
     let _ = fleet.wait_for_state(&id, "PARTIAL");
     let wish = json!({ "by": "first", "at": "2026-01-01T00:00:00Z" });
-    fs::write(web1.spool(&web1.spools()[0]).join("cancel.json"), wish.to_string()).unwrap();
+    fs::write(web1.spool(&web1.spools()[0]).join("cancel.json"), common::seal::seal(&wish).unwrap()).unwrap();
     let _ = fleet.overlord(["job-cancel", &id]).ok();
     let status = fleet.overlord(["job-status", &id, "--output", "json"]).expect(2).json();
     assert_eq!(status["hosts"]["web1"]["error"]["data"]["by"], "first", "{status}");

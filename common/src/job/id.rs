@@ -134,6 +134,14 @@ impl JobId {
         let random = u64::from(random) & ((1 << RANDOM_BITS) - 1);
         Self(letters((milliseconds << RANDOM_BITS) | random))
     }
+
+    /// When it was made, by the clock of who made it.
+    #[must_use]
+    pub fn made_at(&self) -> Timestamp {
+        let digit = |byte: u8| ALPHABET.iter().position(|letter| *letter == byte).and_then(|digit| u64::try_from(digit).ok());
+        let bits = self.0.bytes().filter_map(digit).fold(0_u64, |bits, digit| (bits << 5) | digit);
+        i64::try_from(bits >> RANDOM_BITS).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
+    }
 }
 
 impl MinionJobId {
@@ -219,6 +227,7 @@ mod tests {
         let late = JobId::new(at(1_795_000_000_001), 0);
         assert!(early < late, "{early} {late}");
         assert_eq!(early.as_str().len(), 14);
+        assert_eq!((early.made_at(), late.made_at()), (at(1_795_000_000_000), at(1_795_000_000_001)));
         assert_eq!(early.as_str().to_uppercase().replace('-', "").parse::<JobId>().unwrap(), early);
     }
 

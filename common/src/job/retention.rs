@@ -52,12 +52,13 @@ impl Retention {
         }
     }
 
-    /// The jobs of `ended`, which are given oldest end first, that are given up, so that there is room for one more; `held` is everything
-    /// there is, what has not ended included.
-    pub fn given_up<I>(&self, ended: impl IntoIterator<Item = EndedJob<I>>, mut held: Holdings) -> Vec<I> {
+    /// The jobs of `ended`, which are given oldest end first, that are given up, so that there is room for one more, at most `count_max` at
+    /// once; `held` is everything there is, what has not ended included.
+    pub fn given_up<I>(&self, ended: impl IntoIterator<Item = EndedJob<I>>, mut held: Holdings, count_max: usize) -> Vec<I> {
         let mut given_up = Vec::new();
         for job in ended {
-            if job.age < KEPT_AT_LEAST || (job.age <= self.age && self.refusal(held).is_none()) {
+            let is_enough = given_up.len() >= count_max;
+            if is_enough || job.age < KEPT_AT_LEAST || (job.age <= self.age && self.refusal(held).is_none()) {
                 // Those that follow are younger. A clock that was set can put one out of its place; its turn comes later.
                 break;
             }
@@ -87,10 +88,11 @@ mod tests {
     fn the_oldest_go_first_and_none_before_its_hour() {
         let jobs = || vec![job(1, 2000), job(2, 90), job(3, 61), job(4, 59), job(5, 0)];
         let held = Holdings { count: 5, bytes: 50 };
-        assert_eq!(retention(100, 1000).given_up(jobs(), held), [1], "by age alone");
-        assert_eq!(retention(4, 1000).given_up(jobs(), held), [1, 2], "room for one more");
-        assert_eq!(retention(1, 1000).given_up(jobs(), held), [1, 2, 3], "and then no further");
-        assert_eq!(retention(100, 25).given_up(jobs(), held), [1, 2, 3]);
+        assert_eq!(retention(100, 1000).given_up(jobs(), held, 9), [1], "by age alone");
+        assert_eq!(retention(4, 1000).given_up(jobs(), held, 9), [1, 2], "room for one more");
+        assert_eq!(retention(1, 1000).given_up(jobs(), held, 9), [1, 2, 3], "and then no further");
+        assert_eq!(retention(1, 1000).given_up(jobs(), held, 2), [1, 2], "at most so many at once");
+        assert_eq!(retention(100, 25).given_up(jobs(), held, 9), [1, 2, 3]);
         assert!(retention(1, 1000).refusal(Holdings { count: 2, bytes: 20 }).is_some_and(|why| why.contains("retention.count is 1")));
     }
 }

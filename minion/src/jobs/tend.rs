@@ -1,37 +1,49 @@
-//! What the server does for jobs unasked: takes in the outcomes that job daemons tell of, and from time to time, and at its start,
-//! compares every spool with the store.
+//! What the server does for jobs unasked: takes in the outcomes that job daemons tell of, starts what has waited, gives up what is old; and
+//! from time to time, and at its start, compares every spool with the store.
 
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
-use common::job::MinionJobId;
+use common::job::retention::Holdings;
+use common::job::{HostState, MinionJobId};
+use common::outcome::ErrorCode;
 use tokio::net::UnixDatagram;
 
 use super::Jobs;
+use crate::spawner::{Order, Reply};
 use crate::spool;
 
 /// The longest poke: an id and a problem.
 const POKE_MAX_BYTES: usize = 4096;
 
+/// How soon, while jobs wait, it is seen whether one could start, though nobody has told of a vacancy.
+const LAUNCH_AGAIN: Duration = Duration::from_secs(1);
+
 impl Jobs {
     /// Tends the jobs until it is dropped.
     ///
     /// # Errors
-    /// The socket that job daemons poke cannot be made; or the store has failed: started again, the minion makes it anew from the spools.
+    /// The socket that job daemons poke cannot be made.
     pub async fn tend(self: Arc<Self>) -> std::io::Result<()> {
         match std::fs::remove_file(&self.server_socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _gone => {}
         }
         let pokes = UnixDatagram::bind(&self.server_socket)?;
-        let mut rounds = tokio::time::interval(self.limits.reconcile_every);
-        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tokio::select! {
+            heard = self.hear_all(&pokes) => heard.map(|never| match never {}),
+            never = self.launch_all() => match never {},
+            never = self.reconcile_all() => match never {},
+        }
+    }
+
+    async fn hear_all(&self, pokes: &UnixDatagram) -> std::io::Result<Infallible> {
         let mut poke = vec![0; POKE_MAX_BYTES];
         loop {
-            tokio::select! {
-                () = self.store_failed.notified() => return Err(std::io::Error::other("the status store cannot be written")),
-                _round = rounds.tick() => self.reconcile().await,
-                received = pokes.recv(&mut poke) => self.hear(poke.get(..received?).unwrap_or_default()).await,
-            }
+            let length = pokes.recv(&mut poke).await?;
+            self.hear(poke.get(..length).unwrap_or_default()).await;
         }
     }
 
@@ -46,8 +58,62 @@ impl Jobs {
         self.take_in(&id).await;
     }
 
+    /// Starts jobs that wait, in order, whenever there is a place.
+    async fn launch_all(&self) -> Infallible {
+        loop {
+            let has_waiting = self.lock_queue().has_waiting();
+            if !has_waiting {
+                self.vacancy.notified().await;
+            } else if tokio::time::timeout(LAUNCH_AGAIN, self.vacancy.notified()).await.is_err() {
+                // Pokes get lost when many jobs end at once.
+                self.look_again().await;
+            }
+            loop {
+                let next = self.lock_queue().next();
+                let Some(id) = next else { break };
+                if !self.launch(&id).await {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Starts a job that has waited; `false` if it could not be started now, and waits again.
+    async fn launch(&self, id: &MinionJobId) -> bool {
+        let problem = match self.spawner.order(&Order::Launch(id.clone()), super::ORDER_TIMEOUT).await {
+            Ok(Reply::Started(_)) => return true,
+            Ok(Reply::Refused(failure)) => failure.message,
+            Err(error) => error.to_string(),
+            Ok(_waits_no_more) => String::new(),
+        };
+        if !problem.is_empty() {
+            tracing::error!(minion_job_id = %id, problem, "a job that waits cannot be started");
+        }
+        // It may have been cancelled, or run already: its spool says where it stands.
+        let is_queued = self.take_in(id).await == Some(HostState::Queued);
+        if is_queued {
+            self.lock_queue().put_back(id);
+        }
+        !is_queued
+    }
+
+    async fn reconcile_all(&self) -> Infallible {
+        let mut rounds = tokio::time::interval(self.limits.reconcile_every);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut is_uncounted = true;
+        loop {
+            let _tick = rounds.tick().await;
+            is_uncounted |= self.open_store();
+            self.reconcile(is_uncounted).await;
+            is_uncounted = false;
+            self.lock_queue().open();
+            self.vacancy.notify_one();
+            self.give_up_old().await;
+        }
+    }
+
     /// Compares every spool with the store. What has ended in the store is settled and not looked at again.
-    async fn reconcile(&self) {
+    async fn reconcile(&self, is_uncounted: bool) {
         let spools = self.spools.clone();
         let listed = tokio::task::spawn_blocking(move || spool::list(&spools)).await;
         let ids = match listed {
@@ -55,27 +121,60 @@ impl Jobs {
             Ok(Err(error)) => return tracing::error!(%error, "the spools cannot be listed"),
             Err(error) => return tracing::error!(%error, "the spools cannot be listed"),
         };
+        let ended = if is_uncounted { self.take_stock().await } else { BTreeSet::new() };
         for id in ids {
-            if !self.store.find(&id).is_some_and(|known| known.is_settled()) {
+            if !ended.contains(&id) && (is_uncounted || !self.store.contains(&id)) {
                 self.take_in(&id).await;
             }
+            // There may be very many, and others want to be served.
+            tokio::task::consume_budget().await;
         }
-        self.take_in_live().await;
+        let live = self.lock_queue().ids();
+        for id in live {
+            if self.take_in(&id).await == Some(HostState::Queued) {
+                self.lock_queue().put_back(&id);
+            }
+        }
     }
 
-    /// Looks at every job that has not ended as far as is known.
-    pub(super) async fn take_in_live(&self) {
-        for id in self.live_ids() {
+    /// Counts the jobs that the store has whole, with when they ended and with what is told of them, and gives their ids.
+    async fn take_stock(&self) -> BTreeSet<MinionJobId> {
+        let (mut held, mut ended) = (Holdings::default(), BTreeSet::new());
+        for end in self.store.ends() {
+            if self.store.contains(&end.id) && ended.insert(end.id) {
+                held.count += 1;
+                held.bytes = held.bytes.saturating_add(end.kept.bytes);
+            }
+            tokio::task::consume_budget().await;
+        }
+        self.keeper.set_held(held);
+        ended
+    }
+
+    /// Looks at every job that runs as far as is known.
+    pub(super) async fn take_in_running(&self) {
+        let ids = self.lock_queue().running_ids();
+        for id in ids {
             self.take_in(&id).await;
         }
     }
 
-    async fn take_in(&self, id: &MinionJobId) {
-        match self.learn(id).await {
-            Ok(Some(report)) if !report.progress.state().is_final() => {}
-            // It has ended, or it never came to be: a start that was refused, or whose caller hung up.
-            Ok(_) => drop(self.lock_live().remove(id)),
-            Err(failure) => tracing::error!(minion_job_id = %id, problem = %failure.message, "a job's spool cannot be taken in"),
+    /// Looks at a job whose spool may have news, and gives its state.
+    async fn take_in(&self, id: &MinionJobId) -> Option<HostState> {
+        match self.look(id, None).await {
+            Ok(Some(report)) => Some(report.progress.state()),
+            // It never came to be: a start that was refused, or whose caller hung up.
+            Ok(None) => {
+                self.has_ended(id);
+                None
+            }
+            Err(failure) => {
+                tracing::error!(minion_job_id = %id, problem = failure.message, "a job's spool cannot be taken in");
+                if failure.is(ErrorCode::Lost) {
+                    self.has_ended(id);
+                }
+                None
+            }
         }
     }
 }

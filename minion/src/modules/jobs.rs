@@ -18,6 +18,7 @@ impl Module for Jobs {
             Method::of_jobs::<OfJob>("jobs.status", "How far a job is; once it has ended, its outcome."),
             Method::of_jobs::<NoArguments>("jobs.list", "The jobs that this host remembers."),
             Method::of_jobs::<OfJob>("jobs.cancel", "Stops a job."),
+            Method::of_jobs::<OfJob>("jobs.delete", "Forgets a job that has ended; tells of it for the last time."),
             Method::of_jobs::<OfCall>(
                 "jobs.fence",
                 "Sees to it that a call which has not started here never will; tells of the job if it has.",
@@ -51,6 +52,8 @@ pub enum JobsCall {
     List,
     /// `jobs.cancel`
     Cancel(MinionJobId),
+    /// `jobs.delete`
+    Delete(MinionJobId),
     /// `jobs.fence`
     Fence(CallId),
 }
@@ -67,6 +70,7 @@ impl JobsCall {
             "status" => job(args).map(Self::Status),
             "list" => Ok(Self::List),
             "cancel" => job(args).map(Self::Cancel),
+            "delete" => job(args).map(Self::Delete),
             "fence" => serde_json::from_value(args).map(|OfCall { call_id }| Self::Fence(call_id)).map_err(|error| method.invalid(&error)),
             _ => Err(Failure::new(ErrorCode::Internal, format!("{name} has a spec, and nothing that answers it"))),
         }
@@ -84,12 +88,13 @@ mod tests {
     fn every_spec_can_be_read() {
         let registry = Registry::builtin();
         let id = "54k2-9xqd-4fz1";
-        let args = [json!({ "id": id }), json!({}), json!({ "id": id }), json!({ "call_id": "54k2-9xqd-4fz1/2" })];
-        for (name, args) in ["jobs.status", "jobs.list", "jobs.cancel", "jobs.fence"].into_iter().zip(args) {
+        let of_job = || json!({ "id": id });
+        let args = [of_job(), json!({}), of_job(), of_job(), json!({ "call_id": "54k2-9xqd-4fz1/2" })];
+        for (name, args) in ["jobs.status", "jobs.list", "jobs.cancel", "jobs.delete", "jobs.fence"].into_iter().zip(args) {
             let method = registry.find(&name.parse().unwrap()).unwrap();
             assert!(JobsCall::read(method, args).is_ok(), "{name}");
         }
-        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 4);
+        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 5);
     }
 
     #[test]

@@ -20,16 +20,16 @@ use crate::supervise::{Charge, JobCharge, Stop, cancelled, supervise};
 const OUTCOME_RETRY: Duration = Duration::from_secs(1);
 const OUTCOME_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
+/// How long a server that has much to hear may take to hear of this, too.
+const POKE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The whole life of a job daemon; its exit status.
 pub(super) fn live(post: &Post, run: &MethodRun, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     let Some(id) = spool.dir().file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) else { return 1 };
-    // The spool is durable and locked: from here on the job is this daemon's. A server that is gone finds it by its spool.
-    let _gone = order::send(&server, &Reply::Started);
-    drop(server);
     let begun = leave_stdio().and_then(|()| JobCharge::new(spool, lock, post.station.limits.output_max_bytes));
     match begun {
         Ok(job) => {
-            let written = run_job(post, run, &id, job);
+            let written = run_job(post, run, &id, job, server);
             poke(post, &id, "");
             u8::from(!written)
         }
@@ -50,7 +50,7 @@ fn leave_stdio() -> Result<(), SpoolError> {
     leave().map_err(|source| SpoolError::File { doing: "opening", path: "/dev/null".into(), source })
 }
 
-fn run_job(post: &Post, run: &MethodRun, id: &MinionJobId, job: JobCharge) -> bool {
+fn run_job(post: &Post, run: &MethodRun, id: &MinionJobId, job: JobCharge, server: UnixStream) -> bool {
     let write_outcome = |job: &JobCharge, outcome| write_outcome(post, id, job, &outcome);
     if let Some(wish) = job.cancelled() {
         let verdict = cancelled(&Stop::Cancelled(wish));
@@ -61,6 +61,9 @@ fn run_job(post: &Post, run: &MethodRun, id: &MinionJobId, job: JobCharge) -> bo
         let verdict = Verdict::undelivered(format!("its start could not be written down: {error}"));
         return write_outcome(&job, Outcome::not_run(verdict, Timestamp::now()));
     }
+    // All of it is durable. A server that is gone finds the job by its spool.
+    let _gone = order::send(&server, &Reply::Started(started.at));
+    drop(server);
     match supervise(&post.station, run, Charge::Job(job)) {
         Ok((outcome, Charge::Job(job))) => write_outcome(&job, outcome),
         Err((errno, Charge::Job(job))) => {
@@ -90,7 +93,7 @@ fn write_outcome(post: &Post, id: &MinionJobId, job: &JobCharge, outcome: &Outco
 /// misses it finds out by itself.
 pub(super) fn poke(post: &Post, id: &MinionJobId, problem: &str) {
     let _missed = UnixDatagram::unbound().and_then(|socket| {
-        socket.set_nonblocking(true)?;
+        socket.set_write_timeout(Some(POKE_TIMEOUT))?;
         socket.send_to(format!("{id} {problem}").as_bytes(), &post.server_socket)
     });
 }

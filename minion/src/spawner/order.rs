@@ -5,11 +5,12 @@ use std::os::unix::net::UnixStream;
 
 use common::job::MinionJobId;
 use common::outcome::{Failure, Outcome};
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::jobs::MethodRun;
-use crate::spool::{CancelRequest, SpoolRequest};
+use crate::spool::{CancelRequest, Forgotten, SpoolRequest};
 
 /// The longest line. A request's body has a limit far below, and so has a result.
 pub(super) const LINE_MAX_BYTES: u64 = 64 * 1024 * 1024;
@@ -20,14 +21,20 @@ pub(super) const LINE_MAX_BYTES: u64 = 64 * 1024 * 1024;
 pub enum Order {
     /// Run a method now and give its outcome; stop it if the server hangs up. → `Ended`
     Run(MethodRun),
-    /// Start a job, unless there is one of that id. → `Started` once its daemon holds it, or `Exists`
+    /// Start a job, unless there is one of that id. → `Started` or `Exists`
     Start(SpoolRequest),
+    /// Write a job down that is to wait for its turn, unless there is one of that id. → `Done` or `Exists`
+    Enqueue(SpoolRequest),
+    /// Start a job that has waited. → `Started`, or `Exists` if it waits no more
+    Launch(MinionJobId),
     /// See to it that a job of that id never starts, unless there is one. → `Done` or `Exists`
     Fence(SpoolRequest),
-    /// Ask a job's daemon to stop it. → `Done`
+    /// Have a job stopped: by its daemon, or, if it waits, by never starting it. → `Done`
     Cancel(MinionJobId, CancelRequest),
-    /// Write the outcome of a job whose daemon is dead. → `Done`
+    /// Write the outcome of a job whose daemon is dead, or whose outcome cannot be read. → `Done`
     Settle(MinionJobId),
+    /// Remove the spools of jobs that have ended, once it is written down that they are forgotten. → `Done`
+    Remove(Vec<MinionJobId>, Forgotten),
 }
 
 /// What the spawner's child says.
@@ -36,8 +43,8 @@ pub enum Order {
 pub enum Reply {
     /// A method has ended.
     Ended(Outcome),
-    /// A job has started.
-    Started,
+    /// A job's method is about to run, since then.
+    Started(Timestamp),
     /// There is a job of that id.
     Exists,
     /// As ordered.

@@ -11,14 +11,17 @@ use super::order::{self, Order, Reply};
 use super::{Post, daemon, no_process};
 use crate::jobs::MethodRun;
 use crate::process;
-use crate::spool::{self, CancelRequest, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
-use crate::supervise::{Charge, kill_marked, supervise};
+use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
+use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise};
 
 /// How long the server may take to say its order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long what is left of a dead daemon's job may take to die, and how long its lock may be held by those who only look.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long what is left of a dead daemon's job may take to die.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a lock may be held by those who only look.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Serves the order that comes over `server`; the child's exit status.
 pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
@@ -29,16 +32,25 @@ pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
     };
     match order {
         Order::Run(run) => call(post, &run, server),
-        Order::Start(request) => start(post, request, server),
+        Order::Start(request) => start(post, &request, server),
+        Order::Enqueue(request) => reply(&server, Ok(make(post, &request, None).unwrap_or_else(not_made))),
+        Order::Launch(id) => launch(post, &id, server),
         Order::Fence(request) => reply(&server, fence(post, &request)),
         Order::Cancel(id, wish) => reply(&server, cancel(post, &id, &wish)),
         Order::Settle(id) => reply(&server, settle(post, &id).map(|()| Reply::Done)),
+        Order::Remove(ids, forgotten) => reply(&server, remove(post, &ids, &forgotten)),
     }
 }
 
 fn reply(server: &UnixStream, reply: Result<Reply, SpoolError>) -> u8 {
     let reply = reply.unwrap_or_else(|error| Reply::Refused(Failure::new(ErrorCode::Internal, error.to_string())));
     u8::from(order::send(server, &reply).is_err())
+}
+
+/// That no spool was made, so that its job can never start; or that this is not known.
+fn not_made(error: SpoolError) -> Reply {
+    let code = if matches!(error, SpoolError::Doubtful { .. }) { ErrorCode::Lost } else { ErrorCode::Undelivered };
+    Reply::Refused(Failure::new(code, error.to_string()))
 }
 
 /// A synchronous call: this child supervises it.
@@ -58,12 +70,48 @@ fn call(post: &Post, run: &MethodRun, server: UnixStream) -> u8 {
 }
 
 /// The start of a job: this child makes the spool, and its child is the job daemon.
-fn start(post: &Post, request: SpoolRequest, server: UnixStream) -> u8 {
-    let Some(run) = request.run.clone() else { return 1 };
-    match Spool::make(&post.spools, &request, None) {
-        Ok(Made::New(spool, lock)) => start_daemon(post, &run, spool, lock, server),
+fn start(post: &Post, request: &SpoolRequest, server: UnixStream) -> u8 {
+    let Some(run) = &request.run else { return 1 };
+    match Spool::make(&post.spools, request, None) {
+        Ok(Made::New(spool, lock)) => start_daemon(post, run, spool, lock, server),
         Ok(Made::Exists) => reply(&server, Ok(Reply::Exists)),
-        Err(error) => reply(&server, Ok(Reply::Refused(Failure::new(ErrorCode::Undelivered, error.to_string())))),
+        Err(error) => reply(&server, Ok(not_made(error))),
+    }
+}
+
+/// The start of a job that has waited: who holds its lock while it waits is the one who may start it.
+fn launch(post: &Post, id: &MinionJobId, server: UnixStream) -> u8 {
+    let spool = Spool::of(&post.spools, id);
+    let waiting = lock_of(&spool, Life::is_queued).and_then(|lock| match lock {
+        Some(lock) => Ok(spool.request()?.run.map(|run| (run, lock))),
+        None => Ok(None),
+    });
+    match waiting {
+        Ok(Some((run, lock))) => start_daemon(post, &run, spool, lock, server),
+        Ok(None) => reply(&server, Ok(Reply::Exists)),
+        Err(error) => reply(&server, Err(error)),
+    }
+}
+
+fn make(post: &Post, request: &SpoolRequest, outcome: Option<&Outcome>) -> Result<Reply, SpoolError> {
+    Ok(match Spool::make(&post.spools, request, outcome)? {
+        Made::New(..) => Reply::Done,
+        Made::Exists => Reply::Exists,
+    })
+}
+
+/// The lock of a spool, if nobody works under it and what its files say is as it is `wanted`.
+fn lock_of(spool: &Spool, wanted: impl FnOnce(&Life) -> bool) -> Result<Option<SpoolLock>, SpoolError> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        if let Some(lock) = spool.try_lock()? {
+            return Ok(wanted(&spool.life_under_lock(&lock)?).then_some(lock));
+        }
+        // Its daemon lives; or somebody only looks, which takes him an instant.
+        if spool.daemon_lives()? || Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -89,37 +137,56 @@ fn fence(post: &Post, request: &SpoolRequest) -> Result<Reply, SpoolError> {
     let message = format!("call {} never started here, and is refused from now on", request.call_id);
     let verdict = Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, message) };
     let outcome = Outcome::not_run(verdict, request.accepted_at);
-    Ok(match Spool::make(&post.spools, request, Some(&outcome))? {
-        Made::New(..) => Reply::Done,
-        Made::Exists => Reply::Exists,
-    })
+    make(post, request, Some(&outcome))
 }
 
 fn cancel(post: &Post, id: &MinionJobId, wish: &CancelRequest) -> Result<Reply, SpoolError> {
-    Spool::of(&post.spools, id).ask_to_cancel(wish)?;
+    let spool = Spool::of(&post.spools, id);
+    spool.ask_to_cancel(wish)?;
+    // A daemon that takes the lock from here on finds the wish before it starts anything.
+    if let Some(lock) = lock_of(&spool, Life::is_queued)? {
+        let first = spool.cancel_request()?.unwrap_or_else(|| wish.clone());
+        spool.write_outcome(&lock, &Outcome::not_run(cancelled(&Stop::Cancelled(first)), Timestamp::now()))?;
+        daemon::poke(post, id, "");
+    }
     Ok(Reply::Done)
 }
 
-/// Writes the outcome of a job whose daemon is dead, once what is left of the job is dead too.
+/// Writes the outcome of a job whose daemon is dead, once what is left of the job is dead too; or in place of one that cannot be read.
 fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     let spool = Spool::of(&post.spools, id);
-    let deadline = Instant::now() + SETTLE_TIMEOUT;
-    let lock = loop {
-        match spool.try_lock()? {
-            Some(lock) => break lock,
-            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-            // The daemon lives after all.
-            None => return Ok(()),
+    // Of a daemon that lives after all, there is nothing to settle.
+    let Some(lock) = lock_of(&spool, |_| true)? else { return Ok(()) };
+    let outcome = match spool.life_under_lock(&lock)? {
+        Life::Dead(started) => {
+            let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
+            outcome.started_at = started.map(|started| started.at);
+            outcome
         }
+        Life::Damaged(how) => {
+            spool.keep_damaged_outcome()?;
+            Outcome::not_run(Verdict::lost(format!("it has ended, and how cannot be read: {how}")), Timestamp::now())
+        }
+        // Who asked for what is all that it takes to start it.
+        Life::Queued => match spool.request() {
+            Err(damage) if damage.is_damage() => Outcome::not_run(Verdict::lost(damage.to_string()), Timestamp::now()),
+            _whole_or_to_be_seen => return Ok(()),
+        },
+        Life::Ended(_) | Life::Running(_) => return Ok(()),
     };
-    let Life::Dead(started) = spool.life_under_lock(&lock)? else { return Ok(()) };
     if let Some(cgroups) = &post.station.cgroups {
         cgroups.clear(&spool);
     }
-    kill_marked(id, SETTLE_TIMEOUT);
-    let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
-    outcome.started_at = started.map(|started| started.at);
+    kill_marked(id, KILL_TIMEOUT);
     spool.write_outcome(&lock, &outcome)?;
     daemon::poke(post, id, "");
     Ok(())
+}
+
+fn remove(post: &Post, ids: &[MinionJobId], forgotten: &Forgotten) -> Result<Reply, SpoolError> {
+    forgotten.save(&post.spools)?;
+    for id in ids {
+        Spool::of(&post.spools, id).remove()?;
+    }
+    Ok(Reply::Done)
 }

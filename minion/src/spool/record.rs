@@ -24,12 +24,14 @@ pub struct SpoolRequest {
     pub call_id: CallId,
     /// The envelope as it came.
     pub call: String,
+    /// Until when it may come again, and is known as a repetition by this spool.
+    pub start_before: Timestamp,
     /// When the host accepted it.
     pub accepted_at: Timestamp,
 }
 
-/// The text of the lock file: the method was started.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The text of the lock file: the method was started. The default stands for a text that cannot be read, but is there.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Started {
     /// When.
     pub at: Timestamp,
@@ -66,6 +68,7 @@ impl SpoolRequest {
 pub fn lost_reason(started: Option<&Started>, boot_id: &str) -> Verdict {
     Verdict::lost(match started {
         None => "never started: its job daemon was gone before the method began",
+        Some(started) if started.boot_id.is_empty() => "its job daemon was killed or the host rebooted while it ran",
         Some(started) if started.boot_id != boot_id => "the host rebooted while it ran",
         Some(_) => "its job daemon was killed while it ran",
     })

@@ -46,8 +46,8 @@ impl JobCharge {
     /// The disk is full, or another failure of the file system.
     pub fn new(spool: Spool, lock: SpoolLock, output_max_bytes: u64) -> Result<Self, SpoolError> {
         let wake = spool.listen()?;
-        let stdout = CappedFile::new(spool.create("stdout")?, output_max_bytes);
-        let stderr = CappedFile::new(spool.create("stderr")?, output_max_bytes);
+        let stderr = CappedFile::new(spool.create_output("stderr")?, output_max_bytes);
+        let stdout = CappedFile::new(spool.create_output("stdout")?, output_max_bytes);
         Ok(Self { spool, lock, wake, stdout, stderr })
     }
 

@@ -1,0 +1,175 @@
+//! How long jobs that have ended are kept, and what is said of those that are not any more. The rule itself is `common::job::retention`.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::identity::CallerName;
+use common::job::retention::{EndedJob, Holdings};
+use common::job::{CallId, MinionJobId};
+use common::outcome::{ErrorCode, Failure};
+use common::protocol::JobReport;
+use jiff::Timestamp;
+
+use super::{Jobs, Reader};
+use crate::moment::Moment;
+use crate::spawner::Order;
+use crate::spool::{Forgotten, SpoolError};
+use crate::store::{End, Kept};
+
+/// The most jobs that are given up in one go.
+const GIVEN_UP_MAX: usize = 1000;
+
+/// What is kept, and what was given up.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    forgotten: Mutex<Forgotten>,
+    /// The jobs that have ended.
+    held: Mutex<Holdings>,
+    /// Jobs are given up by one at a time.
+    giving_up: tokio::sync::Mutex<()>,
+}
+
+impl Keeper {
+    /// Reads what was given up. A file that is damaged is said loudly: then anything may have been.
+    ///
+    /// # Errors
+    /// It is there, and cannot be read.
+    pub(super) fn open(spools: &Path) -> Result<Self, SpoolError> {
+        let forgotten = match Forgotten::load(spools) {
+            Err(damage) if damage.is_damage() => {
+                tracing::error!(%damage, "what was given up is not known any more: a call that is not found may have run, and is called lost");
+                Forgotten::everything_until(Timestamp::now())
+            }
+            loaded => loaded?,
+        };
+        Ok(Self { forgotten: Mutex::new(forgotten), held: Mutex::default(), giving_up: tokio::sync::Mutex::default() })
+    }
+
+    /// That a call which may be started until `start_before` was not here and has been given up.
+    pub(super) fn require_remembered(&self, start_before: Timestamp) -> Result<(), Failure> {
+        if !lock(&self.forgotten).may_hold(start_before) {
+            return Ok(());
+        }
+        let message = format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
+        Err(Failure::new(ErrorCode::TooLate, message))
+    }
+
+    /// That a call of which there is no spool was never here.
+    pub(super) fn require_known(&self, caller: &CallerName, call_id: &CallId) -> Result<(), Failure> {
+        if !lock(&self.forgotten).may_have_run(caller, call_id) {
+            return Ok(());
+        }
+        let message = "jobs as old as that have been given up here (see [retention]): whether it ran is not known";
+        Err(Failure::new(ErrorCode::Lost, message))
+    }
+
+    /// Counts a job that has ended.
+    pub(super) fn count(&self, kept: &Kept) {
+        let mut held = lock(&self.held);
+        held.count += 1;
+        held.bytes = held.bytes.saturating_add(kept.bytes);
+    }
+
+    pub(super) fn set_held(&self, holdings: Holdings) {
+        *lock(&self.held) = holdings;
+    }
+
+    fn uncount(&self, ends: &[End]) {
+        let mut held = lock(&self.held);
+        held.count = held.count.saturating_sub(ends.len());
+        held.bytes = ends.iter().fold(held.bytes, |bytes, end| bytes.saturating_sub(end.kept.bytes));
+    }
+}
+
+impl Jobs {
+    /// That one more job can be kept. Those whose time is over are given up first.
+    pub(super) async fn require_kept_room(&self) -> Result<(), Failure> {
+        if self.retention.refusal(self.held()).is_none() {
+            return Ok(());
+        }
+        self.give_up_old().await;
+        match self.retention.refusal(self.held()) {
+            None => Ok(()),
+            Some(why) => {
+                let message = format!("{why}; each is kept for at least 60 minutes after its end: try again later");
+                Err(Failure::new(ErrorCode::LimitReached, message))
+            }
+        }
+    }
+
+    /// Gives up the jobs whose time is over.
+    pub(super) async fn give_up_old(&self) {
+        let _alone = self.keeper.giving_up.lock().await;
+        loop {
+            let ends = self.ends_to_give_up();
+            let count = ends.len();
+            if ends.is_empty() {
+                return;
+            }
+            match self.give_up(ends).await {
+                Ok(()) => tracing::info!(jobs = count, "jobs that had ended long ago are given up"),
+                Err(failure) => return tracing::error!(problem = failure.message, "jobs cannot be given up"),
+            }
+            if count < GIVEN_UP_MAX {
+                return;
+            }
+        }
+    }
+
+    fn ends_to_give_up(&self) -> Vec<End> {
+        let now = Moment::now();
+        let ends = self.store.ends().filter(|end| end.kept.start_before < now.wall);
+        let ended = ends.map(|end| EndedJob { age: end.kept.since.age(&now), bytes: end.kept.bytes, id: end });
+        self.retention.given_up(ended, self.held(), GIVEN_UP_MAX)
+    }
+
+    /// Removes the spools, which are written down as forgotten before, and then what the store has of them.
+    async fn give_up(&self, ends: Vec<End>) -> Result<(), Failure> {
+        let forgotten = {
+            let mut forgotten = lock(&self.keeper.forgotten);
+            for End { kept, .. } in &ends {
+                forgotten.add(&kept.caller, &kept.call_id, kept.start_before);
+            }
+            forgotten.clone()
+        };
+        self.carry_out(&Order::Remove(ends.iter().map(|end| end.id.clone()).collect(), forgotten)).await?;
+        self.keeper.uncount(&ends);
+        if let Err(error) = self.store.remove(ends).await {
+            self.tell_store_error(&error);
+        }
+        Ok(())
+    }
+
+    /// Gives up a job because the reader wants it, before its time.
+    ///
+    /// # Errors
+    /// There is none that the reader may see; it has not ended, or its call could still come again; or it cannot be removed.
+    pub async fn delete(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
+        let report = self.status(reader, id).await?;
+        if !report.progress.state().is_final() {
+            let why = format!("the job {id} has not ended here: it is {}; cancel it first", report.progress.state());
+            return Err(Failure::new(ErrorCode::TooEarly, why));
+        }
+        let _alone = self.keeper.giving_up.lock().await;
+        let Some(end) = self.store.end(&report) else {
+            let why = format!("the job {id} is not among those that can be deleted yet; try again in a minute");
+            return Err(Failure::new(ErrorCode::TooEarly, why));
+        };
+        let until = end.kept.start_before;
+        if Timestamp::now() <= until {
+            let why = format!("it is kept until {until}: until then its call could come again, and would start a second time");
+            return Err(Failure::new(ErrorCode::TooEarly, why));
+        }
+        self.give_up(vec![end]).await.map(|()| report)
+    }
+
+    /// All that is kept, what has not ended included.
+    fn held(&self) -> Holdings {
+        let ended = *lock(&self.keeper.held);
+        Holdings { count: ended.count + self.lock_queue().len(), ..ended }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,153 @@
+//! Which jobs have not ended, which of them may run now, and which wait for their turn: pure, in memory, made anew from the spools at each
+//! start. It knows neither files nor processes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use common::job::MinionJobId;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+/// Where a job that has not ended stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It has one of `limits.jobs_max` places.
+    Running,
+    /// It is one of at most `limits.queue_max` that wait for a place.
+    Waiting,
+}
+
+#[derive(Debug)]
+struct Live {
+    accepted_at: Timestamp,
+    phase: Phase,
+    ended: Arc<Notify>,
+}
+
+/// The jobs that have not ended.
+#[derive(Debug)]
+pub(super) struct Queue {
+    jobs_max: usize,
+    queue_max: usize,
+    /// Not before the spools were looked through: until then it is not known what runs.
+    is_open: bool,
+    live: HashMap<MinionJobId, Live>,
+    /// The order in which they were accepted.
+    waiting: BTreeSet<(Timestamp, MinionJobId)>,
+}
+
+impl Queue {
+    /// An empty one, in which jobs only wait until it is opened.
+    pub(super) fn new(jobs_max: usize, queue_max: usize) -> Self {
+        Self { jobs_max, queue_max, is_open: false, live: HashMap::new(), waiting: BTreeSet::new() }
+    }
+
+    /// From now on jobs may run.
+    pub(super) fn open(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Takes on a job, to run at once or to wait; one that it has is left where it is.
+    ///
+    /// # Errors
+    /// There is no place; the text names the limits.
+    pub(super) fn admit(&mut self, id: &MinionJobId, accepted_at: Timestamp) -> Result<Phase, String> {
+        if let Some(live) = self.live.get(id) {
+            return Ok(live.phase);
+        }
+        let phase = if self.is_open && self.waiting.is_empty() && self.has_place() {
+            Phase::Running
+        } else if self.waiting.len() < self.queue_max {
+            Phase::Waiting
+        } else {
+            let (running, waiting) = (self.running(), self.waiting.len());
+            return Err(format!(
+                "{running} jobs run here and {waiting} wait, and limits.jobs_max is {}, limits.queue_max {}; try again later",
+                self.jobs_max, self.queue_max
+            ));
+        };
+        self.see(id, accepted_at, phase);
+        Ok(phase)
+    }
+
+    /// Takes note of where a job stands, however it came there.
+    pub(super) fn see(&mut self, id: &MinionJobId, accepted_at: Timestamp, phase: Phase) {
+        let live = self.live.entry(id.clone()).or_insert_with(|| Live { accepted_at, phase, ended: Arc::default() });
+        live.phase = phase;
+        let place = (live.accepted_at, id.clone());
+        match phase {
+            Phase::Running => drop(self.waiting.remove(&place)),
+            Phase::Waiting => drop(self.waiting.insert(place)),
+        }
+    }
+
+    /// Takes note of a job that has not started; one that is known is left where it is.
+    pub(super) fn see_new(&mut self, id: &MinionJobId, accepted_at: Timestamp) {
+        if !self.live.contains_key(id) {
+            self.see(id, accepted_at, Phase::Waiting);
+        }
+    }
+
+    /// Has a job wait again whose start came to nothing.
+    pub(super) fn put_back(&mut self, id: &MinionJobId) {
+        if let Some(accepted_at) = self.live.get(id).map(|live| live.accepted_at) {
+            self.see(id, accepted_at, Phase::Waiting);
+        }
+    }
+
+    /// The job whose turn it is, which has a place from now on.
+    pub(super) fn next(&mut self) -> Option<MinionJobId> {
+        if !self.is_open || !self.has_place() {
+            return None;
+        }
+        let (_, id) = self.waiting.pop_first()?;
+        if let Some(live) = self.live.get_mut(&id) {
+            live.phase = Phase::Running;
+        }
+        Some(id)
+    }
+
+    /// Takes note that a job has ended, or never came to be, and tells who waits for that.
+    pub(super) fn end(&mut self, id: &MinionJobId) {
+        if let Some(Live { accepted_at, ended, .. }) = self.live.remove(id) {
+            self.waiting.remove(&(accepted_at, id.clone()));
+            ended.notify_waiters();
+        }
+    }
+
+    /// Tells when the job has ended; none if it has.
+    pub(super) fn waiter(&self, id: &MinionJobId) -> Option<Arc<Notify>> {
+        self.live.get(id).map(|live| Arc::clone(&live.ended))
+    }
+
+    /// The jobs that have not ended.
+    pub(super) fn ids(&self) -> Vec<MinionJobId> {
+        self.live.keys().cloned().collect()
+    }
+
+    /// Those of them that run.
+    pub(super) fn running_ids(&self) -> Vec<MinionJobId> {
+        self.live.iter().filter(|(_, live)| live.phase == Phase::Running).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// How many have not ended.
+    pub(super) fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Whether any waits.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn running(&self) -> usize {
+        self.live.len() - self.waiting.len()
+    }
+
+    fn has_place(&self) -> bool {
+        self.running() < self.jobs_max
+    }
+}
+
+#[cfg(test)]
+mod tests;
