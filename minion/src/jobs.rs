@@ -10,7 +10,7 @@ mod tend;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::identity::{CallerName, MinionName};
@@ -28,7 +28,7 @@ use crate::acl::Scope;
 use crate::config::{Config, Limits};
 use crate::disk::free_bytes;
 use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
-use crate::spool::{CancelRequest, SpoolError, SpoolRequest};
+use crate::spool::{self, CancelRequest, SpoolError, SpoolRequest};
 use crate::store::{Opening, Store, StoreError};
 use keep::Keeper;
 use queue::{Phase, Queue};
@@ -39,8 +39,11 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much longer than its limit a synchronous method may take to be killed and reported.
 const CALL_MARGIN: Duration = Duration::from_secs(20);
 
+/// How long a job that finds no place waits for a server that has just started to look through the spools.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often, at most, a full queue has the spools looked at for ends that nobody told of.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// One method to run, its arguments bound: what the spawner is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -94,6 +97,9 @@ pub enum JobsError {
     /// What was given up cannot be read.
     #[error(transparent)]
     Forgotten(#[from] SpoolError),
+    /// The kernel does not name this boot.
+    #[error("reading the boot id: {0}")]
+    BootId(std::io::Error),
     /// The spawner does not start.
     #[error("starting the spawner: {0}")]
     Spawner(std::io::Error),
@@ -106,6 +112,7 @@ pub struct Jobs {
     store: Store,
     state_dir: PathBuf,
     spools: PathBuf,
+    boot_id: String,
     server_socket: PathBuf,
     limits: Limits,
     retention: Retention,
@@ -113,8 +120,10 @@ pub struct Jobs {
     queue: Mutex<Queue>,
     /// A job that waits may have a place now.
     vacancy: Notify,
+    /// Jobs may run from now on.
+    opened: Notify,
     keeper: Keeper,
-    looked_at: Mutex<Option<Instant>>,
+    looked_at: tokio::sync::Mutex<Option<Instant>>,
     /// Held for life.
     _lock: Option<File>,
 }
@@ -146,14 +155,16 @@ impl Jobs {
             store: Store::at(&config.status_store()),
             state_dir: config.state_dir.clone(),
             spools: config.spool_dir(),
+            boot_id: spool::boot_id().map_err(JobsError::BootId)?,
             server_socket: config.server_socket(),
             limits: config.limits.clone(),
             retention: config.retention,
             calls: AtomicUsize::new(0),
             queue: Mutex::new(Queue::new(config.limits.jobs_max, config.limits.queue_max)),
             vacancy: Notify::new(),
+            opened: Notify::new(),
             keeper,
-            looked_at: Mutex::default(),
+            looked_at: tokio::sync::Mutex::default(),
             _lock: lock,
         };
         jobs.open_store();
@@ -184,7 +195,14 @@ impl Jobs {
     ///
     /// # Errors
     /// It was refused: nothing was started, nor will be. With the code `Lost` that is not known.
-    pub async fn start(&self, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
+    pub async fn start(self: &Arc<Self>, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
+        let (jobs, minion) = (Arc::clone(self), minion.clone());
+        // In a task of its own, so that what was begun is brought to its end though the caller hangs up.
+        let started = tokio::spawn(async move { jobs.start_unless_repeated(&minion, call).await });
+        started.await.unwrap_or_else(|error| Err(Failure::new(ErrorCode::Lost, format!("starting the job broke off: {error}"))))
+    }
+
+    async fn start_unless_repeated(&self, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
         let JobCall { run, text, start_before } = call;
         let (caller, call_id) = (run.caller.clone(), run.call_id.clone());
         let id = MinionJobId::derive(minion, &caller, &call_id);
@@ -201,8 +219,8 @@ impl Jobs {
             call: text,
             start_before,
             accepted_at: Timestamp::now(),
+            at_once_in: None,
         };
-        // Before the order, so that the job counts though the caller hangs up now.
         let order = match self.admit(&id, request.accepted_at).await? {
             Phase::Running => Order::Start(request),
             Phase::Waiting => Order::Enqueue(request),
@@ -211,6 +229,7 @@ impl Jobs {
         match self.spawner.order(&order, ORDER_TIMEOUT).await {
             Ok(Reply::Started(_)) => accepted(HostState::Running),
             Ok(Reply::Done) => {
+                self.lock_queue().put_back(&id);
                 self.vacancy.notify_one();
                 accepted(HostState::Queued)
             }
@@ -231,7 +250,10 @@ impl Jobs {
                     }
                     repeated(report, &caller, &call_id)
                 }
-                None => Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id")),
+                None => {
+                    self.lock_queue().end(&id);
+                    Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id"))
+                }
             },
         }
     }
@@ -304,6 +326,7 @@ impl Jobs {
                 call: String::new(),
                 start_before: now,
                 accepted_at: now,
+                at_once_in: None,
             };
             self.carry_out(&Order::Fence(request)).await?;
         }
@@ -327,20 +350,28 @@ impl Jobs {
         if let Ok(phase) = admit() {
             return Ok(phase);
         }
-        // Pokes get lost when many jobs end at once: look before refusing.
-        self.look_again().await;
+        // A server that has just started takes a moment to see what runs.
+        let opened = self.opened.notified();
+        if !self.lock_queue().is_open() {
+            let _open_or_not = tokio::time::timeout(OPEN_TIMEOUT, opened).await;
+        } else {
+            // Pokes get lost when many jobs end at once: look before refusing.
+            self.look_again().await;
+        }
         admit().map_err(|why| Failure::new(ErrorCode::LimitReached, why))
     }
 
-    /// Looks at the jobs that run, unless that was done a moment ago.
+    /// Looks at the jobs that run. Who asks for that often waits a moment, and one look serves all who do.
     async fn look_again(&self) {
-        {
-            let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked_at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+        let asked_at = Instant::now();
+        let mut looked_at = self.looked_at.lock().await;
+        if let Some(last) = *looked_at {
+            if last >= asked_at {
                 return;
             }
-            *looked_at = Some(Instant::now());
+            tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.elapsed())).await;
         }
+        *looked_at = Some(Instant::now());
         self.take_in_running().await;
     }
 
@@ -350,7 +381,8 @@ impl Jobs {
         match free_bytes(&self.state_dir) {
             Ok(free) if free < reserve => {
                 let dir = self.state_dir.display();
-                let why = format!("{free} bytes are free on the disk of {dir}, and limits.disk_reserve_bytes is {reserve}: make room there");
+                let why =
+                    format!("{free} bytes are free on the disk of {dir}, and limits.disk_reserve_bytes is {reserve}: make room there");
                 Err(Failure::new(ErrorCode::LimitReached, why))
             }
             Ok(_) => self.require_kept_room().await,

@@ -197,13 +197,14 @@ impl Spool {
         std::fs::DirBuilder::new().mode(0o700).create(&self.dir).map_err(self.failed("making", ""))?;
         let lock = self.create(LOCK)?;
         lock.try_lock().map_err(|error| self.failed("locking", LOCK)(error.into()))?;
-        self.write_new(REQUEST, request)?;
         match outcome {
             Some(outcome) => self.write_new(OUTCOME, outcome)?,
             None => {
                 mkfifo(&self.dir.join(WAKE), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| self.failed("making", WAKE)(errno.into()))?
             }
         }
+        // Last, because what syncs it syncs the folder too on most file systems, and then the next line costs nothing.
+        self.write_new(REQUEST, request)?;
         sync_dir(&self.dir)?;
         Ok(SpoolLock(lock))
     }
@@ -255,11 +256,11 @@ impl Spool {
         self.read(REQUEST)
     }
 
-    /// What the files say now.
+    /// What the files say now, in the boot `boot_id` of the host.
     ///
     /// # Errors
     /// A file cannot be read, or is damaged.
-    pub fn life(&self) -> Result<Life, SpoolError> {
+    pub fn life(&self, boot_id: &str) -> Result<Life, SpoolError> {
         if let Some(end) = self.end()? {
             return Ok(end);
         }
@@ -267,25 +268,35 @@ impl Spool {
             return Ok(self.started()?.map_or(Life::Queued, Life::Running));
         }
         // It may have ended between the two looks: the outcome is written before the lock is let go.
-        self.last_words()
+        self.last_words(boot_id)
     }
 
-    /// What the files say to the holder of the lock: the job has ended, or its daemon is dead.
+    /// What the files say to the holder of the lock, in the boot `boot_id`: the job has ended, its daemon is dead, or it waits.
     ///
     /// # Errors
     /// A file cannot be read, or is damaged.
-    pub fn life_under_lock(&self, _held: &SpoolLock) -> Result<Life, SpoolError> {
-        self.last_words()
+    pub fn life_under_lock(&self, _held: &SpoolLock, boot_id: &str) -> Result<Life, SpoolError> {
+        self.last_words(boot_id)
     }
 
-    fn last_words(&self) -> Result<Life, SpoolError> {
+    fn last_words(&self, boot_id: &str) -> Result<Life, SpoolError> {
         if let Some(end) = self.end()? {
             return Ok(end);
         }
-        // Two signs of a start, so that neither a file that lost its end nor a power cut can make a job run twice.
-        match self.started()? {
-            None if !self.has(STDOUT)? => Ok(Life::Queued),
-            started => Ok(Life::Dead(started)),
+        // Several signs of a start, so that neither a file that lost its end nor a power cut can make a job run twice.
+        if let Some(started) = self.started()? {
+            return Ok(Life::Dead(Some(started)));
+        }
+        if self.has(STDOUT)? {
+            return Ok(Life::Dead(None));
+        }
+        match self.request() {
+            // The mark of its start was not waited for: this boot would see it, and an earlier one's may have gone with the power.
+            Ok(SpoolRequest { at_once_in: Some(boot), accepted_at, .. }) if boot != boot_id => {
+                Ok(Life::Dead(Some(Started { at: accepted_at, boot_id: boot })))
+            }
+            Err(error) if !error.is_damage() => Err(error),
+            _waits_or_is_damaged => Ok(Life::Queued),
         }
     }
 
@@ -319,7 +330,8 @@ impl Spool {
     /// # Errors
     /// The lock file cannot be opened.
     pub fn try_lock(&self) -> Result<Option<SpoolLock>, SpoolError> {
-        let file = File::open(self.dir.join(LOCK)).map_err(self.failed("opening", LOCK))?;
+        // Writable, because the start is noted in it.
+        let file = File::options().read(true).append(true).open(self.dir.join(LOCK)).map_err(self.failed("opening", LOCK))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(SpoolLock(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -400,13 +412,15 @@ impl Spool {
         }
     }
 
-    /// Writes into the lock file that the method is about to start. Durable on return.
+    /// Writes into the lock file that the method is about to start. Durable on return, unless the request says itself that it starts in this
+    /// boot: then a power cut may take the mark away, and the request tells of the start.
     ///
     /// # Errors
     /// The disk is full, or another failure of the file system; the method must not be started then.
-    pub fn mark_started(&self, lock: &SpoolLock, started: &Started) -> Result<(), SpoolError> {
+    pub fn mark_started(&self, lock: &SpoolLock, started: &Started, is_in_request: bool) -> Result<(), SpoolError> {
         let text = self.sealed(LOCK, started)?;
-        (&lock.0).write_all(&text).and_then(|()| lock.0.sync_data()).map_err(self.failed("writing", LOCK))
+        let sync = || if is_in_request { Ok(()) } else { lock.0.sync_data() };
+        (&lock.0).write_all(&text).and_then(|()| sync()).map_err(self.failed("writing", LOCK))
     }
 
     fn started(&self) -> Result<Option<Started>, SpoolError> {
@@ -437,7 +451,7 @@ impl Spool {
         if !self.exists()? {
             return Ok(true);
         }
-        if !matches!(self.life()?, Life::Ended(_) | Life::Damaged(_)) {
+        if !matches!(self.end()?.unwrap_or(Life::Queued), Life::Ended(_) | Life::Damaged(_)) {
             return Ok(false);
         }
         // Under another name first, so that a crash leaves no spool that has lost some of its files.

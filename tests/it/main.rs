@@ -12,4 +12,5 @@ mod output;
 mod overlord_calls;
 mod overlord_store;
 mod packaging;
+mod queue;
 mod trust;

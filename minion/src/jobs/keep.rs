@@ -50,7 +50,8 @@ impl Keeper {
         if !lock(&self.forgotten).may_hold(start_before) {
             return Ok(());
         }
-        let message = format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
+        let message =
+            format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
         Err(Failure::new(ErrorCode::TooLate, message))
     }
 

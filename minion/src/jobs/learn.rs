@@ -49,10 +49,10 @@ impl Jobs {
         if !spool.exists().map_err(|error| internal(error.to_string()))? {
             return Ok(known.map(|known| spool_gone(known, &spool)));
         }
-        let mut found = read(&spool).await?;
+        let mut found = self.read(&spool).await?;
         if found.is_to_be_settled() {
             self.carry_out(&Order::Settle(id.clone())).await?;
-            found = read(&spool).await?;
+            found = self.read(&spool).await?;
         }
         let Read { request, life, bytes } = found;
         let request = match request {
@@ -96,6 +96,24 @@ impl Jobs {
         self.vacancy.notify_one();
     }
 
+    async fn read(&self, spool: &Spool) -> Result<Read, Failure> {
+        let (spool, boot_id) = (spool.clone(), self.boot_id.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let request = match spool.request() {
+                Err(error) if !error.is_damage() => return Err(error),
+                request => request,
+            };
+            let life = spool.life(&boot_id)?;
+            let bytes = if matches!(life, Life::Ended(_)) { spool.disk_bytes() } else { 0 };
+            Ok::<_, SpoolError>(Read { request, life, bytes })
+        });
+        match read.await {
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(error)) => Err(internal(error.to_string())),
+            Err(error) => Err(internal(error.to_string())),
+        }
+    }
+
     /// The jobs that have not ended, in brief; what cannot be read is left out.
     pub(super) async fn live_jobs(&self) -> Vec<ListedJob> {
         let ids = self.lock_queue().ids();
@@ -136,22 +154,4 @@ fn spool_gone(known: Known, spool: &Spool) -> JobReport {
 fn of_known(known: Known, outcome: Outcome) -> JobReport {
     let ListedJob { minion_job_id, call_id, caller, method, accepted_at, .. } = known.into();
     JobReport { minion_job_id, call_id, caller, method, accepted_at, progress: JobProgress::Ended(outcome) }
-}
-
-async fn read(spool: &Spool) -> Result<Read, Failure> {
-    let spool = spool.clone();
-    let read = tokio::task::spawn_blocking(move || {
-        let request = match spool.request() {
-            Err(error) if !error.is_damage() => return Err(error),
-            request => request,
-        };
-        let life = spool.life()?;
-        let bytes = if matches!(life, Life::Ended(_)) { spool.disk_bytes() } else { 0 };
-        Ok::<_, SpoolError>(Read { request, life, bytes })
-    });
-    match read.await {
-        Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => Err(internal(error.to_string())),
-        Err(error) => Err(internal(error.to_string())),
-    }
 }

@@ -3,10 +3,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::job::MinionJobId;
 use jiff::Timestamp;
 use tokio::sync::Notify;
+
+/// How long it may take, from its admission, until a job has a spool.
+const SPOOL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where a job that has not ended stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,29 +21,33 @@ pub(super) enum Phase {
     Waiting,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Live {
     accepted_at: Timestamp,
+    /// Since when it is known here.
+    since: Instant,
     phase: Phase,
     ended: Arc<Notify>,
 }
 
 /// The jobs that have not ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Queue {
     jobs_max: usize,
     queue_max: usize,
     /// Not before the spools were looked through: until then it is not known what runs.
     is_open: bool,
     live: HashMap<MinionJobId, Live>,
-    /// The order in which they were accepted.
+    /// How many of them run.
+    running: usize,
+    /// Those that can be started, in the order in which they were accepted.
     waiting: BTreeSet<(Timestamp, MinionJobId)>,
 }
 
 impl Queue {
     /// An empty one, in which jobs only wait until it is opened.
     pub(super) fn new(jobs_max: usize, queue_max: usize) -> Self {
-        Self { jobs_max, queue_max, is_open: false, live: HashMap::new(), waiting: BTreeSet::new() }
+        Self { jobs_max, queue_max, is_open: false, live: HashMap::new(), running: 0, waiting: BTreeSet::new() }
     }
 
     /// From now on jobs may run.
@@ -47,7 +55,12 @@ impl Queue {
         self.is_open = true;
     }
 
-    /// Takes on a job, to run at once or to wait; one that it has is left where it is.
+    /// Whether jobs may run.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Takes on a job, to run at once or to wait, which it does from when it is [put back](Self::put_back); one that it has is left where it is.
     ///
     /// # Errors
     /// There is no place; the text names the limits.
@@ -55,24 +68,33 @@ impl Queue {
         if let Some(live) = self.live.get(id) {
             return Ok(live.phase);
         }
-        let phase = if self.is_open && self.waiting.is_empty() && self.has_place() {
+        let (running, waiting) = (self.running, self.live.len() - self.running);
+        let phase = if self.is_open && waiting == 0 && self.has_place() {
             Phase::Running
-        } else if self.waiting.len() < self.queue_max {
+        } else if waiting < self.queue_max {
             Phase::Waiting
         } else {
-            let (running, waiting) = (self.running(), self.waiting.len());
             return Err(format!(
                 "{running} jobs run here and {waiting} wait, and limits.jobs_max is {}, limits.queue_max {}; try again later",
                 self.jobs_max, self.queue_max
             ));
         };
-        self.see(id, accepted_at, phase);
+        self.running += usize::from(phase == Phase::Running);
+        self.live.insert(id.clone(), Live { accepted_at, since: Instant::now(), phase, ended: Arc::default() });
         Ok(phase)
     }
 
     /// Takes note of where a job stands, however it came there.
     pub(super) fn see(&mut self, id: &MinionJobId, accepted_at: Timestamp, phase: Phase) {
-        let live = self.live.entry(id.clone()).or_insert_with(|| Live { accepted_at, phase, ended: Arc::default() });
+        let live = self.live.entry(id.clone()).or_insert_with(|| {
+            self.running += usize::from(phase == Phase::Running);
+            Live { accepted_at, since: Instant::now(), phase, ended: Arc::default() }
+        });
+        match (live.phase, phase) {
+            (Phase::Waiting, Phase::Running) => self.running += 1,
+            (Phase::Running, Phase::Waiting) => self.running -= 1,
+            (Phase::Running, Phase::Running) | (Phase::Waiting, Phase::Waiting) => {}
+        }
         live.phase = phase;
         let place = (live.accepted_at, id.clone());
         match phase {
@@ -88,7 +110,7 @@ impl Queue {
         }
     }
 
-    /// Has a job wait again whose start came to nothing.
+    /// Has a job wait for its turn: one that was admitted, or whose start came to nothing.
     pub(super) fn put_back(&mut self, id: &MinionJobId) {
         if let Some(accepted_at) = self.live.get(id).map(|live| live.accepted_at) {
             self.see(id, accepted_at, Phase::Waiting);
@@ -103,15 +125,24 @@ impl Queue {
         let (_, id) = self.waiting.pop_first()?;
         if let Some(live) = self.live.get_mut(&id) {
             live.phase = Phase::Running;
+            self.running += 1;
         }
         Some(id)
     }
 
     /// Takes note that a job has ended, or never came to be, and tells who waits for that.
     pub(super) fn end(&mut self, id: &MinionJobId) {
-        if let Some(Live { accepted_at, ended, .. }) = self.live.remove(id) {
+        if let Some(Live { accepted_at, phase, ended, .. }) = self.live.remove(id) {
+            self.running -= usize::from(phase == Phase::Running);
             self.waiting.remove(&(accepted_at, id.clone()));
             ended.notify_waiters();
+        }
+    }
+
+    /// Takes note that there is no spool of a job: one that has just been admitted is still to get one.
+    pub(super) fn miss(&mut self, id: &MinionJobId) {
+        if self.live.get(id).is_some_and(|live| live.since.elapsed() > SPOOL_TIMEOUT) {
+            self.end(id);
         }
     }
 
@@ -140,12 +171,8 @@ impl Queue {
         !self.waiting.is_empty()
     }
 
-    fn running(&self) -> usize {
-        self.live.len() - self.waiting.len()
-    }
-
     fn has_place(&self) -> bool {
-        self.running() < self.jobs_max
+        self.running < self.jobs_max
     }
 }
 

@@ -107,6 +107,7 @@ impl Jobs {
             self.reconcile(is_uncounted).await;
             is_uncounted = false;
             self.lock_queue().open();
+            self.opened.notify_waiters();
             self.vacancy.notify_one();
             self.give_up_old().await;
         }
@@ -163,9 +164,8 @@ impl Jobs {
     async fn take_in(&self, id: &MinionJobId) -> Option<HostState> {
         match self.look(id, None).await {
             Ok(Some(report)) => Some(report.progress.state()),
-            // It never came to be: a start that was refused, or whose caller hung up.
             Ok(None) => {
-                self.has_ended(id);
+                self.lock_queue().miss(id);
                 None
             }
             Err(failure) => {

@@ -5,14 +5,13 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
 
 use common::job::MinionJobId;
-use common::outcome::{Outcome, Verdict};
+use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::order::{self, Reply};
 use super::{Post, no_process};
-use crate::jobs::MethodRun;
-use crate::spool::{Spool, SpoolError, SpoolLock, Started};
+use crate::spool::{Spool, SpoolError, SpoolLock, SpoolRequest, Started};
 use crate::supervise::{Charge, JobCharge, Stop, cancelled, supervise};
 
 /// How often, and for how long, a daemon tries to write an outcome that a full or broken disk does not take. Until it succeeds
@@ -24,18 +23,18 @@ const OUTCOME_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 const POKE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The whole life of a job daemon; its exit status.
-pub(super) fn live(post: &Post, run: &MethodRun, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
-    let Some(id) = spool.dir().file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) else { return 1 };
+pub(super) fn live(post: &Post, request: &SpoolRequest, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
+    let id = &request.minion_job_id;
     let begun = leave_stdio().and_then(|()| JobCharge::new(spool, lock, post.station.limits.output_max_bytes));
     match begun {
         Ok(job) => {
-            let written = run_job(post, run, &id, job, server);
-            poke(post, &id, "");
+            let written = run_job(post, request, job, server);
+            poke(post, id, "");
             u8::from(!written)
         }
         // Nothing was started and the lock is let go: the spool says so by itself.
         Err(error) => {
-            poke(post, &id, &error.to_string());
+            poke(post, id, &error.to_string());
             1
         }
     }
@@ -50,16 +49,21 @@ fn leave_stdio() -> Result<(), SpoolError> {
     leave().map_err(|source| SpoolError::File { doing: "opening", path: "/dev/null".into(), source })
 }
 
-fn run_job(post: &Post, run: &MethodRun, id: &MinionJobId, job: JobCharge, server: UnixStream) -> bool {
+fn run_job(post: &Post, request: &SpoolRequest, job: JobCharge, server: UnixStream) -> bool {
+    let id = &request.minion_job_id;
+    // A fence has nothing to run, and an end from its beginning.
+    let Some(run) = &request.run else { return false };
     let write_outcome = |job: &JobCharge, outcome| write_outcome(post, id, job, &outcome);
     if let Some(wish) = job.cancelled() {
         let verdict = cancelled(&Stop::Cancelled(wish));
         return write_outcome(&job, Outcome::not_run(verdict, Timestamp::now()));
     }
     let started = Started { at: Timestamp::now(), boot_id: post.boot_id.clone() };
-    if let Err(error) = job.spool.mark_started(&job.lock, &started) {
-        let verdict = Verdict::undelivered(format!("its start could not be written down: {error}"));
-        return write_outcome(&job, Outcome::not_run(verdict, Timestamp::now()));
+    if let Err(error) = job.spool.mark_started(&job.lock, &started, request.at_once_in.is_some()) {
+        let error = Failure::new(ErrorCode::Undelivered, format!("its start could not be written down: {error}"));
+        let is_written = write_outcome(&job, Outcome::not_run(Verdict::Undelivered { error: error.clone() }, Timestamp::now()));
+        let _gone = order::send(&server, &Reply::Refused(error));
+        return is_written;
     }
     // All of it is durable. A server that is gone finds the job by its spool.
     let _gone = order::send(&server, &Reply::Started(started.at));

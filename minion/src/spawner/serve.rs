@@ -32,7 +32,7 @@ pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
     };
     match order {
         Order::Run(run) => call(post, &run, server),
-        Order::Start(request) => start(post, &request, server),
+        Order::Start(request) => start(post, SpoolRequest { at_once_in: Some(post.boot_id.clone()), ..request }, server),
         Order::Enqueue(request) => reply(&server, Ok(make(post, &request, None).unwrap_or_else(not_made))),
         Order::Launch(id) => launch(post, &id, server),
         Order::Fence(request) => reply(&server, fence(post, &request)),
@@ -70,10 +70,10 @@ fn call(post: &Post, run: &MethodRun, server: UnixStream) -> u8 {
 }
 
 /// The start of a job: this child makes the spool, and its child is the job daemon.
-fn start(post: &Post, request: &SpoolRequest, server: UnixStream) -> u8 {
-    let Some(run) = &request.run else { return 1 };
-    match Spool::make(&post.spools, request, None) {
-        Ok(Made::New(spool, lock)) => start_daemon(post, run, spool, lock, server),
+fn start(post: &Post, request: SpoolRequest, server: UnixStream) -> u8 {
+    let made = Spool::make(&post.spools, &request, None);
+    match made {
+        Ok(Made::New(spool, lock)) => start_daemon(post, request, spool, lock, server),
         Ok(Made::Exists) => reply(&server, Ok(Reply::Exists)),
         Err(error) => reply(&server, Ok(not_made(error))),
     }
@@ -82,12 +82,13 @@ fn start(post: &Post, request: &SpoolRequest, server: UnixStream) -> u8 {
 /// The start of a job that has waited: who holds its lock while it waits is the one who may start it.
 fn launch(post: &Post, id: &MinionJobId, server: UnixStream) -> u8 {
     let spool = Spool::of(&post.spools, id);
-    let waiting = lock_of(&spool, Life::is_queued).and_then(|lock| match lock {
-        Some(lock) => Ok(spool.request()?.run.map(|run| (run, lock))),
+    let waiting = lock_of(post, &spool, Life::is_queued).and_then(|lock| match lock {
+        // That it was to start at once, if so, is no more than history: it starts now.
+        Some(lock) => Ok(Some((SpoolRequest { at_once_in: None, ..spool.request()? }, lock))),
         None => Ok(None),
     });
     match waiting {
-        Ok(Some((run, lock))) => start_daemon(post, &run, spool, lock, server),
+        Ok(Some((request, lock))) => start_daemon(post, request, spool, lock, server),
         Ok(None) => reply(&server, Ok(Reply::Exists)),
         Err(error) => reply(&server, Err(error)),
     }
@@ -101,11 +102,11 @@ fn make(post: &Post, request: &SpoolRequest, outcome: Option<&Outcome>) -> Resul
 }
 
 /// The lock of a spool, if nobody works under it and what its files say is as it is `wanted`.
-fn lock_of(spool: &Spool, wanted: impl FnOnce(&Life) -> bool) -> Result<Option<SpoolLock>, SpoolError> {
+fn lock_of(post: &Post, spool: &Spool, wanted: impl FnOnce(&Life) -> bool) -> Result<Option<SpoolLock>, SpoolError> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         if let Some(lock) = spool.try_lock()? {
-            return Ok(wanted(&spool.life_under_lock(&lock)?).then_some(lock));
+            return Ok(wanted(&spool.life_under_lock(&lock, &post.boot_id)?).then_some(lock));
         }
         // Its daemon lives; or somebody only looks, which takes him an instant.
         if spool.daemon_lives()? || Instant::now() >= deadline {
@@ -115,10 +116,10 @@ fn lock_of(spool: &Spool, wanted: impl FnOnce(&Life) -> bool) -> Result<Option<S
     }
 }
 
-fn start_daemon(post: &Post, run: &MethodRun, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
+fn start_daemon(post: &Post, request: SpoolRequest, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     // The new session is the daemon's own: this child leaves it at once.
     let forked = match nix::unistd::setsid() {
-        Ok(_) => process::fork_with((spool, lock, server), |(spool, lock, server)| daemon::live(post, run, spool, lock, server)),
+        Ok(_) => process::fork_with((spool, lock, server), |(spool, lock, server)| daemon::live(post, &request, spool, lock, server)),
         Err(errno) => Err((errno, (spool, lock, server))),
     };
     match forked {
@@ -144,7 +145,7 @@ fn cancel(post: &Post, id: &MinionJobId, wish: &CancelRequest) -> Result<Reply, 
     let spool = Spool::of(&post.spools, id);
     spool.ask_to_cancel(wish)?;
     // A daemon that takes the lock from here on finds the wish before it starts anything.
-    if let Some(lock) = lock_of(&spool, Life::is_queued)? {
+    if let Some(lock) = lock_of(post, &spool, Life::is_queued)? {
         let first = spool.cancel_request()?.unwrap_or_else(|| wish.clone());
         spool.write_outcome(&lock, &Outcome::not_run(cancelled(&Stop::Cancelled(first)), Timestamp::now()))?;
         daemon::poke(post, id, "");
@@ -156,8 +157,8 @@ fn cancel(post: &Post, id: &MinionJobId, wish: &CancelRequest) -> Result<Reply, 
 fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     let spool = Spool::of(&post.spools, id);
     // Of a daemon that lives after all, there is nothing to settle.
-    let Some(lock) = lock_of(&spool, |_| true)? else { return Ok(()) };
-    let outcome = match spool.life_under_lock(&lock)? {
+    let Some(lock) = lock_of(post, &spool, |_| true)? else { return Ok(()) };
+    let outcome = match spool.life_under_lock(&lock, &post.boot_id)? {
         Life::Dead(started) => {
             let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
             outcome.started_at = started.map(|started| started.at);

@@ -28,6 +28,8 @@ pub struct SpoolRequest {
     pub start_before: Timestamp,
     /// When the host accepted it.
     pub accepted_at: Timestamp,
+    /// The boot of the host in which it started as soon as it was accepted; none if it was to wait.
+    pub at_once_in: Option<String>,
 }
 
 /// The text of the lock file: the method was started. The default stands for a text that cannot be read, but is there.
@@ -67,9 +69,9 @@ impl SpoolRequest {
 #[must_use]
 pub fn lost_reason(started: Option<&Started>, boot_id: &str) -> Verdict {
     Verdict::lost(match started {
-        None => "never started: its job daemon was gone before the method began",
+        None => "never started: its job daemon was gone before it noted a start",
         Some(started) if started.boot_id.is_empty() => "its job daemon was killed or the host rebooted while it ran",
-        Some(started) if started.boot_id != boot_id => "the host rebooted while it ran",
+        Some(started) if started.boot_id != boot_id => "the host rebooted while it ran, or was about to",
         Some(_) => "its job daemon was killed while it ran",
     })
 }

@@ -77,7 +77,11 @@ impl Host {
                         self.spools.insert(job, (at, Spool::Queued));
                         self.start(job);
                     }
-                    Ok(Phase::Waiting) => drop(self.spools.insert(job, (at, Spool::Queued))),
+                    Ok(Phase::Waiting) => {
+                        assert_ne!(self.queue.clone().next(), Some(id(job)), "it has no spool yet");
+                        self.spools.insert(job, (at, Spool::Queued));
+                        self.queue.put_back(&id(job));
+                    }
                     Err(why) => {
                         assert!(why.contains("jobs_max is 2") && why.contains("queue_max 3"), "{why}");
                         assert_eq!(self.count(Spool::Queued), QUEUE_MAX, "refused though there is room");
