@@ -71,28 +71,4 @@ impl Retention {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn job(id: u32, minutes: u32) -> EndedJob<u32> {
-        EndedJob { id, age: MINUTE * minutes, bytes: 10 }
-    }
-
-    fn retention(count: usize, bytes: u64) -> Retention {
-        Retention { age: MINUTE * 24 * 60, count, bytes }
-    }
-
-    #[test]
-    fn the_oldest_go_first_and_none_before_its_hour() {
-        let jobs = || vec![job(1, 2000), job(2, 90), job(3, 61), job(4, 59), job(5, 0)];
-        let held = Holdings { count: 5, bytes: 50 };
-        assert_eq!(retention(100, 1000).given_up(jobs(), held, 9), [1], "by age alone");
-        assert_eq!(retention(4, 1000).given_up(jobs(), held, 9), [1, 2], "room for one more");
-        assert_eq!(retention(1, 1000).given_up(jobs(), held, 9), [1, 2, 3], "and then no further");
-        assert_eq!(retention(1, 1000).given_up(jobs(), held, 2), [1, 2], "at most so many at once");
-        assert_eq!(retention(100, 25).given_up(jobs(), held, 9), [1, 2, 3]);
-        assert!(retention(1, 1000).refusal(Holdings { count: 2, bytes: 20 }).is_some_and(|why| why.contains("retention.count is 1")));
-    }
-}
+mod tests;

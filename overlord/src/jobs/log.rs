@@ -174,7 +174,7 @@ fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
         Err(error) => error.to_string(),
     };
     match &line.event {
-        Event::Heard { host, attempt, news: News::Ended(_) | News::Unreachable { .. } } => {
+        Event::Heard { host, attempt, news: News::Ended(_) | News::Unreachable { .. } | News::GivenUp { .. } } => {
             let news = News::Unreachable { reason: format!("what it said cannot be kept: {problem}") };
             Ok(serde_json::to_vec(&LogLine { at: line.at, event: Event::Heard { host: host.clone(), attempt: *attempt, news } })?)
         }

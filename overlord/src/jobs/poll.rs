@@ -191,8 +191,7 @@ fn missed(host: &HostRecord, what: &str, reason: &str, (now, lost_after): (Times
     match &host.unreachable {
         Some(contact) if later(contact.since, lost_after) <= now => {
             let since = contact.since.strftime("%Y-%m-%dT%H:%M:%SZ");
-            let verdict = Verdict::lost(format!("nothing was heard of the job since {since}; at last the host {what}: {reason}"));
-            vec![News::Ended(Outcome::not_run(verdict, now))]
+            vec![News::GivenUp { reason: format!("nothing was heard of the job since {since}; at last the host {what}: {reason}") }]
         }
         _ => vec![News::Unreachable { reason: reason.to_owned() }],
     }
