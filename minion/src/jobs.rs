@@ -2,12 +2,13 @@
 //!
 //! The server's side of it. It asks the spawner, reads spools and answers from the status store; it forks nothing and writes no spool.
 
+mod logs;
 mod tend;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use common::identity::{CallerName, MinionName};
@@ -18,7 +19,7 @@ use common::protocol::{Accepted, JobList, JobProgress, JobReport, LISTED_MAX, Li
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::acl::Scope;
 use crate::config::{Config, Limits};
@@ -88,6 +89,8 @@ pub struct Jobs {
     live: Mutex<HashMap<MinionJobId, Arc<Notify>>>,
     /// The store could not be written, and is not to be relied on any more.
     store_failed: Notify,
+    /// True when the server is to end.
+    stopping: OnceLock<watch::Receiver<bool>>,
 }
 
 /// A place among `limits.processes_max`, given back when dropped.
@@ -125,6 +128,7 @@ impl Jobs {
             calls: AtomicUsize::new(0),
             live,
             store_failed: Notify::new(),
+            stopping: OnceLock::new(),
         })
     }
 
