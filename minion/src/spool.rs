@@ -2,6 +2,7 @@
 //!
 //! The root side alone writes here (the spawner's children and the job daemons); the server only reads. ARCHITECTURE.md has the table.
 
+mod output;
 mod record;
 
 use std::fs::{File, TryLockError};
@@ -12,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use common::job::MinionJobId;
 use common::outcome::Outcome;
-use common::protocol::Stream;
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
@@ -257,24 +257,6 @@ impl Spool {
     /// The file cannot be read, or is damaged.
     pub fn outcome(&self) -> Result<Option<Outcome>, SpoolError> {
         self.read_if_there(OUTCOME)
-    }
-
-    /// Whether there is an outcome, unread.
-    #[must_use]
-    pub fn has_outcome(&self) -> bool {
-        self.dir.join(OUTCOME).exists()
-    }
-
-    /// The file of that stream of the job's output; none before the job daemon has made it.
-    ///
-    /// # Errors
-    /// It cannot be opened.
-    pub fn open_output(&self, stream: Stream) -> Result<Option<File>, SpoolError> {
-        match File::open(self.dir.join(stream.as_str())) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(self.failed("opening", stream.as_str())(source)),
-        }
     }
 
     /// Writes the outcome: whoever holds the lock does it, once. Durable on return.
