@@ -231,6 +231,23 @@ pub fn bytes_value(bytes: &[u8]) -> Value {
     }
 }
 
+/// The bytes that [`bytes_value`] wrote; none if the value is not one of its.
+#[must_use]
+pub fn value_bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::String(text) => Some(text.into_bytes()),
+        Value::Object(fields) => base64::engine::general_purpose::STANDARD.decode(fields.get("base64")?.as_str()?).ok(),
+        _ => None,
+    }
+}
+
+/// How many bytes at the end of `bytes` begin a letter of UTF-8 and are not the whole of it: 0 to 3.
+#[must_use]
+pub fn cut_letter_bytes(bytes: &[u8]) -> usize {
+    let is_cut = |tail: &[u8]| std::str::from_utf8(tail).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none());
+    (1..=3).filter_map(|count| bytes.get(bytes.len().checked_sub(count)?..)).find(|tail| is_cut(tail)).map_or(0, <[u8]>::len)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -250,6 +267,30 @@ mod tests {
     fn bytes_travel_whole() {
         assert_eq!(bytes_value(b"a\x1b[31m\0"), json!("a\u{1b}[31m\0"));
         assert_eq!(bytes_value(b"\xff\x00"), json!({ "base64": "/wA=" }));
+    }
+
+    #[test]
+    fn bytes_come_back_as_they_went() {
+        for bytes in [&b""[..], b"a\0\n", b"\xff\x00", "ü".as_bytes()] {
+            assert_eq!(value_bytes(bytes_value(bytes)).unwrap(), bytes);
+        }
+        for garbage in [json!(null), json!(1), json!([]), json!({}), json!({ "base64": 1 }), json!({ "base64": "?" })] {
+            assert_eq!(value_bytes(garbage.clone()), None, "{garbage}");
+        }
+    }
+
+    #[test]
+    fn a_letter_that_is_cut_is_told_from_what_is_none() {
+        for letter in ["a", "ü", "€", "😀"] {
+            let text = format!("x{letter}").into_bytes();
+            assert_eq!(cut_letter_bytes(&text), 0, "{letter}");
+            for length in 2..text.len() {
+                assert_eq!(cut_letter_bytes(text.get(..length).unwrap()), length - 1, "{letter}");
+            }
+        }
+        for bytes in [&b""[..], b"\xff", b"\x80\x80", b"\xe0\x80", b"\xc3a", b"\xed\xa0"] {
+            assert_eq!(cut_letter_bytes(bytes), 0, "{bytes:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! A refusal before anything ran is a JSON-RPC error whose fields are those of [`Failure`](crate::outcome::Failure).
 //! Unknown fields are ignored everywhere, so that neighbouring versions understand each other.
 
+mod logs;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +16,8 @@ use serde_json::Value;
 use crate::identity::{CallerName, MinionName};
 use crate::job::{CallId, HostState, MinionJobId};
 use crate::outcome::Outcome;
+
+pub use logs::{JobLogs, LOGS_CHUNK_MAX_BYTES, LOGS_CHUNK_MIN_BYTES, LOGS_WAIT_MAX_MS, LogPiece, Stream, logs_chunk_bytes};
 
 /// The port that a minion listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 51234;

@@ -129,8 +129,9 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let runtime = runtime().context("starting threads")?;
     let served = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
-        let tending = tokio::spawn(jobs.tend());
         let stop = stop_on_signals()?;
+        jobs.stop_waiting_on(stop.clone());
+        let tending = tokio::spawn(jobs.tend());
         info!(address = %listener.local_addr()?, name = %config.name, until = %credentials.not_after(), "listening");
         tokio::select! {
             () = server::serve(listener, tls, door, Arc::new(config.limits), stop) => Ok(()),

@@ -187,6 +187,7 @@ impl Door {
         let answer = match asked {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
             JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),
+            JobsCall::Logs(wanted) => serde_json::to_value(self.jobs.logs(&reader, &wanted, self.reply_max_bytes()).await?),
             JobsCall::Cancel(id) => serde_json::to_value(self.jobs.cancel(&reader, &id).await?),
             JobsCall::Delete(id) => serde_json::to_value(self.jobs.delete(&reader, &id).await?),
             JobsCall::Fence(call_id) => serde_json::to_value(self.jobs.fence(&self.name, &reader, &call_id).await?),

@@ -4,13 +4,14 @@
 
 mod keep;
 mod learn;
+mod logs;
 mod queue;
 mod tend;
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::identity::{CallerName, MinionName};
@@ -22,7 +23,7 @@ use common::protocol::{Accepted, JobList, JobProgress, JobReport, LISTED_MAX, Li
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::acl::Scope;
 use crate::config::{Config, Limits};
@@ -124,6 +125,8 @@ pub struct Jobs {
     opened: Notify,
     keeper: Keeper,
     looked_at: tokio::sync::Mutex<Option<Instant>>,
+    /// True when the server is to end.
+    stopping: OnceLock<watch::Receiver<bool>>,
     /// Held for life.
     _lock: Option<File>,
 }
@@ -165,6 +168,7 @@ impl Jobs {
             opened: Notify::new(),
             keeper,
             looked_at: tokio::sync::Mutex::default(),
+            stopping: OnceLock::new(),
             _lock: lock,
         };
         jobs.open_store();

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use jobs::JobsCall;
+pub use jobs::{JobsCall, LogsWanted};
 
 /// How much of a complaint about arguments is repeated: it may quote them whole.
 const PROBLEM_MAX_LETTERS: usize = 300;

@@ -3,6 +3,7 @@
 //! The root side alone writes here (the spawner's children and the job daemons); the server only reads. ARCHITECTURE.md has the table.
 
 mod forgotten;
+mod output;
 mod record;
 
 use std::fs::{File, TryLockError};

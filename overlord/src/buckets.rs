@@ -2,7 +2,7 @@
 //! `forks` of them are in flight in total. A bucket that runs dry takes from the fullest. Knows nothing of what is done with an item.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -31,15 +31,32 @@ where
     W: Fn(T) -> F + Sync,
     F: Future<Output = R>,
 {
+    let work = &work;
+    let work_and_send = |item, results: Sender<R>| async move {
+        // Whoever collects may stop early, for instance when a disk is full; what is left then has no reader.
+        let _unread = results.send(work(item).await);
+    };
+    fan_out_each(items, forks, work_and_send, collect)
+}
+
+/// As [`fan_out`], where the work on an item sends any number of results itself, and sees to it that they do not pile up.
+pub(crate) fn fan_out_each<T, R, C, W, F>(
+    items: Vec<T>,
+    forks: u16,
+    work: W,
+    collect: impl FnOnce(&Receiver<R>) -> C,
+) -> Result<C, BucketError>
+where
+    T: Send,
+    R: Send,
+    W: Fn(T, Sender<R>) -> F + Sync,
+    F: Future<Output = ()>,
+{
     let (results, arrivals) = channel();
     let work = &work;
     thread::scope(|scope| {
-        let worker = scope.spawn(move || {
-            work_through(items, forks, |item| async {
-                // Whoever collects may stop early, for instance when a disk is full; what is left then has no reader.
-                let _unread = results.send(work(item).await);
-            })
-        });
+        // The channel closes when the last item is done, so its sender goes with the work.
+        let worker = scope.spawn(move || work_through(items, forks, |item| work(item, results.clone())));
         let collected = collect(&arrivals);
         match worker.join() {
             Ok(done) => done.map(|()| collected),

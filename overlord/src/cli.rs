@@ -71,6 +71,8 @@ pub(crate) enum Command {
     JobResume(JobArgs),
     /// Stop a job on its hosts, or on one of them
     JobCancel(JobCancelArgs),
+    /// Show what a job has written to its stdout and stderr, on all its hosts or on one
+    JobLogs(JobLogsArgs),
     /// List the hosts, or those that a target names
     Hosts(HostsArgs),
     /// Describe the methods that minions of this version have
@@ -135,6 +137,18 @@ pub(crate) struct JobCancelArgs {
     /// Only on this host
     #[arg(value_name = "HOST")]
     pub(crate) host: Option<MinionName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobLogsArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    /// Only of this host
+    #[arg(value_name = "HOST")]
+    pub(crate) host: Option<MinionName>,
+    /// Go on with what it writes from now on, until it has ended on every host
+    #[arg(long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Args)]

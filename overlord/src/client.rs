@@ -85,6 +85,11 @@ impl Client {
         })
     }
 
+    /// The same, for answers of at most `bytes`: many hosts are asked at once, and each could fill what is left of the memory.
+    pub(crate) fn taking_at_most(&self, bytes: u32) -> Self {
+        Self { connector: self.connector.clone(), answer_max_bytes: self.answer_max_bytes.min(bytes), ..*self }
+    }
+
     /// Asks the letter's host, and waits `within` for the answer once it is sent. `sent` tells whether it came so far, also
     /// to whoever drops this future.
     pub(crate) async fn ask<R: DeserializeOwned>(&self, letter: &Letter, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {

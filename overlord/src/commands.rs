@@ -8,6 +8,7 @@ mod doc;
 mod hosts;
 mod job_cancel;
 mod job_list;
+mod job_logs;
 mod job_resume;
 mod job_status;
 
@@ -80,6 +81,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
         Command::JobList => job_list::run(&open(&options)?, output),
         Command::JobResume(args) => job_resume::run(&options, output, args),
         Command::JobCancel(args) => job_cancel::run(&open(&options)?, output, &args),
+        Command::JobLogs(args) => job_logs::run(&open(&options)?, output, &args),
         Command::Hosts(args) => hosts::run(&open(&options)?, output, &args),
         Command::Doc(args) => doc::run(output, &args),
         Command::Certs(command) => certs::run(&home(&options)?, output, command),

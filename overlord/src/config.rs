@@ -60,6 +60,8 @@ pub struct Config {
     pub result_max_bytes: u32,
     /// The largest call that is sent.
     pub call_max_bytes: u32,
+    /// How much of a job's stdout, and of its stderr, is read from a host.
+    pub logs_max_bytes: u64,
 }
 
 impl Default for Config {
@@ -75,6 +77,8 @@ impl Default for Config {
             // A minion with limits of its own default sends 1.25 MiB at most; and while it is read, an answer takes many times its size.
             result_max_bytes: 4 << 20,
             call_max_bytes: 10 << 20,
+            // A minion with limits of its own default keeps 16 MiB; it passes through, and is not kept.
+            logs_max_bytes: 1 << 30,
         }
     }
 }
@@ -88,13 +92,16 @@ impl Config {
             Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
         };
         let config: Self = toml::from_str(&text).map_err(|error| toml_error(path, &text, &error))?;
-        let zero =
-            [("forks", u32::from(config.forks)), ("result_max_bytes", config.result_max_bytes), ("call_max_bytes", config.call_max_bytes)]
-                .into_iter()
-                .find(|(_, value)| *value == 0);
+        let sizes = [
+            ("forks", u64::from(config.forks)),
+            ("result_max_bytes", config.result_max_bytes.into()),
+            ("call_max_bytes", config.call_max_bytes.into()),
+            ("logs_max_bytes", config.logs_max_bytes),
+        ];
+        let zero = sizes.into_iter().find(|(_, value)| *value == 0);
         match zero {
             None => Ok(config),
-            Some((key, _)) => Err(content_error(path, &text, text.find(key), format!("{key} is 0: nothing could be sent"))),
+            Some((key, _)) => Err(content_error(path, &text, text.find(key), format!("{key} is 0: nothing could get through"))),
         }
     }
 }

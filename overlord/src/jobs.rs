@@ -2,6 +2,7 @@
 
 pub(crate) mod dispatcher;
 pub(crate) mod log;
+pub(crate) mod logs;
 pub(crate) mod poll;
 mod status;
 
@@ -20,6 +21,7 @@ use crate::store::{self, StoreError};
 use dispatcher::Dispatch;
 pub use dispatcher::StartError;
 use log::{JobLog, LogError};
+pub use logs::{Follow, HostLogs, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent};
 use poll::{Answered, Inquiry, Question};
 pub use status::JobStatus;
 

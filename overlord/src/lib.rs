@@ -43,7 +43,7 @@ pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkErr
 pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;
-pub use jobs::{Cancellation, Job, JobError, JobStatus, StartError};
+pub use jobs::{Cancellation, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, StartError};
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;
 

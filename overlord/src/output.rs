@@ -3,13 +3,18 @@
 
 pub(crate) mod call;
 pub(crate) mod job;
+pub(crate) mod logs;
 mod text;
 
 use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::os::fd::AsFd;
+use std::thread;
 use std::time::Duration;
 
 use comfy_table::{Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 pub(crate) use crate::cli::Format;
@@ -39,6 +44,12 @@ impl Output {
     pub(crate) fn print(&mut self, text: &str) -> io::Result<()> {
         self.out.write_all(text.as_bytes())?;
         if text.ends_with('\n') { Ok(()) } else { self.out.write_all(b"\n") }?;
+        self.out.flush()
+    }
+
+    /// Prints harmless text as it is: a line may go on with the next.
+    pub(crate) fn relay(&mut self, text: &str) -> io::Result<()> {
+        self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
 
@@ -76,6 +87,26 @@ fn remarked(text: &str) -> String {
 /// A line on standard error without our name before it.
 pub(crate) fn remark_result(text: &str) {
     let _nobody = writeln!(io::stderr().lock(), "{}", harmless(text));
+}
+
+/// Harmless text of a host on standard error, as it is.
+pub(crate) fn relay_to_stderr(text: &str) {
+    let _nobody = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Waits, unless standard output is a pipe that nobody reads any more: who would be told?
+pub(crate) fn is_unread_within(patience: Duration) -> bool {
+    let out = io::stdout();
+    // No event is asked for: a pipe without a reader is told of all the same, and so is a terminal that was hung up.
+    let mut broken = [PollFd::new(out.as_fd(), PollFlags::empty())];
+    match poll(&mut broken, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)) {
+        Ok(0) | Err(Errno::EINTR) => false,
+        Ok(_) => true,
+        Err(_) => {
+            thread::sleep(patience);
+            false
+        }
+    }
 }
 
 /// A bar on standard error while hosts are waited for; invisible where that is no terminal.

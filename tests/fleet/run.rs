@@ -81,13 +81,15 @@ impl Running {
     /// # Panics
     /// None comes within [`COMMAND_TIMEOUT`].
     pub fn next_line(&mut self) -> String {
-        let deadline = Instant::now() + COMMAND_TIMEOUT;
-        loop {
-            if let Some(line) = self.stdout.take_line() {
-                return line;
-            }
-            assert!(self.stdout.read(deadline), "{} has written no further line to stdout", self.what);
-        }
+        self.stdout.next_line().unwrap_or_else(|| panic!("{} has written no further line to stdout", self.what))
+    }
+
+    /// The next line that it writes to stderr, as soon as it does.
+    ///
+    /// # Panics
+    /// None comes within [`COMMAND_TIMEOUT`].
+    pub fn next_error_line(&mut self) -> String {
+        self.stderr.next_line().unwrap_or_else(|| panic!("{} has written no further line to stderr", self.what))
     }
 
     /// Sends it a signal.
@@ -211,6 +213,17 @@ impl Run {
 }
 
 impl Output {
+    /// The next line, unless none comes within [`COMMAND_TIMEOUT`].
+    fn next_line(&mut self) -> Option<String> {
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        loop {
+            let line = self.take_line();
+            if line.is_some() || !self.read(deadline) {
+                return line;
+            }
+        }
+    }
+
     /// Takes in what comes next; `false` if nothing does until `deadline`.
     fn read(&mut self, deadline: Instant) -> bool {
         let chunk = self.chunks.recv_timeout(deadline.saturating_duration_since(Instant::now()));

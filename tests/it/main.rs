@@ -8,6 +8,7 @@ mod harness;
 mod hostile;
 mod jobs;
 mod library;
+mod logs;
 mod output;
 mod overlord_calls;
 mod overlord_store;

@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// An overlord whose standard output the test reads itself, or does not.
-struct Unread(Child);
+pub(crate) struct Unread(pub(crate) Child);
 
 impl Unread {
-    fn spawn(fleet: &Fleet, args: &[&str]) -> (Self, BufReader<ChildStdout>) {
+    pub(crate) fn spawn(fleet: &Fleet, args: &[&str]) -> (Self, BufReader<ChildStdout>) {
         let mut command = Command::new(&binaries().overlord);
         command.args(args).env("OVERLORD_HOME", fleet.home());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();

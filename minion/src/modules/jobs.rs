@@ -16,6 +16,7 @@ impl Module for Jobs {
     fn methods() -> Vec<Method> {
         vec![
             Method::of_jobs::<OfJob>("jobs.status", "How far a job is; once it has ended, its outcome."),
+            Method::of_jobs::<LogsWanted>("jobs.logs", "What a job has written so far, from an offset on; waits for more if asked to."),
             Method::of_jobs::<NoArguments>("jobs.list", "The jobs that this host remembers."),
             Method::of_jobs::<OfJob>("jobs.cancel", "Stops a job."),
             Method::of_jobs::<OfJob>("jobs.delete", "Forgets a job that has ended; tells of it for the last time."),
@@ -43,11 +44,33 @@ struct OfCall {
     call_id: CallId,
 }
 
+/// What is wanted of a job's output: the arguments of `jobs.logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogsWanted {
+    /// The job's id on this host.
+    #[schemars(with = "String")]
+    pub id: MinionJobId,
+    /// From which byte of its stdout on.
+    #[serde(default)]
+    pub stdout: u64,
+    /// From which byte of its stderr on.
+    #[serde(default)]
+    pub stderr: u64,
+    /// At most so many bytes of each; without it, as many as fit into a reply.
+    pub max_bytes: Option<u32>,
+    /// How many milliseconds to wait for more where there is nothing yet; at most 20000.
+    #[serde(default)]
+    pub wait_ms: u32,
+}
+
 /// One call of `jobs.*`, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobsCall {
     /// `jobs.status`
     Status(MinionJobId),
+    /// `jobs.logs`
+    Logs(LogsWanted),
     /// `jobs.list`
     List,
     /// `jobs.cancel`
@@ -68,6 +91,7 @@ impl JobsCall {
         let job = |args| serde_json::from_value(args).map(|OfJob { id }| id).map_err(|error| method.invalid(&error));
         match name.method() {
             "status" => job(args).map(Self::Status),
+            "logs" => serde_json::from_value(args).map(Self::Logs).map_err(|error| method.invalid(&error)),
             "list" => Ok(Self::List),
             "cancel" => job(args).map(Self::Cancel),
             "delete" => job(args).map(Self::Delete),
@@ -89,12 +113,13 @@ mod tests {
         let registry = Registry::builtin();
         let id = "54k2-9xqd-4fz1";
         let of_job = || json!({ "id": id });
-        let args = [of_job(), json!({}), of_job(), of_job(), json!({ "call_id": "54k2-9xqd-4fz1/2" })];
-        for (name, args) in ["jobs.status", "jobs.list", "jobs.cancel", "jobs.delete", "jobs.fence"].into_iter().zip(args) {
+        let args = [of_job(), json!({ "id": id, "stdout": 7 }), json!({}), of_job(), of_job(), json!({ "call_id": "54k2-9xqd-4fz1/2" })];
+        let names = ["jobs.status", "jobs.logs", "jobs.list", "jobs.cancel", "jobs.delete", "jobs.fence"];
+        for (name, args) in names.into_iter().zip(args) {
             let method = registry.find(&name.parse().unwrap()).unwrap();
             assert!(JobsCall::read(method, args).is_ok(), "{name}");
         }
-        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 5);
+        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 6);
     }
 
     #[test]

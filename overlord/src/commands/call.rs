@@ -83,10 +83,13 @@ fn stdin() -> Result<String, Refusal> {
     }
 }
 
-/// The first interrupt stops the call, which then prints what it has; the second ends the program, which may be waiting for
+/// The first interrupt stops the call, or the reading of logs, which then prints what it has; the second ends the program, which may be waiting for
 /// whoever reads its output. Where they cannot be caught, the first ends it, as ever.
-#[allow(clippy::disallowed_methods, reason = "a call writes no files, and the thread that prints may be stuck for ever")]
-fn stop_on_interrupt(stop: Stop) {
+#[allow(
+    clippy::disallowed_methods,
+    reason = "neither a call nor the reading of logs writes files, and the thread that prints may be stuck for ever"
+)]
+pub(super) fn stop_on_interrupt(stop: Stop) {
     let wait = move || -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {

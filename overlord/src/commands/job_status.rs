@@ -2,14 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::JobState;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value, json};
 
 use super::{HOST_UNKNOWN, NOT_ENDED, Refusal};
@@ -19,7 +15,7 @@ use crate::cli::JobStatusArgs;
 use crate::fleet::Fleet;
 use crate::jobs::{Job, JobError, JobStatus};
 use crate::output::job::{counts, document, host_fields, job_fields, shown, unknown_document};
-use crate::output::{Format, Output, progress, remark, remark_result};
+use crate::output::{Format, Output, is_unread_within, progress, remark, remark_result};
 
 /// How soon a job that is waited for is asked again, at first; each time it takes half as long again. As `Job::wait`.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -78,21 +74,6 @@ fn follow(job: &Job, output: &mut Output, args: &JobStatusArgs) -> Result<io::Re
             return Ok(Err(io::ErrorKind::BrokenPipe.into()));
         }
         pause = (pause + pause / 2).min(PAUSE_LONGEST);
-    }
-}
-
-/// Waits, unless standard output is a pipe that nobody reads any more: who would be told?
-fn is_unread_within(patience: Duration) -> bool {
-    let out = io::stdout();
-    // No event is asked for: a pipe without a reader is told of all the same, and so is a terminal that was hung up.
-    let mut broken = [PollFd::new(out.as_fd(), PollFlags::empty())];
-    match poll(&mut broken, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)) {
-        Ok(0) | Err(Errno::EINTR) => false,
-        Ok(_) => true,
-        Err(_) => {
-            thread::sleep(patience);
-            false
-        }
     }
 }
 

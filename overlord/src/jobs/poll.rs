@@ -7,6 +7,7 @@ use common::job::{CallId, Event, HostRecord, HostState, JobRecord, LogLine, Mini
 use common::outcome::{ErrorCode, Outcome, Verdict};
 use common::protocol::{Arguments, JobProgress, JobReport};
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::JobError;
@@ -105,17 +106,19 @@ pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>, mut each:
     }
     let within = fleet.config().poll_timeout;
     let work = |(inquiry, letter): (Inquiry, Letter)| async move {
-        let answer = link.client.ask::<Outcome>(&letter, within, &Sent::default()).await.and_then(report);
+        let answer =
+            link.client.ask::<Outcome>(&letter, within, &Sent::default()).await.and_then(|outcome| result(outcome, "a job's report"));
         (inquiry, answer.map_err(Unheard::NoAnswer))
     };
     Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().for_each(each))?)
 }
 
-/// The report within the answer to such a call.
-fn report(outcome: Outcome) -> Result<JobReport, NoAnswer> {
+/// The result within the answer to a question about a job; `what` it should be is told where it is not.
+pub(super) fn result<R: DeserializeOwned>(outcome: Outcome, what: &str) -> Result<R, NoAnswer> {
     match outcome.verdict {
-        Verdict::Ok { result } => serde_json::from_value(result)
-            .map_err(|error| NoAnswer::Silent(format!("it answered something that is not a job's report: {error}"))),
+        Verdict::Ok { result } => {
+            serde_json::from_value(result).map_err(|error| NoAnswer::Silent(format!("it answered something that is not {what}: {error}")))
+        }
         Verdict::Failed { error }
         | Verdict::Denied { error }
         | Verdict::Cancelled { error }
