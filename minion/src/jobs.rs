@@ -6,20 +6,21 @@ mod keep;
 mod learn;
 mod logs;
 mod queue;
+mod start;
 mod tend;
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::identity::{CallerName, MinionName};
 use common::job::retention::Retention;
-use common::job::{CallId, HostState, MinionJobId};
+use common::job::{CallId, MinionJobId};
 use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
-use common::protocol::{Accepted, JobList, JobProgress, JobReport, LISTED_MAX, ListedJob};
+use common::protocol::{JobList, JobReport, LISTED_MAX, ListedJob};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,24 +28,18 @@ use tokio::sync::{Notify, watch};
 
 use crate::acl::Scope;
 use crate::config::{Config, Limits};
-use crate::disk::free_bytes;
 use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
 use crate::spool::{self, CancelRequest, SpoolError, SpoolRequest};
 use crate::store::{Opening, Store, StoreError};
 use keep::Keeper;
-use queue::{Phase, Queue};
+use queue::Queue;
+pub use start::JobCall;
 
 /// How long the spawner's child may take over an order that runs nothing, beyond what the disk needs.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much longer than its limit a synchronous method may take to be killed and reported.
 const CALL_MARGIN: Duration = Duration::from_secs(20);
-
-/// How long a job that finds no place waits for a server that has just started to look through the spools.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often, at most, a full queue has the spools looked at for ends that nobody told of.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// One method to run, its arguments bound: what the spawner is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,17 +54,6 @@ pub struct MethodRun {
     pub caller: CallerName,
     /// For how long at most.
     pub limit: Duration,
-}
-
-/// A job to start, as its caller wrote it.
-#[derive(Debug, Clone)]
-pub struct JobCall {
-    /// What to run.
-    pub run: MethodRun,
-    /// The envelope, as it came.
-    pub text: String,
-    /// Until when it may come.
-    pub start_before: Timestamp,
 }
 
 /// Who asks about jobs, and of whose he may hear.
@@ -194,74 +178,6 @@ impl Jobs {
         }
     }
 
-    /// Takes on a job, which starts at once or waits for its turn; unless the same caller has asked for it under the same call id: then
-    /// that one is named again.
-    ///
-    /// # Errors
-    /// It was refused: nothing was started, nor will be. With the code `Lost` that is not known.
-    pub async fn start(self: &Arc<Self>, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
-        let (jobs, minion) = (Arc::clone(self), minion.clone());
-        // In a task of its own, so that what was begun is brought to its end though the caller hangs up.
-        let started = tokio::spawn(async move { jobs.start_unless_repeated(&minion, call).await });
-        started.await.unwrap_or_else(|error| Err(Failure::new(ErrorCode::Lost, format!("starting the job broke off: {error}"))))
-    }
-
-    async fn start_unless_repeated(&self, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
-        let JobCall { run, text, start_before } = call;
-        let (caller, call_id) = (run.caller.clone(), run.call_id.clone());
-        let id = MinionJobId::derive(minion, &caller, &call_id);
-        if let Some(report) = self.learn(&id).await.map_err(unknown)? {
-            return repeated(report, &caller, &call_id);
-        }
-        self.keeper.require_remembered(start_before)?;
-        self.require_room().await?;
-        let request = SpoolRequest {
-            minion_job_id: id.clone(),
-            run: Some(run),
-            caller: caller.clone(),
-            call_id: call_id.clone(),
-            call: text,
-            start_before,
-            accepted_at: Timestamp::now(),
-            at_once_in: None,
-        };
-        let order = match self.admit(&id, request.accepted_at).await? {
-            Phase::Running => Order::Start(request),
-            Phase::Waiting => Order::Enqueue(request),
-        };
-        let accepted = |state| Ok(Accepted { minion_job_id: id.clone(), state, repeated: false });
-        match self.spawner.order(&order, ORDER_TIMEOUT).await {
-            Ok(Reply::Started(_)) => accepted(HostState::Running),
-            Ok(Reply::Done) => {
-                self.lock_queue().put_back(&id);
-                self.vacancy.notify_one();
-                accepted(HostState::Queued)
-            }
-            Ok(Reply::Refused(failure)) if !failure.is(ErrorCode::Internal) => {
-                self.lock_queue().end(&id);
-                Err(failure)
-            }
-            Err(error @ SpawnError::Unreachable { .. }) => {
-                self.lock_queue().end(&id);
-                Err(Failure::new(ErrorCode::Undelivered, error.to_string()))
-            }
-            // The same call came twice at once, or nobody answered: the spool knows.
-            Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await.map_err(unknown)? {
-                Some(report) => {
-                    if report.progress.state() == HostState::Queued {
-                        self.lock_queue().put_back(&id);
-                        self.vacancy.notify_one();
-                    }
-                    repeated(report, &caller, &call_id)
-                }
-                None => {
-                    self.lock_queue().end(&id);
-                    Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id"))
-                }
-            },
-        }
-    }
-
     /// What is known of the job `id`.
     ///
     /// # Errors
@@ -348,52 +264,6 @@ impl Jobs {
         Err(Failure::new(ErrorCode::LimitReached, message))
     }
 
-    /// Gives the job a place, to run or to wait.
-    async fn admit(&self, id: &MinionJobId, accepted_at: Timestamp) -> Result<Phase, Failure> {
-        let admit = || self.lock_queue().admit(id, accepted_at);
-        if let Ok(phase) = admit() {
-            return Ok(phase);
-        }
-        // A server that has just started takes a moment to see what runs.
-        let opened = self.opened.notified();
-        if !self.lock_queue().is_open() {
-            let _open_or_not = tokio::time::timeout(OPEN_TIMEOUT, opened).await;
-        } else {
-            // Pokes get lost when many jobs end at once: look before refusing.
-            self.look_again().await;
-        }
-        admit().map_err(|why| Failure::new(ErrorCode::LimitReached, why))
-    }
-
-    /// Looks at the jobs that run. Who asks for that often waits a moment, and one look serves all who do.
-    async fn look_again(&self) {
-        let asked_at = Instant::now();
-        let mut looked_at = self.looked_at.lock().await;
-        if let Some(last) = *looked_at {
-            if last >= asked_at {
-                return;
-            }
-            tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.elapsed())).await;
-        }
-        *looked_at = Some(Instant::now());
-        self.take_in_running().await;
-    }
-
-    /// That there is room for one more job, on the disk and among those that are kept.
-    async fn require_room(&self) -> Result<(), Failure> {
-        let reserve = self.limits.disk_reserve_bytes;
-        match free_bytes(&self.state_dir) {
-            Ok(free) if free < reserve => {
-                let dir = self.state_dir.display();
-                let why =
-                    format!("{free} bytes are free on the disk of {dir}, and limits.disk_reserve_bytes is {reserve}: make room there");
-                Err(Failure::new(ErrorCode::LimitReached, why))
-            }
-            Ok(_) => self.require_kept_room().await,
-            Err(error) => Err(Failure::new(ErrorCode::Undelivered, format!("looking for room in {}: {error}", self.state_dir.display()))),
-        }
-    }
-
     /// Has an order carried out that runs nothing.
     async fn carry_out(&self, order: &Order) -> Result<(), Failure> {
         match self.spawner.order(order, ORDER_TIMEOUT).await {
@@ -448,24 +318,6 @@ fn lock_state(config: &Config) -> Result<Option<File>, JobsError> {
     match lock.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => Err(JobsError::InUse(path)),
         Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Some(lock)),
-    }
-}
-
-/// That it is not known whether a call has started, because its spool cannot be read.
-fn unknown(failure: Failure) -> Failure {
-    Failure::new(ErrorCode::Lost, format!("whether the job has started cannot be told: {}", failure.message))
-}
-
-/// The answer to a call that came again. A fenced call is refused.
-fn repeated(report: JobReport, caller: &CallerName, call_id: &CallId) -> Result<Accepted, Failure> {
-    if report.caller != *caller || report.call_id != *call_id {
-        // Sixty bits of a hash agree by chance; it will not happen, but it must not be an answer either.
-        let message = format!("the id {} is taken by another call; send it again as a new job", report.minion_job_id);
-        return Err(Failure::new(ErrorCode::LimitReached, message));
-    }
-    match &report.progress {
-        JobProgress::Ended(Outcome { verdict: Verdict::Undelivered { error }, .. }) => Err(error.clone()),
-        progress => Ok(Accepted { state: progress.state(), minion_job_id: report.minion_job_id, repeated: true }),
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The root side alone writes here (the spawner's children and the job daemons); the server only reads. ARCHITECTURE.md has the table.
 
+mod error;
 mod forgotten;
+mod life;
 mod output;
 mod record;
 
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use common::job::MinionJobId;
 use common::outcome::Outcome;
-use common::seal::{self, SealError};
+use common::seal;
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
@@ -22,7 +24,9 @@ use nix::unistd::mkfifo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use error::SpoolError;
 pub use forgotten::Forgotten;
+pub use life::Life;
 pub use record::{CancelRequest, SpoolRequest, Started, boot_id, lost_reason};
 
 /// The most that is read of any one file of a spool: the outcome holds a result, which has a limit of its own far below.
@@ -38,57 +42,6 @@ const OUTCOME: &str = "outcome.json";
 /// Made last before the method is marked as started: that it is there is a sign of a start, too.
 const STDOUT: &str = "stdout";
 
-/// Why a spool could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
-    /// A file or folder could not be made, read, synced or renamed.
-    #[error("{doing} {path}: {source}")]
-    File {
-        /// What was being done.
-        doing: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// A file holds something else than it should.
-    #[error("{path} is damaged: {source}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: SealError,
-    },
-    /// A spool got its name, which may outlast a power cut or not, and could not be taken back.
-    #[error("whether {path} is durable is not known: {source}")]
-    Doubtful {
-        /// The spool.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A value cannot be written as JSON.
-    #[error("writing {path}: {source}")]
-    Unwritable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
-}
-
-impl SpoolError {
-    /// What a file holds can never be read again; any other failure may pass.
-    #[must_use]
-    pub fn is_damage(&self) -> bool {
-        match self {
-            Self::Damaged { .. } => true,
-            Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Unwritable { .. } | Self::Doubtful { .. } => false,
-        }
-    }
-}
-
 /// The lock of a spool, held. Children inherit it; it is free when the last of them has closed it or died.
 #[derive(Debug)]
 pub struct SpoolLock(File);
@@ -100,29 +53,6 @@ pub enum Made {
     New(Spool, SpoolLock),
     /// It had been there before.
     Exists,
-}
-
-/// What a spool says.
-#[derive(Debug)]
-pub enum Life {
-    /// The job has ended.
-    Ended(Outcome),
-    /// Its daemon lives, and has started the method.
-    Running(Started),
-    /// Nothing of a start is there: it waits for its turn, or its daemon is about to start the method.
-    Queued,
-    /// Its daemon is dead and left no outcome: nothing will come any more.
-    Dead(Option<Started>),
-    /// It has ended, and how cannot be read, for this reason.
-    Damaged(String),
-}
-
-impl Life {
-    /// Whether it waits for its turn.
-    #[must_use]
-    pub fn is_queued(&self) -> bool {
-        matches!(self, Self::Queued)
-    }
 }
 
 /// The folder of one job.
@@ -257,75 +187,6 @@ impl Spool {
         self.read(REQUEST)
     }
 
-    /// What the files say now, in the boot `boot_id` of the host.
-    ///
-    /// # Errors
-    /// A file cannot be read, or is damaged.
-    pub fn life(&self, boot_id: &str) -> Result<Life, SpoolError> {
-        if let Some(end) = self.end()? {
-            return Ok(end);
-        }
-        if self.daemon_lives()? {
-            return Ok(self.started()?.map_or(Life::Queued, Life::Running));
-        }
-        // It may have ended between the two looks: the outcome is written before the lock is let go.
-        self.last_words(boot_id)
-    }
-
-    /// What the files say to the holder of the lock, in the boot `boot_id`: the job has ended, its daemon is dead, or it waits.
-    ///
-    /// # Errors
-    /// A file cannot be read, or is damaged.
-    pub fn life_under_lock(&self, _held: &SpoolLock, boot_id: &str) -> Result<Life, SpoolError> {
-        self.last_words(boot_id)
-    }
-
-    fn last_words(&self, boot_id: &str) -> Result<Life, SpoolError> {
-        if let Some(end) = self.end()? {
-            return Ok(end);
-        }
-        // Several signs of a start, so that neither a file that lost its end nor a power cut can make a job run twice.
-        if let Some(started) = self.started()? {
-            return Ok(Life::Dead(Some(started)));
-        }
-        if self.has(STDOUT)? {
-            return Ok(Life::Dead(None));
-        }
-        match self.request() {
-            // The mark of its start was not waited for: this boot would see it, and an earlier one's may have gone with the power.
-            Ok(SpoolRequest { at_once_in: Some(boot), accepted_at, .. }) if boot != boot_id => {
-                Ok(Life::Dead(Some(Started { at: accepted_at, boot_id: boot })))
-            }
-            Err(error) if !error.is_damage() => Err(error),
-            _waits_or_is_damaged => Ok(Life::Queued),
-        }
-    }
-
-    fn end(&self) -> Result<Option<Life>, SpoolError> {
-        match self.read_if_there(OUTCOME) {
-            Ok(outcome) => Ok(outcome.map(Life::Ended)),
-            Err(damage @ SpoolError::Damaged { .. }) => Ok(Some(Life::Damaged(damage.to_string()))),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn has(&self, name: &str) -> Result<bool, SpoolError> {
-        self.dir.join(name).try_exists().map_err(self.failed("looking for", name))
-    }
-
-    /// Whether somebody holds the lock for himself. Looking takes a shared lock for an instant, which other lookers do not mind.
-    ///
-    /// # Errors
-    /// The lock file cannot be opened.
-    pub fn daemon_lives(&self) -> Result<bool, SpoolError> {
-        let file = File::open(self.dir.join(LOCK)).map_err(self.failed("opening", LOCK))?;
-        match file.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(self.failed("locking", LOCK)(source)),
-        }
-    }
-
     /// The lock, if nobody holds it.
     ///
     /// # Errors
@@ -422,16 +283,6 @@ impl Spool {
         let text = self.sealed(LOCK, started)?;
         let sync = || if is_in_request { Ok(()) } else { lock.0.sync_data() };
         (&lock.0).write_all(&text).and_then(|()| sync()).map_err(self.failed("writing", LOCK))
-    }
-
-    fn started(&self) -> Result<Option<Started>, SpoolError> {
-        // A text that was cut by a crash while it was written means the same as a whole one: it may have started.
-        let path = self.dir.join(LOCK);
-        let text = std::fs::read(&path).map_err(self.failed("reading", LOCK))?;
-        if text.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(seal::open(&text).unwrap_or_default()))
     }
 
     /// How many bytes of the disk its files take.

@@ -219,7 +219,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`]. After any but `NoRoom` the store is closed: sled may never write again.
     pub async fn put(&self, report: JobReport, kept: Kept) -> Result<bool, StoreError> {
-        self.write(Change::Put(report, kept)).await
+        self.write(Change::Put(Box::new(report), Box::new(kept))).await
     }
 
     /// Takes jobs out.

@@ -12,7 +12,7 @@ use super::{End, Kept, Known, QUEUE_MAX, StoreError, WHOLE_MAX_BYTES, end_key, r
 const DATA_FILE: &str = "db";
 
 pub(super) enum Change {
-    Put(JobReport, Kept),
+    Put(Box<JobReport>, Box<Kept>),
     Remove(Vec<End>),
 }
 

@@ -1,0 +1,167 @@
+//! Taking on a job: whether there is room for it, whether it runs at once or waits, and what is said of one that was asked for before.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::identity::{CallerName, MinionName};
+use common::job::{CallId, HostState, MinionJobId};
+use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use common::protocol::{Accepted, JobProgress, JobReport};
+use jiff::Timestamp;
+
+use super::queue::Phase;
+use super::{Jobs, MethodRun, ORDER_TIMEOUT};
+use crate::disk::free_bytes;
+use crate::spawner::{Order, Reply, SpawnError};
+use crate::spool::SpoolRequest;
+
+/// How long a job that finds no place waits for a server that has just started to look through the spools.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often, at most, a full queue has the spools looked at for ends that nobody told of.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A job to start, as its caller wrote it.
+#[derive(Debug, Clone)]
+pub struct JobCall {
+    /// What to run.
+    pub run: MethodRun,
+    /// The envelope, as it came.
+    pub text: String,
+    /// Until when it may come.
+    pub start_before: Timestamp,
+}
+
+impl Jobs {
+    /// Takes on a job, which starts at once or waits for its turn; unless the same caller has asked for it under the same call id: then
+    /// that one is named again.
+    ///
+    /// # Errors
+    /// It was refused: nothing was started, nor will be. With the code `Lost` that is not known.
+    pub async fn start(self: &Arc<Self>, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
+        let (jobs, minion) = (Arc::clone(self), minion.clone());
+        // In a task of its own, so that what was begun is brought to its end though the caller hangs up.
+        let started = tokio::spawn(async move { jobs.start_unless_repeated(&minion, call).await });
+        started.await.unwrap_or_else(|error| Err(Failure::new(ErrorCode::Lost, format!("starting the job broke off: {error}"))))
+    }
+
+    async fn start_unless_repeated(&self, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
+        let JobCall { run, text, start_before } = call;
+        let (caller, call_id) = (run.caller.clone(), run.call_id.clone());
+        let id = MinionJobId::derive(minion, &caller, &call_id);
+        if let Some(report) = self.learn(&id).await.map_err(unknown)? {
+            return repeated(report, &caller, &call_id);
+        }
+        self.keeper.require_remembered(start_before)?;
+        self.require_room().await?;
+        let request = SpoolRequest {
+            minion_job_id: id.clone(),
+            run: Some(run),
+            caller: caller.clone(),
+            call_id: call_id.clone(),
+            call: text,
+            start_before,
+            accepted_at: Timestamp::now(),
+            at_once_in: None,
+        };
+        let order = match self.admit(&id, request.accepted_at).await? {
+            Phase::Running => Order::Start(request),
+            Phase::Waiting => Order::Enqueue(request),
+        };
+        let accepted = |state| Ok(Accepted { minion_job_id: id.clone(), state, repeated: false });
+        match self.spawner.order(&order, ORDER_TIMEOUT).await {
+            Ok(Reply::Started(_)) => accepted(HostState::Running),
+            Ok(Reply::Done) => {
+                self.lock_queue().put_back(&id);
+                self.vacancy.notify_one();
+                accepted(HostState::Queued)
+            }
+            Ok(Reply::Refused(failure)) if !failure.is(ErrorCode::Internal) => {
+                self.lock_queue().end(&id);
+                Err(failure)
+            }
+            Err(error @ SpawnError::Unreachable { .. }) => {
+                self.lock_queue().end(&id);
+                Err(Failure::new(ErrorCode::Undelivered, error.to_string()))
+            }
+            // The same call came twice at once, or nobody answered: the spool knows.
+            Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await.map_err(unknown)? {
+                Some(report) => {
+                    if report.progress.state() == HostState::Queued {
+                        self.lock_queue().put_back(&id);
+                        self.vacancy.notify_one();
+                    }
+                    repeated(report, &caller, &call_id)
+                }
+                None => {
+                    self.lock_queue().end(&id);
+                    Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id"))
+                }
+            },
+        }
+    }
+
+    /// Gives the job a place, to run or to wait.
+    async fn admit(&self, id: &MinionJobId, accepted_at: Timestamp) -> Result<Phase, Failure> {
+        let admit = || self.lock_queue().admit(id, accepted_at);
+        if let Ok(phase) = admit() {
+            return Ok(phase);
+        }
+        // A server that has just started takes a moment to see what runs.
+        let opened = self.opened.notified();
+        if !self.lock_queue().is_open() {
+            let _open_or_not = tokio::time::timeout(OPEN_TIMEOUT, opened).await;
+        } else {
+            // Pokes get lost when many jobs end at once: look before refusing.
+            self.look_again().await;
+        }
+        admit().map_err(|why| Failure::new(ErrorCode::LimitReached, why))
+    }
+
+    /// Looks at the jobs that run. Who asks for that often waits a moment, and one look serves all who do.
+    pub(super) async fn look_again(&self) {
+        let asked_at = Instant::now();
+        let mut looked_at = self.looked_at.lock().await;
+        if let Some(last) = *looked_at {
+            if last >= asked_at {
+                return;
+            }
+            tokio::time::sleep(LOOK_AGAIN.saturating_sub(last.elapsed())).await;
+        }
+        *looked_at = Some(Instant::now());
+        self.take_in_running().await;
+    }
+
+    /// That there is room for one more job, on the disk and among those that are kept.
+    async fn require_room(&self) -> Result<(), Failure> {
+        let reserve = self.limits.disk_reserve_bytes;
+        match free_bytes(&self.state_dir) {
+            Ok(free) if free < reserve => {
+                let dir = self.state_dir.display();
+                let why =
+                    format!("{free} bytes are free on the disk of {dir}, and limits.disk_reserve_bytes is {reserve}: make room there");
+                Err(Failure::new(ErrorCode::LimitReached, why))
+            }
+            Ok(_) => self.require_kept_room().await,
+            Err(error) => Err(Failure::new(ErrorCode::Undelivered, format!("looking for room in {}: {error}", self.state_dir.display()))),
+        }
+    }
+}
+
+/// That it is not known whether a call has started, because its spool cannot be read.
+fn unknown(failure: Failure) -> Failure {
+    Failure::new(ErrorCode::Lost, format!("whether the job has started cannot be told: {}", failure.message))
+}
+
+/// The answer to a call that came again. A fenced call is refused.
+fn repeated(report: JobReport, caller: &CallerName, call_id: &CallId) -> Result<Accepted, Failure> {
+    if report.caller != *caller || report.call_id != *call_id {
+        // Sixty bits of a hash agree by chance; it will not happen, but it must not be an answer either.
+        let message = format!("the id {} is taken by another call; send it again as a new job", report.minion_job_id);
+        return Err(Failure::new(ErrorCode::LimitReached, message));
+    }
+    match &report.progress {
+        JobProgress::Ended(Outcome { verdict: Verdict::Undelivered { error }, .. }) => Err(error.clone()),
+        progress => Ok(Accepted { state: progress.state(), minion_job_id: report.minion_job_id, repeated: true }),
+    }
+}
