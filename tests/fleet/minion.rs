@@ -140,7 +140,10 @@ impl Minion {
     }
 
     /// Starts the server.
-    pub(crate) fn start_without_waiting(&self) {
+    ///
+    /// # Panics
+    /// It runs already, or cannot be executed.
+    pub fn start_without_waiting(&self) {
         let mut server = self.server();
         assert!(server.is_none(), "{} runs already", self.name);
         let stderr = OpenOptions::new().create(true).append(true).open(self.stderr_file()).unwrap();

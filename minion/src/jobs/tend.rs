@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::job::retention::Holdings;
 use common::job::{HostState, MinionJobId};
 use common::outcome::ErrorCode;
+use futures_util::stream::{self, StreamExt as _};
 use tokio::net::UnixDatagram;
 
 use super::Jobs;
@@ -17,6 +18,9 @@ use crate::spool;
 
 /// The longest poke: an id and a problem.
 const POKE_MAX_BYTES: usize = 4096;
+
+/// How many spools are read at once when all are looked through.
+const TAKEN_IN_AT_ONCE: usize = 64;
 
 /// How soon, while jobs wait, it is seen whether one could start, though nobody has told of a vacancy.
 const LAUNCH_AGAIN: Duration = Duration::from_secs(1);
@@ -123,13 +127,11 @@ impl Jobs {
             Err(error) => return tracing::error!(%error, "the spools cannot be listed"),
         };
         let ended = if is_uncounted { self.take_stock().await } else { BTreeSet::new() };
-        for id in ids {
-            if !ended.contains(&id) && (is_uncounted || !self.store.contains(&id)) {
-                self.take_in(&id).await;
-            }
-            // There may be very many, and others want to be served.
-            tokio::task::consume_budget().await;
-        }
+        let (store, ended) = (&self.store, &ended);
+        let to_take_in = ids.into_iter().filter(|id| !ended.contains(id) && (is_uncounted || !store.contains(id)));
+        // Several at once share a sync of the store.
+        let taken_in = stream::iter(to_take_in).for_each_concurrent(TAKEN_IN_AT_ONCE, |id| async move { drop(self.take_in(&id).await) });
+        taken_in.await;
         let live = self.lock_queue().ids();
         for id in live {
             if self.take_in(&id).await == Some(HostState::Queued) {
