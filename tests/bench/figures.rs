@@ -6,12 +6,13 @@
 mod async_start;
 mod calls;
 mod idle;
+mod status;
 
 use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 3] = [("calls", calls::run), ("async", async_start::run), ("idle", idle::run)];
+    let all: [(&str, fn()); 4] = [("calls", calls::run), ("async", async_start::run), ("idle", idle::run), ("status", status::run)];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("== {name}");

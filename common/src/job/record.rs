@@ -135,6 +135,11 @@ impl HostRecord {
         Self { attempt, state: HostState::Pending, minion_job_id: None, started_at: None, outcome: None, unreachable: None }
     }
 
+    /// It has not started there. A line that says so may have been damaged, so `pending` will do.
+    fn may_be_sent_again(&self) -> bool {
+        matches!(self.state, HostState::Pending | HostState::Undelivered)
+    }
+
     fn hear(&mut self, at: Timestamp, news: &News) {
         match news {
             News::Accepted { minion_job_id, state } => self.accept(minion_job_id, *state),
@@ -205,7 +210,7 @@ impl JobRecord {
             Event::Resumed { attempt, hosts } => {
                 for host in hosts {
                     if let Some(record) = self.hosts.get_mut(host)
-                        && record.state.may_become(HostState::Pending)
+                        && record.may_be_sent_again()
                         && record.attempt < *attempt
                     {
                         *record = HostRecord::pending(*attempt);
@@ -214,14 +219,30 @@ impl JobRecord {
                 hosts
             }
             Event::Heard { host, attempt, news } => {
-                if let Some(record) = self.hosts.get_mut(host)
-                    && record.attempt == *attempt
-                {
-                    record.hear(line.at, news);
+                if let Some(record) = self.hosts.get_mut(host) {
+                    // The line that told of this sending was damaged, and is not there.
+                    if record.attempt < *attempt && record.may_be_sent_again() {
+                        *record = HostRecord::pending(*attempt);
+                    }
+                    if record.attempt == *attempt {
+                        record.hear(line.at, news);
+                    }
                 }
                 std::slice::from_ref(host)
             }
         }
+    }
+
+    /// A line of the log is damaged that may have told of a further sending: hosts that are known never to have started the job may have been
+    /// sent it once more, so they are `pending` until they are asked about that sending. Gives their names.
+    pub fn doubt_sending(&mut self) -> Vec<MinionName> {
+        let attempt = self.hosts.values().map(|host| host.attempt).max().unwrap_or(1).saturating_add(1);
+        let undelivered = self.hosts.iter_mut().filter(|(_, host)| host.state == HostState::Undelivered);
+        let doubted = undelivered.map(|(name, host)| {
+            *host = HostRecord::pending(attempt);
+            name.clone()
+        });
+        doubted.collect()
     }
 
     /// The job's state, while its dispatcher lives (`dispatching`) or not.
@@ -357,6 +378,22 @@ mod tests {
         assert_eq!((record.hosts[&host()].state, record.hosts[&host()].attempt), (HostState::Pending, 2));
         assert_eq!(fold(&[ended(Verdict::lost("killed")), again()]).hosts[&host()].state, HostState::Lost);
         assert_eq!(fold(&[accepted(), again()]).hosts[&host()].state, HostState::Queued);
+    }
+
+    #[test]
+    fn a_sending_whose_line_is_missing_is_known_by_its_news_or_doubted() {
+        let fenced = || ended(Verdict::undelivered("fenced"));
+        let again = |news| Event::Heard { host: host(), attempt: 2, news };
+        let ok = || News::Ended(Outcome::not_run(Verdict::Ok { result: json!(1) }, at(9)));
+        let record = fold(&[fenced(), again(ok())]);
+        assert_eq!((record.hosts[&host()].state, record.hosts[&host()].attempt), (HostState::Ok, 2));
+        assert_eq!(fold(&[accepted(), again(ok())]).hosts[&host()].state, HostState::Queued);
+        assert_eq!(fold(&[self::again(), again(ok())]).hosts[&host()].state, HostState::Ok, "that it was undelivered is missing");
+
+        let mut record = fold(&[fenced()]);
+        assert_eq!(record.doubt_sending(), [host()]);
+        assert_eq!((record.hosts[&host()].state, record.hosts[&host()].attempt), (HostState::Pending, 2));
+        assert!(fold(&[ended(Verdict::lost("killed"))]).doubt_sending().is_empty());
     }
 
     #[test]
