@@ -23,7 +23,7 @@ use crate::config::{Config, ConfigError};
 use crate::home::{Home, HomeError};
 use crate::hosts::{Host, Roster, RosterError};
 use crate::jobs::{Job, JobError, StartError};
-use crate::store::{self, JobSummary, Listed};
+use crate::store::{self, JobSummary, Listed, Overview};
 use crate::targets::{Expression, JobTerm, Sense, TargetError};
 
 pub(crate) use arguments::check_call;
@@ -167,13 +167,12 @@ impl Fleet {
     /// # Errors
     /// The logs or the store cannot be read.
     pub fn jobs(&self) -> Result<Vec<JobSummary>, JobError> {
-        let (summaries, _) = self.jobs_listed(Listed::All)?;
-        Ok(summaries)
+        Ok(self.overview(Listed::All)?.jobs)
     }
 
-    /// Some of the jobs, oldest first, and how many are left out.
-    pub(crate) fn jobs_listed(&self, listed: Listed) -> Result<(Vec<JobSummary>, usize), JobError> {
-        store::summaries(self, listed).map_err(JobError::Store)
+    /// What is known of all jobs, and of those that are `listed` a little more.
+    pub(crate) fn overview(&self, listed: Listed) -> Result<Overview, JobError> {
+        store::overview(self, listed).map_err(JobError::Store)
     }
 
     /// The roster: `hosts.toml` as it is now.

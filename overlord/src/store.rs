@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::job::retention::EndedJob;
+use common::job::retention::{EndedJob, Holdings};
 use common::job::{HostState, JobHeader, JobId, JobRecord};
 use jiff::Timestamp;
 
@@ -126,27 +126,40 @@ pub(crate) enum Listed {
     Newest(usize),
 }
 
-/// Jobs in brief, oldest first, and how many are left out.
-pub(crate) fn summaries(fleet: &Fleet, listed: Listed) -> Result<(Vec<JobSummary>, usize), StoreError> {
-    match with_store(fleet, move |store| store.summaries(listed)) {
+/// What there is.
+#[derive(Debug, Default)]
+pub(crate) struct Overview {
+    /// The jobs that are listed, in brief, oldest first.
+    pub(crate) jobs: Vec<JobSummary>,
+    /// How many are not.
+    pub(crate) more: usize,
+    /// Those that have ended.
+    pub(crate) ended: Vec<EndedJob<JobId>>,
+    /// All.
+    pub(crate) held: Holdings,
+}
+
+/// Every job in brief.
+pub(crate) fn overview(fleet: &Fleet, listed: Listed) -> Result<Overview, StoreError> {
+    match with_store(fleet, move |store| store.overview(listed)) {
         Err(error) if is_of_the_store(&error) => {
             fleet.warn(&format!("this is from the job logs alone: {}", crate::chain(&error)));
-            let mut summaries = Vec::new();
+            let mut overview = Overview::default();
             for (job, _) in log::list(fleet.home())? {
                 match from_log(fleet.home(), &job, |problem| fleet.warn(problem)) {
-                    Ok(record) => summaries.extend(record.map(JobSummary::of)),
+                    Ok(record) => overview.jobs.extend(record.map(JobSummary::of)),
                     Err(error) => fleet.warn(&of_job(&job, &error)),
                 }
             }
-            Ok((summaries, 0))
+            Ok(overview)
         }
         done => done,
     }
 }
 
-/// Every job that is known to have ended, oldest end first. Logs that were written to since they were last looked at are read for no
-/// longer than `within`. Of jobs whose logs are gone the store forgets what it holds.
-pub(crate) fn ended(fleet: &Fleet, within: Duration) -> Result<Vec<EndedJob<JobId>>, StoreError> {
+/// Every job that is known to have ended, and how much there is in all. Logs that were written to since they were last looked at are read
+/// for no longer than `within`. Of jobs whose logs are gone the store forgets what it holds.
+pub(crate) fn ended(fleet: &Fleet, within: Duration) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
     with_store(fleet, move |store| store.ended(Instant::now() + within))
 }
 

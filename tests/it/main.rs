@@ -3,6 +3,7 @@
 
 mod calls;
 mod certs;
+mod damage_overlord;
 mod faults;
 mod harness;
 mod hostile;
@@ -12,4 +13,6 @@ mod output;
 mod overlord_calls;
 mod overlord_store;
 mod packaging;
+mod retention;
+mod retry;
 mod trust;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{HostState, JobId, JobState, MinionJobId};
+use super::{CallId, HostState, JobId, JobState, MinionJobId};
 use crate::identity::{CallerName, MinionName};
 use crate::outcome::Outcome;
 use crate::protocol::Arguments;
@@ -149,6 +149,14 @@ impl HostRecord {
         }
     }
 
+    /// What ran was accepted, and under which id follows, should the line that says so be damaged.
+    fn derive_id(&mut self, host: &MinionName, header: &JobHeader) {
+        if self.minion_job_id.is_none() && self.outcome.as_ref().is_some_and(|outcome| outcome.started_at.is_some()) {
+            let call_id = CallId::new(header.job_id.clone(), self.attempt);
+            self.minion_job_id = Some(MinionJobId::derive(host, &header.caller, &call_id));
+        }
+    }
+
     fn accept(&mut self, minion_job_id: &MinionJobId, state: HostState) {
         self.minion_job_id.get_or_insert_with(|| minion_job_id.clone());
         self.go(state, None);
@@ -226,6 +234,7 @@ impl JobRecord {
                     }
                     if record.attempt == *attempt {
                         record.hear(line.at, news);
+                        record.derive_id(host, &self.header);
                     }
                 }
                 std::slice::from_ref(host)
@@ -269,7 +278,6 @@ impl JobRecord {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
-    use crate::job::CallId;
     use crate::outcome::Verdict;
     use serde_json::json;
 
@@ -394,6 +402,15 @@ mod tests {
         assert_eq!(record.doubt_sending(), [host()]);
         assert_eq!((record.hosts[&host()].state, record.hosts[&host()].attempt), (HostState::Pending, 2));
         assert!(fold(&[ended(Verdict::lost("killed"))]).doubt_sending().is_empty());
+    }
+
+    #[test]
+    fn what_ran_has_an_id_though_nothing_says_that_it_was_accepted() {
+        let ran = Outcome { started_at: Some(at(5)), ..Outcome::not_run(Verdict::Ok { result: json!(1) }, at(9)) };
+        let record = fold(&[heard(1, News::Ended(ran))]);
+        let id = MinionJobId::derive(&host(), &header().caller, &CallId::new(header().job_id, 1));
+        assert_eq!(record.hosts[&host()].minion_job_id, Some(id));
+        assert_eq!(fold(&[ended(Verdict::undelivered("off"))]).hosts[&host()].minion_job_id, None);
     }
 
     #[test]

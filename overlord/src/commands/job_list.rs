@@ -13,43 +13,50 @@ use crate::fleet::Fleet;
 use crate::jobs::{JobError, log, retention};
 use crate::output::job::moment;
 use crate::output::{Format, Output, remark, table};
-use crate::store::{JobSummary, Listed};
+use crate::store::{JobSummary, Listed, Overview};
 
 /// How many jobs that have ended are listed unless all are asked for.
 const ENDED_LISTED: usize = 20;
 
 pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobListArgs) -> Result<u8, Refusal> {
     let listed = if args.all { Listed::All } else { Listed::Newest(ENDED_LISTED) };
-    let (jobs, more) = settled(fleet, listed)?;
+    let (overview, dispatching) = settled(fleet, listed)?;
+    let with_state = |job: JobSummary| {
+        let hosts = job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count));
+        let state = JobState::of(hosts, dispatching.contains(&job.job_id));
+        (job, state)
+    };
+    let jobs: Vec<_> = overview.jobs.into_iter().rev().map(with_state).collect();
     match output.format() {
-        Format::Json => output.print_json(&json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>(), "more": more }))?,
+        Format::Json => output.print_json(&json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>(), "more": overview.more }))?,
         Format::Jsonl => jobs.iter().try_for_each(|job| output.print_json(&document(job)))?,
         Format::Text if jobs.is_empty() => remark("no job was started here; `overlord TARGET MODULE.METHOD --async` starts one"),
         Format::Text => output.print(&shown(&jobs))?,
     }
-    if more > 0 {
-        remark(&format!("{more} older jobs have ended, too; `overlord job-list --all` lists them"));
+    if overview.more > 0 {
+        remark(&format!("{} older jobs have ended, too; `overlord job-list --all` lists them", overview.more));
     }
-    if let Err(error) = retention::sweep(fleet) {
+    if let Err(error) = retention::sweep_of(fleet, overview.ended, overview.held) {
         remark(&chain(&error));
     }
     Ok(OK)
 }
 
-/// The jobs and their states, newest first. A dispatcher that ends before the jobs are read has written all that it knows, so who is at
-/// work is looked up before; and after it, for those that have begun meanwhile.
-fn settled(fleet: &Fleet, listed: Listed) -> Result<(Vec<(JobSummary, JobState)>, usize), JobError> {
-    let (before, _) = fleet.jobs_listed(Listed::Newest(0))?;
-    let is_at_work = |job: &JobSummary| is_pending(job) && is_dispatching(fleet, &job.job_id);
-    let dispatching: BTreeSet<JobId> = before.into_iter().filter(is_at_work).map(|job| job.job_id).collect();
-    let (jobs, more) = fleet.jobs_listed(listed)?;
-    let with_state = |job: JobSummary| {
-        let is_dispatching = dispatching.contains(&job.job_id) || is_at_work(&job);
-        let hosts = job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count));
-        let state = JobState::of(hosts, is_dispatching);
-        (job, state)
+/// What is known of the jobs, and which of them are still being sent.
+fn settled(fleet: &Fleet, listed: Listed) -> Result<(Overview, BTreeSet<JobId>), JobError> {
+    let at_work = |overview: &Overview| -> (BTreeSet<JobId>, BTreeSet<JobId>) {
+        let pending = overview.jobs.iter().filter(|job| is_pending(job)).map(|job| job.job_id.clone());
+        pending.partition(|job| is_dispatching(fleet, job))
     };
-    Ok((jobs.into_iter().rev().map(with_state).collect(), more))
+    let overview = fleet.overview(listed)?;
+    let (dispatching, idle) = at_work(&overview);
+    if idle.is_empty() {
+        return Ok((overview, dispatching));
+    }
+    // A dispatcher that has ended since has written all that it knows, and one that begins meanwhile is found afterwards.
+    let overview = fleet.overview(listed)?;
+    let (begun, _) = at_work(&overview);
+    Ok((overview, dispatching.union(&begun).cloned().collect()))
 }
 
 /// Whether a job is still being sent matters only where a host is pending.

@@ -244,7 +244,7 @@ pub(crate) fn list(home: &Home) -> Result<Vec<(JobId, u64)>, LogError> {
         let name = entry.file_name();
         let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".log")?.parse::<JobId>().ok()) else { continue };
         // An id can be written in several ways, and a log's name in one: what is named otherwise is somebody's copy.
-        if home.job_log(&id).file_name() != Some(&name) {
+        if *name != *format!("{id}.log") {
             continue;
         }
         match entry.metadata() {

@@ -1,10 +1,11 @@
 //! Room for jobs: those that were kept long enough are given up, and where that makes no room a new one is refused. What may go is
 //! the rule of [`common::job::retention`]; a job that has not ended, or whose dispatcher lives, is never touched here.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use common::job::JobId;
-use common::job::retention::{Holdings, KEPT_AT_LEAST};
+use common::job::retention::{EndedJob, Holdings, KEPT_AT_LEAST};
 
 use super::log::{self, JobLog, LogError};
 use crate::fleet::Fleet;
@@ -40,12 +41,19 @@ pub(super) fn refusal(fleet: &Fleet) -> Result<Option<String>, LogError> {
 
 /// Gives up the jobs whose time has come, a bounded number of them.
 pub(crate) fn sweep(fleet: &Fleet) -> Result<(), SweepError> {
-    let held = held(fleet)?;
-    let ended = store::ended(fleet, SWEEP_WITHIN)?;
-    let sizes: std::collections::BTreeMap<JobId, u64> = ended.iter().map(|job| (job.id.clone(), job.bytes)).collect();
+    let (ended, held) = store::ended(fleet, SWEEP_WITHIN)?;
+    sweep_of(fleet, ended, held)
+}
+
+/// The same, where it was looked up already what has `ended` and what is `held`.
+pub(crate) fn sweep_of(fleet: &Fleet, mut ended: Vec<EndedJob<JobId>>, held: Holdings) -> Result<(), SweepError> {
+    ended.sort_by_key(|job| Reverse(job.age));
+    let oldest: Vec<(JobId, u64)> = ended.iter().map(|job| (job.id.clone(), job.bytes)).take(GIVEN_UP_MAX).collect();
+    // They are given up in this order, without leaving any out.
+    let given_up = fleet.config().retention.rule().given_up(ended, held).len();
     let mut gone = Vec::new();
-    for job in fleet.config().retention.rule().given_up::<JobId>(ended, held).into_iter().take(GIVEN_UP_MAX) {
-        if give_up(fleet, &job, sizes.get(&job).copied().unwrap_or(0))? {
+    for (job, bytes) in oldest.into_iter().take(given_up) {
+        if give_up(fleet, &job, bytes)? {
             gone.push(job);
         }
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use common::identity::MinionName;
-use common::job::retention::EndedJob;
+use common::job::retention::{EndedJob, Holdings};
 use common::job::{HostRecord, JobHeader, JobId, JobRecord};
 use common::seal;
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use sled::{Batch, Db, Tree};
 
 use super::access::pause;
 use super::fold::{End, Fold, Mark, counts};
-use super::{JobSummary, Listed, StoreError, of_job};
+use super::{JobSummary, Listed, Overview, StoreError, of_job};
 use crate::fleet::Fleet;
 use crate::home::Home;
 use crate::jobs::log;
@@ -94,32 +94,41 @@ impl Store {
         }
     }
 
-    pub(super) fn summaries(&self, listed: Listed) -> Result<(Vec<JobSummary>, usize), StoreError> {
+    /// Every job in brief, oldest first; the headers of those that are `listed` alone, as they may be large.
+    pub(super) fn overview(&self, listed: Listed) -> Result<Overview, StoreError> {
+        let mut overview = Overview::default();
+        let mut marked = Vec::new();
+        for (job, length) in log::list(&self.home)? {
+            overview.held.count += 1;
+            overview.held.bytes += length;
+            // One log that cannot be read hides no other.
+            if let Some(mark) = self.mark_or_warn(&job, length)? {
+                if let Some(end) = &mark.ended {
+                    overview.ended.push(EndedJob { id: job.clone(), age: end.age(), bytes: length });
+                }
+                marked.push((job, mark));
+            }
+        }
         let mut left = match listed {
             Listed::All => usize::MAX,
             Listed::Newest(count) => count,
         };
-        let (mut summaries, mut more) = (Vec::new(), 0);
-        for (job, length) in log::list(&self.home)?.into_iter().rev() {
-            // One log that cannot be read hides no other.
-            let Some(mark) = self.mark_or_warn(&job, length)? else { continue };
-            if mark.ended.is_some() {
-                if left == 0 {
-                    more += 1;
-                    continue;
-                }
-                left -= 1;
+        for (job, mark) in marked.into_iter().rev() {
+            if mark.ended.is_some() && left == 0 {
+                overview.more += 1;
+                continue;
             }
+            left -= usize::from(mark.ended.is_some());
             if let Some((created_at, JobHeader { job_id, method, target, .. })) = self.read(&self.jobs, job.as_str())? {
-                summaries.push(JobSummary { job_id, method, target, created_at, counts: mark.counts });
+                overview.jobs.push(JobSummary { job_id, method, target, created_at, counts: mark.counts });
             }
         }
-        summaries.reverse();
-        Ok((summaries, more))
+        overview.jobs.reverse();
+        Ok(overview)
     }
 
-    pub(super) fn ended(&self, deadline: Instant) -> Result<Vec<EndedJob<JobId>>, StoreError> {
-        let (mut ended, mut logs) = (Vec::new(), BTreeSet::new());
+    pub(super) fn ended(&self, deadline: Instant) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
+        let (mut ended, mut held, mut logs) = (Vec::new(), Holdings::default(), BTreeSet::new());
         for (job, length) in log::list(&self.home)? {
             let mark = match self.read::<Mark>(&self.marks, job.as_str())?.filter(|mark| mark.folded == length) {
                 None if Instant::now() < deadline => self.mark_or_warn(&job, length)?,
@@ -128,9 +137,10 @@ impl Store {
             if let Some(end) = mark.and_then(|mark| mark.ended) {
                 ended.push(EndedJob { id: job.clone(), age: end.age(), bytes: length });
             }
+            held.count += 1;
+            held.bytes += length;
             logs.insert(job);
         }
-        ended.sort_by_key(|job| std::cmp::Reverse(job.age));
         let mut gone = Vec::new();
         for key in self.marks.iter().keys() {
             let key = key.map_err(|error| self.failed(error))?;
@@ -139,7 +149,7 @@ impl Store {
         }
         // A job that was made since the logs were listed has no mark yet: its dispatcher waits for this store to be closed.
         self.forget(&gone, deadline)?;
-        Ok(ended)
+        Ok((ended, held))
     }
 
     pub(super) fn forget(&self, jobs: &[JobId], deadline: Instant) -> Result<(), StoreError> {

@@ -75,7 +75,7 @@ fn the_store_catches_up_before_it_answers() {
     assert_eq!(known.hosts[&host("web1")].minion_job_id.as_ref().unwrap().as_str(), "0000-0000-0001");
     assert_eq!(known.hosts[&host("web1")].state, HostState::Ok);
     assert_eq!(record(&fleet), known);
-    let counts = summaries(&fleet, Listed::All).unwrap().0[0].counts.clone();
+    let counts = overview(&fleet, Listed::All).unwrap().jobs[0].counts.clone();
     assert_eq!(counts, BTreeMap::from([(HostState::Pending, 1), (HostState::Ok, 1)]));
 }
 
@@ -206,7 +206,7 @@ fn a_damaged_first_line_is_read_from_the_store_or_the_job_cannot_be_known() {
     fs::remove_dir_all(fleet.home().store_dir()).unwrap();
     let error = super::record(&fleet, &job()).unwrap_err();
     assert!(error.to_string().contains("its log is damaged: ") && error.to_string().contains("at byte 0"), "{error}");
-    assert!(summaries(&fleet, Listed::All).unwrap().0.is_empty());
+    assert!(overview(&fleet, Listed::All).unwrap().jobs.is_empty());
     assert!(warnings.try_iter().any(|text| text.contains("cannot be listed")));
 }
 
@@ -239,9 +239,9 @@ fn what_is_left_of_a_job_whose_log_is_gone_is_forgotten() {
     hear(&fleet, "web2", 1, ended(3));
     let second = Duration::from_secs(1);
     // It has ended, though nobody asked for it since.
-    assert_eq!(super::ended(&fleet, second).unwrap().len(), 1);
+    assert_eq!(super::ended(&fleet, second).unwrap().0.len(), 1);
     fs::remove_file(fleet.home().job_log(&job())).unwrap();
-    assert!(super::ended(&fleet, second).unwrap().is_empty());
+    assert!(super::ended(&fleet, second).unwrap().0.is_empty());
     let left =
         with_store(&fleet, |store| Ok(store.db.tree_names().iter().map(|name| store.db.open_tree(name).unwrap().len()).sum::<usize>()));
     assert_eq!(left.unwrap(), 0);
@@ -277,7 +277,7 @@ fn a_store_that_cannot_be_used_is_not_needed_and_not_set_aside() {
     std::os::unix::fs::symlink("/dev/full", fleet.home().store_dir()).unwrap();
     for _ in 0..2 {
         assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Ok);
-        assert_eq!(summaries(&fleet, Listed::All).unwrap().0[0].counts[&HostState::Ok], 1);
+        assert_eq!(overview(&fleet, Listed::All).unwrap().jobs[0].counts[&HostState::Ok], 1);
     }
     assert!(warnings.try_iter().any(|warning| warning.contains("log alone")));
     let names = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
