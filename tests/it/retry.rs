@@ -91,16 +91,16 @@ fn a_job_runs_again_where_it_never_started_or_was_lost() {
 #[test]
 fn what_was_lost_and_has_come_back_is_not_run_again() {
     let fleet = Fleet::builder().hosts(1).overlord_toml("lost_after = \"1s\"\n").start();
-    let id = fleet.start_job(["*", "command.run", "sleep 0.2; echo done"]);
-    let _ = fleet.wait_for_state(&id, "PARTIAL");
-    fleet.minion("web1").kill9();
+    let gate = fleet.root().join("gate");
+    let id = fleet.start_job(["*", "command.run", &format!("while [ ! -e {} ]; do sleep 0.02; done; echo done", gate.display())]);
+    let minion_job = fleet.wait_for_state(&id, "PARTIAL")["hosts"]["web1"]["minion_job_id"].as_str().unwrap().to_owned();
+    let web1 = fleet.minion("web1");
+    web1.kill9();
     let _ = fleet.wait_for_state(&id, "LOST");
-    fleet.minion("web1").start();
+    fs::write(gate, "").unwrap();
+    wait_until("its end", PATIENCE, || web1.spool(&minion_job).join("outcome.json").exists());
+    web1.start();
     wait_until("the dispatcher to be gone", PATIENCE, || fleet.dispatcher(&id).is_none());
-    wait_until("its end", PATIENCE, || {
-        let web1 = fleet.minion("web1");
-        web1.spools().iter().all(|id| web1.spool(id).join("outcome.json").exists())
-    });
     let _ = fleet.overlord(["job-retry", &id, "--lost"]).expect(66);
     assert_eq!(fleet.job_status(&id)["hosts"]["web1"]["result"]["stdout"], "done\n");
 }

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use sled::{Batch, Db, Tree};
 
 use super::access::pause;
-use super::fold::{End, Fold, Mark, counts};
+use super::fold::{End, Fold, Mark, Now, counts};
 use super::{JobSummary, Listed, Overview, StoreError, of_job};
 use crate::fleet::Fleet;
 use crate::home::Home;
@@ -97,18 +97,19 @@ impl Store {
     /// Every job in brief, oldest first; the headers of those that are `listed` alone, as they may be large.
     pub(super) fn overview(&self, listed: Listed) -> Result<Overview, StoreError> {
         let mut overview = Overview::default();
-        let mut marked = Vec::new();
+        let (mut marked, mut ends) = (Vec::new(), Vec::new());
         for (job, length) in log::list(&self.home)? {
             overview.held.count += 1;
             overview.held.bytes += length;
             // One log that cannot be read hides no other.
             if let Some(mark) = self.mark_or_warn(&job, length)? {
                 if let Some(end) = &mark.ended {
-                    overview.ended.push(EndedJob { id: job.clone(), age: end.age(), bytes: length });
+                    ends.push((job.clone(), end.clone(), length));
                 }
                 marked.push((job, mark));
             }
         }
+        overview.ended = ages(ends);
         let mut left = match listed {
             Listed::All => usize::MAX,
             Listed::Newest(count) => count,
@@ -128,14 +129,14 @@ impl Store {
     }
 
     pub(super) fn ended(&self, deadline: Instant) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
-        let (mut ended, mut held, mut logs) = (Vec::new(), Holdings::default(), BTreeSet::new());
+        let (mut ends, mut held, mut logs) = (Vec::new(), Holdings::default(), BTreeSet::new());
         for (job, length) in log::list(&self.home)? {
             let mark = match self.read::<Mark>(&self.marks, job.as_str())?.filter(|mark| mark.folded == length) {
                 None if Instant::now() < deadline => self.mark_or_warn(&job, length)?,
                 mark => mark,
             };
             if let Some(end) = mark.and_then(|mark| mark.ended) {
-                ended.push(EndedJob { id: job.clone(), age: end.age(), bytes: length });
+                ends.push((job.clone(), end, length));
             }
             held.count += 1;
             held.bytes += length;
@@ -149,7 +150,7 @@ impl Store {
         }
         // A job that was made since the logs were listed has no mark yet: its dispatcher waits for this store to be closed.
         self.forget(&gone, deadline)?;
-        Ok((ended, held))
+        Ok((ages(ends), held))
     }
 
     pub(super) fn forget(&self, jobs: &[JobId], deadline: Instant) -> Result<(), StoreError> {
@@ -357,6 +358,12 @@ impl Store {
     fn warn(&self, text: String) {
         self.warnings.borrow_mut().push(text);
     }
+}
+
+/// The jobs that ended, and how long ago as of one moment.
+fn ages(ends: Vec<(JobId, End, u64)>) -> Vec<EndedJob<JobId>> {
+    let now = Now::read();
+    ends.into_iter().map(|(id, end, bytes)| EndedJob { id, age: end.age(&now), bytes }).collect()
 }
 
 fn behind<'k>(key: &'k [u8], prefix: &str) -> Option<&'k str> {

@@ -43,16 +43,26 @@ impl End {
 
     /// How long ago that is: as long as the machine has been up since it was noticed, whatever its clock was set to; after a reboot
     /// the clock is all there is.
-    pub(super) fn age(&self) -> Duration {
-        self.age_at(Timestamp::now(), clock::boot_id(), clock::uptime())
-    }
-
-    fn age_at(&self, now: Timestamp, boot: &str, uptime: Duration) -> Duration {
-        if self.boot == boot && !boot.is_empty() {
-            uptime.saturating_sub(Duration::from_millis(self.uptime_ms))
+    pub(super) fn age(&self, now: &Now) -> Duration {
+        if self.boot == now.boot && !now.boot.is_empty() {
+            now.uptime.saturating_sub(Duration::from_millis(self.uptime_ms))
         } else {
-            Duration::try_from(now.duration_since(self.at)).unwrap_or_default()
+            Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default()
         }
+    }
+}
+
+/// One moment, by which several ages are told, so that they can be compared.
+#[derive(Debug, Clone)]
+pub(super) struct Now {
+    at: Timestamp,
+    boot: String,
+    uptime: Duration,
+}
+
+impl Now {
+    pub(super) fn read() -> Self {
+        Self { at: Timestamp::now(), boot: clock::boot_id().to_owned(), uptime: clock::uptime() }
     }
 }
 
@@ -177,9 +187,9 @@ mod tests {
     fn a_clock_that_was_set_makes_nothing_older_within_a_boot() {
         let end = End { at: at(1000), boot: "a".into(), uptime_ms: 5000 };
         let year = SignedDuration::from_hours(24 * 365);
-        assert_eq!(end.age_at(at(1000) + year, "a", Duration::from_secs(65)), Duration::from_secs(60));
-        assert_eq!(end.age_at(at(1), "a", Duration::from_secs(65)), Duration::from_secs(60));
-        assert_eq!(end.age_at(at(1060), "b", Duration::from_secs(1)), Duration::from_secs(60));
-        assert_eq!(end.age_at(at(1), "b", Duration::from_secs(1)), Duration::ZERO);
+        let age = |at, boot: &str, uptime_secs| end.age(&Now { at, boot: boot.into(), uptime: Duration::from_secs(uptime_secs) });
+        let minute = Duration::from_secs(60);
+        assert_eq!((age(at(1000) + year, "a", 65), age(at(1), "a", 65)), (minute, minute));
+        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, Duration::ZERO));
     }
 }
