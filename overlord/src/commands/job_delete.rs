@@ -13,6 +13,9 @@ use crate::fleet::Fleet;
 use crate::jobs::{Deletion, retention};
 use crate::output::{Format, Output, remark};
 
+/// The most reasons that are told for one job: each may be that of one host of a large fleet.
+const REASONS_TOLD_MAX: usize = 20;
+
 type Told = BTreeMap<MinionName, Deletion>;
 
 pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobDeleteArgs) -> Result<u8, Refusal> {
@@ -66,9 +69,12 @@ fn remark_kept(id: &str, told: &Told) {
             by_reason.entry(reason).or_default().push(host);
         }
     }
-    for (reason, hosts) in by_reason {
-        let hosts = compressed(&hosts);
+    for (reason, hosts) in by_reason.iter().take(REASONS_TOLD_MAX) {
+        let hosts = compressed(hosts);
         remark(&format!("{id}: deleted here; {hosts} drops it by its own retention, and has not done so now: {reason}"));
+    }
+    if let more @ 1.. = by_reason.values().skip(REASONS_TOLD_MAX).map(Vec::len).sum::<usize>() {
+        remark(&format!("{id}: {more} more hosts drop it by their own retention; `--output json` says why"));
     }
 }
 
