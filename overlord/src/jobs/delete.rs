@@ -82,9 +82,14 @@ impl Job {
             Ok(link) => link,
             Err(error) => return unasked(&crate::chain(&error)),
         };
+        let (caller, own) = (&record.header.caller, &link.caller);
         let asked = poll::ask(&self.fleet, link, inquiries.clone(), |(inquiry, answer)| {
             let fate = match answer {
                 Ok(_) => Deletion::Deleted,
+                // To others than who started it a host may say of any job that it knows none such.
+                Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) && caller != own => {
+                    Deletion::Kept(format!("it was started by {caller}, and this overlord's certificate is that of {own}"))
+                }
                 Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) => Deletion::WasGone,
                 Err(unheard) => Deletion::Kept(unheard.reason(&inquiry.host)),
             };

@@ -35,11 +35,19 @@ fn a_job_is_deleted_once_it_has_ended_whatever_its_hosts_say() {
 }
 
 #[test]
-fn a_job_without_a_link_to_its_hosts_is_deleted_all_the_same() {
+fn a_job_whose_hosts_cannot_be_told_is_deleted_all_the_same() {
     let lab = Lab::new();
-    FakeHost::start(&lab, "web1", |_, _| None);
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
     let job = dispatched(&lab.fleet());
     let _ = job.status().unwrap();
+    let other = dispatched(&lab.fleet());
+    let _ = other.status().unwrap();
+    web1.jobs.lock().unwrap().clear();
+    let authority = certs::authority::Authority::open(&lab.dir.path().join("certs")).unwrap();
+    lab.certify_overlord(common::identity::Role::Overlord("other".parse().unwrap()), &authority, Duration::from_secs(60));
+    let told = lab.fleet().job(other.id().as_str()).unwrap().delete().unwrap();
+    assert!(matches!(&told[&"web1".parse().unwrap()], Deletion::Kept(reason) if reason.contains("started by admin")), "{told:?}");
+
     std::fs::remove_file(lab.dir.path().join("certs/overlord.key")).unwrap();
     let told = lab.fleet().job(job.id().as_str()).unwrap().delete().unwrap();
     assert!(matches!(&told[&"web1".parse().unwrap()], Deletion::Kept(reason) if reason.contains("overlord.key")), "{told:?}");
