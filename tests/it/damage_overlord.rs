@@ -189,6 +189,7 @@ fn a_job_that_cannot_be_known_is_told_in_the_list_and_can_be_deleted() {
     let job = Ended::new();
     let other = job.fleet.start_job(["*", "test.ping"]);
     let _ = job.fleet.overlord(["job-status", &other, "--wait"]).ok();
+    wait_until("the dispatcher to be gone", PATIENCE, || job.fleet.dispatcher(&other).is_none());
     job.forget_the_store();
     flip(&job.log(), 400);
     let text = job.fleet.overlord(["job-status", &job.id]).expect(4);
@@ -196,7 +197,6 @@ fn a_job_that_cannot_be_known_is_told_in_the_list_and_can_be_deleted() {
     let listed = job.fleet.overlord(["job-list", "--output", "json"]).ok();
     assert_eq!(listed.json()["jobs"].as_array().unwrap().len(), 1, "{}", listed.out());
     assert!(listed.err().contains(&job.id) && listed.err().contains("damaged"), "{}", listed.err());
-    wait_until("the dispatcher to be gone", PATIENCE, || job.fleet.dispatcher(&other).is_none());
     let _ = job.fleet.overlord(["job-delete", &job.id]).ok();
     let run = job.fleet.overlord(["job-list", "--output", "json"]).ok();
     assert_eq!((run.json()["jobs"].as_array().unwrap().len(), run.err().as_str()), (1, ""));
