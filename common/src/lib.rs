@@ -6,5 +6,6 @@ pub mod identity;
 pub mod job;
 pub mod method;
 pub mod outcome;
+pub mod period;
 pub mod protocol;
 pub mod seal;

@@ -12,7 +12,7 @@ use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::period;
+use common::period;
 
 const MIB: usize = 1 << 20;
 /// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
@@ -346,7 +346,7 @@ mod tests {
             ("name = \"web1\"\nport = 1\n", "minion.toml:2: unknown field `port`, expected one of `name`, `listen`"),
             ("name = \"web1\"\n\n[limits]\nidle = 1\n", "minion.toml:4: unknown field `idle`, expected one of `body_max_bytes`"),
             ("name = \"a b\"\n", "minion.toml:1: \"a b\" is not a name"),
-            ("[limits]\n\nidle_timeout = \"soon\"\n", "minion.toml:3: \"soon\" is not a length of time, which looks like"),
+            ("[limits]\n\nidle_timeout = \"soon\"\n", "minion.toml:3: \"soon\" is not a length of time: write it like"),
             ("[limits]\nidle_timeout = 3\n", "minion.toml:2: "),
             ("[limits]\nconnections_max = 0\n", "minion.toml:2: 0 would let nothing through"),
             ("[limits]\nbody_max_bytes = 5000000000\n", "minion.toml:2: "),

@@ -12,7 +12,6 @@ pub mod dispatch;
 pub mod jobs;
 pub mod modules;
 pub mod moment;
-pub mod period;
 pub mod process;
 pub mod server;
 pub mod spawner;

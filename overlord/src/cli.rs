@@ -12,8 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use common::identity::MinionName;
 use common::method::MethodName;
-
-use crate::config::parse_period;
+use common::period;
 
 const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KEY=VALUE]...";
 
@@ -65,10 +64,14 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Say how a job stands, asking the hosts that have not ended
     JobStatus(JobStatusArgs),
-    /// List the jobs, newest first, as far as is known here
-    JobList,
+    /// List the jobs that have not ended and the newest that have, newest first, as far as is known here
+    JobList(JobListArgs),
+    /// Start a new job like an earlier one, on those of its hosts where that failed, was lost, or never started
+    JobRetry(JobRetryArgs),
     /// Send a job again to the hosts where it never started
     JobResume(JobArgs),
+    /// Delete jobs that have ended, here and on their hosts
+    JobDelete(JobDeleteArgs),
     /// Stop a job on its hosts, or on one of them
     JobCancel(JobCancelArgs),
     /// Show what a job has written to its stdout and stderr, on all its hosts or on one
@@ -86,7 +89,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct CallArgs {
-    /// Which hosts: `*`, `web*;db1`, `web[01-20]`, `@group`, `!web9`
+    /// Which hosts: `*`, `web*;db1`, `web[01-20]`, `@group`, `@job:ID:STATE`, `!web9`
     pub(crate) target: String,
     /// What to run there
     #[arg(value_name = "MODULE.METHOD")]
@@ -104,10 +107,10 @@ pub(crate) struct CallArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) forks: Option<u16>,
     /// How long the method may take on a host, or the host to accept the job [default: 60s]
-    #[arg(long, value_name = "DURATION", value_parser = parse_period)]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse)]
     pub(crate) timeout: Option<Duration>,
     /// How long the job may run on a host [default: as long as the host lets it]
-    #[arg(long, value_name = "DURATION", value_parser = parse_period, requires = "as_job")]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse, requires = "as_job")]
     pub(crate) job_timeout: Option<Duration>,
 }
 
@@ -119,6 +122,42 @@ pub(crate) struct JobArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct JobListArgs {
+    /// Every job that is kept
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobRetryArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    #[command(flatten)]
+    pub(crate) ends: RetriedEnds,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct RetriedEnds {
+    /// Where it failed, was denied, cancelled or timed out
+    #[arg(long)]
+    pub(crate) failed: bool,
+    /// Where it is lost, once those hosts have been asked again: it may have run there, and then runs a second time
+    #[arg(long)]
+    pub(crate) lost: bool,
+    /// Where it never started
+    #[arg(long)]
+    pub(crate) undelivered: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobDeleteArgs {
+    /// The jobs' ids, or their beginnings
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct JobStatusArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -126,7 +165,7 @@ pub(crate) struct JobStatusArgs {
     #[arg(long)]
     pub(crate) wait: bool,
     /// Wait no longer than this
-    #[arg(long, value_name = "DURATION", value_parser = parse_period, requires = "wait")]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse, requires = "wait")]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -186,7 +225,7 @@ pub(crate) struct CertsInitArgs {
     #[arg(long, default_value = "admin")]
     pub(crate) name: common::identity::CallerName,
     /// How long the overlord's certificate is valid
-    #[arg(long, value_name = "DURATION", value_parser = parse_period, default_value = "365d")]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse, default_value = "365d")]
     pub(crate) valid: Duration,
 }
 
@@ -202,7 +241,7 @@ pub(crate) struct CertsIssueArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) out: PathBuf,
     /// How long they are valid
-    #[arg(long, value_name = "DURATION", value_parser = parse_period, default_value = "365d")]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse, default_value = "365d")]
     pub(crate) valid: Duration,
 }
 
@@ -327,6 +366,8 @@ mod tests {
             "web* test.ping --timeout 5",
             "web* test.ping --job-timeout 5s",
             "job-status 54k2 --timeout 5s",
+            "job-retry 54k2",
+            "job-delete",
         ] {
             assert!(read(line).is_err(), "{line}");
         }

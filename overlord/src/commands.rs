@@ -7,9 +7,11 @@ mod detached;
 mod doc;
 mod hosts;
 mod job_cancel;
+mod job_delete;
 mod job_list;
 mod job_logs;
 mod job_resume;
+mod job_retry;
 mod job_status;
 
 use std::collections::BTreeSet;
@@ -30,7 +32,7 @@ use crate::daemon::DaemonError;
 use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
-use crate::jobs::{JobError, StartError};
+use crate::jobs::{JobError, RetryError, StartError};
 use crate::output::{Output, remark};
 use crate::targets::TargetError;
 
@@ -78,7 +80,9 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
         Command::Call(args) => call::run(&open(&options)?, output, args),
         Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
-        Command::JobList => job_list::run(&open(&options)?, output),
+        Command::JobList(args) => job_list::run(&open(&options)?, output, &args),
+        Command::JobRetry(args) => job_retry::run(&options, output, args),
+        Command::JobDelete(args) => job_delete::run(&open(&options)?, output, &args),
         Command::JobResume(args) => job_resume::run(&options, output, args),
         Command::JobCancel(args) => job_cancel::run(&open(&options)?, output, &args),
         Command::JobLogs(args) => job_logs::run(&open(&options)?, output, &args),
@@ -143,6 +147,11 @@ impl From<TargetError> for Refusal {
             TargetError::Syntax { .. } => USAGE,
             TargetError::Unknown { .. } | TargetError::Nothing { .. } => NO_HOST,
             TargetError::Roster(_) => INTERNAL,
+            TargetError::Job { source, .. } => match **source {
+                JobError::Id(_) | JobError::Ambiguous { .. } => USAGE,
+                JobError::Unknown { .. } | JobError::Damaged { .. } => NO_HOST,
+                _ => INTERNAL,
+            },
         };
         Self::of(status, &error)
     }
@@ -167,7 +176,20 @@ impl From<StartError> for Refusal {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Check(error) => error.into(),
-            StartError::Link(_) | StartError::Log(_) | StartError::Ids | StartError::Thread { .. } => Self::of(INTERNAL, &error),
+            StartError::Link(_) | StartError::Log(_) | StartError::Full { .. } | StartError::Ids | StartError::Thread { .. } => {
+                Self::of(INTERNAL, &error)
+            }
+        }
+    }
+}
+
+impl From<RetryError> for Refusal {
+    fn from(error: RetryError) -> Self {
+        match error {
+            RetryError::Job(error) => error.into(),
+            RetryError::Target(error) => error.into(),
+            RetryError::Start(error) => error.into(),
+            RetryError::NoHost { .. } => Self::of(NO_HOST, &error),
         }
     }
 }
@@ -176,8 +198,8 @@ impl From<JobError> for Refusal {
     fn from(error: JobError) -> Self {
         let status = match &error {
             JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } => USAGE,
-            JobError::Unknown { .. } => HOST_UNKNOWN,
-            JobError::Dispatching { .. } => NOT_ENDED,
+            JobError::Unknown { .. } | JobError::Damaged { .. } => HOST_UNKNOWN,
+            JobError::Dispatching { .. } | JobError::NotEnded { .. } => NOT_ENDED,
             JobError::OtherCaller { .. }
             | JobError::Store(_)
             | JobError::Log(_)

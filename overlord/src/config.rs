@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Span, SpanRelativeTo};
+use common::job::retention::{KEPT_AT_LEAST, Retention};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 /// Why a file of the home cannot be used.
@@ -39,22 +40,22 @@ pub struct Config {
     /// Hosts in flight at once.
     pub forks: u16,
     /// How long a method may take on a host in a synchronous call.
-    #[serde(deserialize_with = "period")]
+    #[serde(deserialize_with = "common::period::deserialize")]
     pub timeout: Duration,
     /// How long looking a host up, connecting and the TLS handshake may take together.
-    #[serde(deserialize_with = "period")]
+    #[serde(deserialize_with = "common::period::deserialize")]
     pub connect_timeout: Duration,
     /// How long a host may take to accept a job.
-    #[serde(deserialize_with = "period")]
+    #[serde(deserialize_with = "common::period::deserialize")]
     pub accept_timeout: Duration,
     /// How long a host may take to say how far a job is.
-    #[serde(deserialize_with = "period")]
+    #[serde(deserialize_with = "common::period::deserialize")]
     pub poll_timeout: Duration,
     /// A host that has not answered for so long is `lost`.
-    #[serde(deserialize_with = "period")]
+    #[serde(deserialize_with = "common::period::deserialize")]
     pub lost_after: Duration,
     /// How long to wait while other commands use the job store.
-    #[serde(deserialize_with = "period")]
+    #[serde(deserialize_with = "common::period::deserialize")]
     pub store_wait: Duration,
     /// The largest answer of a host that is read.
     pub result_max_bytes: u32,
@@ -62,6 +63,53 @@ pub struct Config {
     pub call_max_bytes: u32,
     /// How much of a job's stdout, and of its stderr, is read from a host.
     pub logs_max_bytes: u64,
+    /// How long jobs are kept here, and how many.
+    pub retention: RetentionLimits,
+}
+
+/// How long jobs that have ended are kept here: the table `[retention]` of `overlord.toml`. Whatever it says, none is given up in the 60
+/// minutes after its end.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionLimits {
+    /// So long after its end a job is given up; at least 60 minutes.
+    #[serde(deserialize_with = "kept_for")]
+    pub age: Duration,
+    /// So many jobs are kept.
+    #[serde(deserialize_with = "some_jobs")]
+    pub count: usize,
+    /// So many bytes of job logs are kept.
+    pub bytes: u64,
+}
+
+impl Default for RetentionLimits {
+    fn default() -> Self {
+        Self { age: Duration::from_secs(30 * 24 * 60 * 60), count: 10_000, bytes: 10 << 30 }
+    }
+}
+
+impl RetentionLimits {
+    pub(crate) fn rule(&self) -> Retention {
+        Retention { age: self.age, count: self.count, bytes: self.bytes }
+    }
+}
+
+fn kept_for<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    let age = common::period::deserialize(input)?;
+    if age < KEPT_AT_LEAST {
+        let least = KEPT_AT_LEAST.as_secs() / 60;
+        return Err(D::Error::custom(format!(
+            "retention.age is shorter than the {least} minutes for which every job is kept after its end"
+        )));
+    }
+    Ok(age)
+}
+
+fn some_jobs<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
+    match usize::deserialize(input)? {
+        0 => Err(D::Error::custom("retention.count is 0: no job could be started")),
+        count => Ok(count),
+    }
 }
 
 impl Default for Config {
@@ -79,6 +127,7 @@ impl Default for Config {
             call_max_bytes: 10 << 20,
             // A minion with limits of its own default keeps 16 MiB; it passes through, and is not kept.
             logs_max_bytes: 1 << 30,
+            retention: RetentionLimits::default(),
         }
     }
 }
@@ -116,22 +165,6 @@ pub(crate) fn content_error(path: &Path, text: &str, at: Option<usize>, problem:
     ConfigError::Content { path: path.to_owned(), line: before.matches('\n').count() + 1, problem }
 }
 
-/// A length of time as people write it: `500ms`, `60s`, `10m`, `24h`, `90d`, or several of them, `1h 30m`. Longer than none, at most 100 years.
-/// The error says what one looks like.
-pub(crate) fn parse_period(text: &str) -> Result<Duration, String> {
-    const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
-    let exact = text.parse::<SignedDuration>().ok();
-    let days = || text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok();
-    let period = exact.or_else(days).and_then(|period| Duration::try_from(period).ok());
-    period
-        .filter(|period| !period.is_zero() && *period <= LONGEST)
-        .ok_or_else(|| "not a length of time: write it like 500ms, 60s, 10m, 24h or 90d".to_owned())
-}
-
-fn period<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    parse_period(&String::deserialize(from)?).map_err(serde::de::Error::custom)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -150,6 +183,8 @@ mod tests {
         let config = load("forks = 8\nlost_after = \"2d\"\n").unwrap();
         assert_eq!((config.forks, config.lost_after), (8, Duration::from_secs(172_800)));
         assert_eq!(config.timeout, Config::default().timeout);
+        let kept = load("[retention]\nage = \"1h\"\nbytes = 5\n").unwrap().retention;
+        assert_eq!(kept, RetentionLimits { age: KEPT_AT_LEAST, bytes: 5, ..Default::default() });
         assert!(config.result_max_bytes >= (1 << 20) + (256 << 10), "a minion's default result_max_bytes, and what is around it");
     }
 
@@ -157,22 +192,14 @@ mod tests {
     fn errors_name_the_file_and_the_line() {
         for (text, problem) in [
             ("forks = 8\nfroks = 9\n", "/overlord.toml:2: unknown field `froks`"),
-            ("\n\ntimeout = \"60\"\n", "/overlord.toml:3: not a length of time"),
+            ("\n\ntimeout = \"60\"\n", "/overlord.toml:3: \"60\" is not a length of time"),
             ("forks = 1\nresult_max_bytes = 0\n", "/overlord.toml:2: result_max_bytes is 0"),
             ("forks = \n", "/overlord.toml:1: "),
+            ("[retention]\ncount = 9\nage = \"59m\"\n", "/overlord.toml:3: retention.age is shorter than the 60 minutes"),
+            ("[retention]\ncount = 0\n", "/overlord.toml:2: retention.count is 0"),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.starts_with(problem), "{error}");
-        }
-    }
-
-    #[test]
-    fn periods_read_as_people_write_them() {
-        for (text, ms) in [("500ms", 500), ("60s", 60_000), ("1h 30m", 5_400_000), ("90d", 7_776_000_000), ("1.5s", 1500)] {
-            assert_eq!(parse_period(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for bad in ["", "60", "0s", "-3s", "300000d", "soon"] {
-            assert!(parse_period(bad).is_err(), "{bad}");
         }
     }
 }

@@ -5,6 +5,7 @@ mod arguments;
 mod call;
 mod stop;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -13,15 +14,17 @@ use std::time::Duration;
 use certs::files::{Credentials, FileError};
 use certs::tls::TlsError;
 use common::identity::{CallerName, MinionName, Role};
+use common::job::JobRecord;
 
+use crate::aggregate::compressed;
 use crate::buckets::BucketError;
 use crate::client::Client;
 use crate::config::{Config, ConfigError};
 use crate::home::{Home, HomeError};
 use crate::hosts::{Host, Roster, RosterError};
 use crate::jobs::{Job, JobError, StartError};
-use crate::store::{self, JobSummary};
-use crate::targets::{Expression, TargetError};
+use crate::store::{self, JobSummary, Listed, Overview};
+use crate::targets::{Expression, JobTerm, Sense, TargetError};
 
 pub(crate) use arguments::check_call;
 pub use arguments::{CheckError, IntoArguments};
@@ -112,14 +115,16 @@ impl Fleet {
         Self(Arc::new(Inner { home, config, warning: Box::new(warning), link: OnceLock::new() }))
     }
 
-    /// The hosts of the roster that `expression` names: `*`, `web*;db1`, `@group`, `!web9`.
+    /// The hosts of the roster that `expression` names: `*`, `web*;db1`, `@group`, `@job:ID:failed`, `!web9`.
     ///
     /// # Errors
-    /// `hosts.toml` cannot be used; the expression is none; it names a host or group that is not there; or it matches nothing.
+    /// `hosts.toml` cannot be used; the expression is none; it names a host, group or job that is not there; or it matches nothing.
     pub fn target(&self, expression: &str) -> Result<Target, TargetError> {
         let parsed = Expression::parse(expression)?;
         let roster = self.roster()?;
-        let hosts = parsed.hosts(&roster)?.into_iter().cloned().collect();
+        let mut known = BTreeMap::new();
+        let members = |term: &JobTerm, sense| self.members(term, sense, &roster, &mut known);
+        let hosts = parsed.hosts(&roster, members)?.into_iter().cloned().collect();
         Ok(Target {
             fleet: self.clone(),
             expression: expression.to_owned(),
@@ -128,6 +133,25 @@ impl Fleet {
             timeout: self.0.config.timeout,
             job_timeout: None,
         })
+    }
+
+    /// The hosts of a job that a term means, as far as is known without asking; `known` are the jobs that were looked up before.
+    fn members(
+        &self,
+        term: &JobTerm,
+        sense: Sense,
+        roster: &Roster,
+        known: &mut BTreeMap<String, JobRecord>,
+    ) -> Result<BTreeSet<MinionName>, JobError> {
+        if !known.contains_key(&term.id) {
+            known.insert(term.id.clone(), self.job(&term.id)?.known()?.record);
+        }
+        let members = known.get(&term.id).map(|record| term.members(record)).unwrap_or_default();
+        let gone: Vec<&MinionName> = members.iter().filter(|name| roster.find(name).is_none()).collect();
+        if sense == Sense::Included && !gone.is_empty() {
+            self.warn(&format!("{} of the job {}: no longer in hosts.toml, and left out", compressed(&gone), term.id));
+        }
+        Ok(members)
     }
 
     /// The job of that id, or of the only id that begins so.
@@ -143,7 +167,12 @@ impl Fleet {
     /// # Errors
     /// The logs or the store cannot be read.
     pub fn jobs(&self) -> Result<Vec<JobSummary>, JobError> {
-        Ok(store::summaries(self)?)
+        Ok(self.overview(Listed::All)?.jobs)
+    }
+
+    /// What is known of all jobs, and of those that are `listed` a little more.
+    pub(crate) fn overview(&self, listed: Listed) -> Result<Overview, JobError> {
+        store::overview(self, listed).map_err(JobError::Store)
     }
 
     /// The roster: `hosts.toml` as it is now.

@@ -1,12 +1,17 @@
 //! Jobs as the overlord sees them: [`Job`] is the handle; `log` is what is known, `dispatcher` sends, `poll` asks how far it is.
 
+mod delete;
 pub(crate) mod dispatcher;
 pub(crate) mod log;
 pub(crate) mod logs;
 pub(crate) mod poll;
+pub(crate) mod retention;
+pub(crate) mod retry;
 mod status;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,11 +23,13 @@ use crate::buckets::BucketError;
 use crate::fleet::{Fleet, LinkError, Target};
 use crate::hosts::RosterError;
 use crate::store::{self, StoreError};
+pub use delete::Deletion;
 use dispatcher::Dispatch;
 pub use dispatcher::StartError;
 use log::{JobLog, LogError};
 pub use logs::{Follow, HostLogs, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent};
 use poll::{Answered, Inquiry, Question};
+pub use retry::RetryError;
 pub use status::JobStatus;
 
 /// The most ids that an error lists.
@@ -54,6 +61,20 @@ pub enum JobError {
         /// As it was given, or the id.
         text: String,
     },
+    /// What it is cannot be read.
+    #[error("the job {job} cannot be known: {reason}")]
+    Damaged {
+        /// The job.
+        job: JobId,
+        /// Which file, where, and how.
+        reason: String,
+    },
+    /// It is still at work somewhere.
+    #[error("the job {job} has not ended; stop it with `overlord job-cancel {job}`, and delete it then")]
+    NotEnded {
+        /// The job.
+        job: JobId,
+    },
     /// The job is still being sent.
     #[error("the job {job} is still being sent to its hosts; try again when `overlord job-status {job}` does not say RUNNING")]
     Dispatching {
@@ -80,7 +101,7 @@ pub enum JobError {
     },
     /// The store cannot be used.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The log cannot be used.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -125,8 +146,11 @@ pub struct Job {
 
 impl Job {
     pub(crate) fn start(target: &Target, method: &str, args: Arguments) -> Result<Self, StartError> {
-        let dispatch = Dispatch::begin(target, method, args)?;
-        let job = Self { fleet: target.fleet().clone(), id: dispatch.job_id().clone() };
+        Self::launch(target.fleet(), Dispatch::begin(target, method, args, None)?)
+    }
+
+    fn launch(fleet: &Fleet, dispatch: Dispatch) -> Result<Self, StartError> {
+        let job = Self { fleet: fleet.clone(), id: dispatch.job_id().clone() };
         let spawned = thread::Builder::new().name("dispatcher".to_owned()).spawn(move || dispatch.run());
         spawned.map(|_| job.clone()).map_err(|source| StartError::Thread { job: job.id, source })
     }
@@ -136,10 +160,15 @@ impl Job {
         if prefix.is_empty() {
             text.parse::<JobId>()?;
         }
+        let job = |id| Self { fleet: fleet.clone(), id };
+        if let Ok(id) = text.parse::<JobId>() {
+            let is_known = fleet.home().job_log(&id).is_file();
+            return if is_known { Ok(job(id)) } else { Err(JobError::Unknown { text: prefix }) };
+        }
         let known = log::list(fleet.home())?;
         let mut ids: Vec<JobId> = known.into_iter().map(|(id, _)| id).filter(|id| id.as_str().starts_with(&prefix)).collect();
         match (ids.pop(), ids.is_empty()) {
-            (Some(id), true) => Ok(Self { fleet: fleet.clone(), id }),
+            (Some(id), true) => Ok(job(id)),
             (Some(id), false) => {
                 ids.push(id);
                 Err(JobError::Ambiguous { text: prefix, ids })
@@ -182,11 +211,19 @@ impl Job {
     pub fn known(&self) -> Result<JobStatus, JobError> {
         // A dispatcher that ends before the record is read has written all that it knows; one that begins before, and has
         // written which hosts it sends the job again, is found afterwards.
-        let was_dispatching = log::is_dispatching(self.fleet.home(), &self.id)?;
-        let record = store::record(&self.fleet, &self.id)?;
+        let is_dispatching = || log::is_dispatching(self.fleet.home(), &self.id).map_err(|error| self.missing(error));
+        let was_dispatching = is_dispatching()?;
+        let record = store::record(&self.fleet, &self.id).map_err(|error| match error {
+            StoreError::LogDamaged { .. } => JobError::Damaged { job: self.id.clone(), reason: error.to_string() },
+            other => JobError::Store(other),
+        })?;
         let record = record.ok_or_else(|| JobError::Unknown { text: self.id.to_string() })?;
-        let is_dispatching = was_dispatching || log::is_dispatching(self.fleet.home(), &self.id)?;
-        Ok(JobStatus { record, is_dispatching })
+        Ok(JobStatus { record, is_dispatching: was_dispatching || is_dispatching()? })
+    }
+
+    /// A job whose log is gone was deleted.
+    fn missing(&self, error: LogError) -> JobError {
+        if error.is_missing() { JobError::Unknown { text: self.id.to_string() } } else { error.into() }
     }
 
     /// Asks again and again, every 100 ms at first and every 5 s at last, until it has ended or `within` has passed.
@@ -194,24 +231,38 @@ impl Job {
     /// # Errors
     /// As [`Job::status`].
     pub fn wait(&self, within: Duration) -> Result<JobStatus, JobError> {
-        self.wait_each(Some(within), |_| ())
+        let sleep = |_: &JobStatus, pause| {
+            thread::sleep(pause);
+            ControlFlow::<Infallible>::Continue(())
+        };
+        match self.wait_each(Some(within), sleep)? {
+            ControlFlow::Continue(status) => Ok(status),
+            ControlFlow::Break(never) => match never {},
+        }
     }
 
-    /// As [`Job::wait`], perhaps without end, and gives each status to `each`.
+    /// As [`Job::wait`], perhaps without end. Each status is given to `each`, with how long to wait until the next is asked for, which
+    /// is left to `each`, too: zero with the last. It may break off.
     ///
     /// # Errors
     /// As [`Job::status`].
-    pub fn wait_each(&self, within: Option<Duration>, mut each: impl FnMut(&JobStatus)) -> Result<JobStatus, JobError> {
+    pub fn wait_each<B>(
+        &self,
+        within: Option<Duration>,
+        mut each: impl FnMut(&JobStatus, Duration) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B, JobStatus>, JobError> {
         let deadline = within.and_then(|within| Instant::now().checked_add(within));
         let mut pause = WAIT_FIRST;
         loop {
             let status = self.status()?;
-            each(&status);
             let left = deadline.map_or(pause, |deadline| deadline.saturating_duration_since(Instant::now()));
-            if status.state().has_ended() || left.is_zero() {
-                return Ok(status);
+            let now = if status.state().has_ended() { Duration::ZERO } else { pause.min(left) };
+            if let ControlFlow::Break(value) = each(&status, now) {
+                return Ok(ControlFlow::Break(value));
             }
-            thread::sleep(pause.min(left));
+            if now.is_zero() {
+                return Ok(ControlFlow::Continue(status));
+            }
             pause = (pause + pause / 2).min(WAIT_LONGEST);
         }
     }

@@ -18,6 +18,7 @@ mod aggregate;
 mod buckets;
 mod cli;
 mod client;
+mod clock;
 mod commands;
 mod config;
 mod daemon;
@@ -38,12 +39,14 @@ pub use buckets::BucketError;
 pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, RetentionLimits};
 pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;
-pub use jobs::{Cancellation, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, StartError};
+pub use jobs::{
+    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, RetryError, StartError,
+};
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;
 

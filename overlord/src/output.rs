@@ -6,6 +6,7 @@ pub(crate) mod job;
 pub(crate) mod logs;
 mod text;
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::os::fd::AsFd;
 use std::thread;
@@ -124,6 +125,10 @@ pub(crate) fn progress(hosts: usize) -> ProgressBar {
 
 /// The text with everything that steers a terminal, or turns the direction of reading, as `\x1b` or `\u{202e}`. Newlines and tabs stay.
 pub(crate) fn harmless(text: &str) -> String {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t');
+    if text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
@@ -137,7 +142,11 @@ pub(crate) fn harmless(text: &str) -> String {
 }
 
 /// The JSON text, the same to a parser, with what steers a terminal as `\u009b`. Such characters can only stand in strings there.
-fn harmless_json(text: &str) -> String {
+fn harmless_json(text: &str) -> Cow<'_, str> {
+    // Most is plain, and may be long.
+    if text.bytes().all(|byte| byte < 0x7f) {
+        return text.into();
+    }
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
         if letter == '\x7f' || steers(letter) {
@@ -146,7 +155,7 @@ fn harmless_json(text: &str) -> String {
             shown.push(letter);
         }
     }
-    shown
+    shown.into()
 }
 
 /// C1 controls, line and paragraph separators, and what turns the direction of reading (Unicode's Bidi_Control); DEL and C0 aside.
@@ -176,7 +185,8 @@ mod tests {
 
     #[test]
     fn json_loses_nothing_and_is_harmless_too() {
-        let text = harmless_json(&serde_json::to_string(HOSTILE).unwrap());
+        let text = serde_json::to_string(HOSTILE).unwrap();
+        let text = harmless_json(&text);
         assert_eq!(serde_json::from_str::<String>(&text).unwrap(), HOSTILE);
         assert!(text.chars().all(|letter| !letter.is_control() && !steers(letter)), "{text}");
     }

@@ -1,8 +1,9 @@
-//! Target expressions: `web*;db1,@group;web[01-20];!web9` → the hosts of the roster that are meant. Pure: reads no file, asks no host.
+//! Target expressions: `web*;db1,@group;web[01-20];@job:54k2:failed;!web9` → the hosts of the roster that are meant. Pure: reads no file, asks no host.
 //!
 //! A term that names something, a host or a group, must name something that is there: a slip of the hand is an error, and
 //! never a smaller target. An operator that this version does not have is refused by its name, and never read as a glob.
 
+pub(crate) mod job_term;
 mod node_set;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,8 @@ use globset::{GlobBuilder, GlobMatcher};
 use rayon::prelude::*;
 
 use crate::hosts::{Host, Roster, RosterError};
+use crate::jobs::JobError;
+pub(crate) use job_term::JobTerm;
 
 /// Rosters above this are matched on all cores; below, starting the threads costs more than it saves.
 const PARALLEL_FROM: usize = 10_000;
@@ -34,6 +37,14 @@ pub enum TargetError {
         target: String,
         /// What is not known.
         problem: String,
+    },
+    /// The job in it is not known, or its hosts are not.
+    #[error("the target \"{}\"", .target.escape_debug())]
+    Job {
+        /// As it was given.
+        target: String,
+        /// Why.
+        source: Box<JobError>,
     },
     /// Nothing matches.
     #[error("the target \"{}\" matches none of the {known} known hosts; `overlord hosts` lists them", .target.escape_debug())]
@@ -62,6 +73,14 @@ enum Pattern {
     Glob(GlobMatcher),
     Names(BTreeSet<MinionName>),
     Group(String),
+    Job(JobTerm),
+}
+
+/// Whether a term adds hosts or takes them away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sense {
+    Included,
+    Excluded,
 }
 
 impl Expression {
@@ -81,9 +100,22 @@ impl Expression {
         Ok(Self { text: text.to_owned(), included, excluded })
     }
 
-    /// The hosts that are meant, by name; never none.
-    pub(crate) fn hosts<'r>(&self, roster: &'r Roster) -> Result<Vec<&'r Host>, TargetError> {
+    /// The hosts that are meant, by name; never none. `members` are the hosts that a term with a job means, some perhaps not in the roster.
+    pub(crate) fn hosts(
+        mut self,
+        roster: &Roster,
+        mut members: impl FnMut(&JobTerm, Sense) -> Result<BTreeSet<MinionName>, JobError>,
+    ) -> Result<Vec<&Host>, TargetError> {
         self.check_names(roster)?;
+        for (patterns, sense) in [(&mut self.included, Sense::Included), (&mut self.excluded, Sense::Excluded)] {
+            for pattern in patterns {
+                if let Pattern::Job(term) = pattern {
+                    let names = members(term, sense);
+                    let names = names.map_err(|error| TargetError::Job { target: self.text.clone(), source: Box::new(error) })?;
+                    *pattern = Pattern::Names(names);
+                }
+            }
+        }
         let is_meant = |host: &&Host| {
             self.included.iter().any(|pattern| pattern.matches(host)) && !self.excluded.iter().any(|pattern| pattern.matches(host))
         };
@@ -112,7 +144,7 @@ impl Expression {
                         return Err(unknown(format!("no host is in a group {group}")));
                     }
                 }
-                Pattern::Every | Pattern::Glob(_) => {}
+                Pattern::Every | Pattern::Glob(_) | Pattern::Job(_) => {}
             }
         }
         Ok(())
@@ -126,6 +158,8 @@ impl Pattern {
             Self::Glob(glob) => glob.is_match(host.name.as_str()),
             Self::Names(names) => names.contains(&host.name),
             Self::Group(group) => host.groups.contains(group),
+            // It has been replaced by the names of its hosts.
+            Self::Job(_) => false,
         }
     }
 }
@@ -145,9 +179,10 @@ fn terms(text: &str) -> impl Iterator<Item = &str> {
 
 /// What the grammar will have and this version has not. It must not be taken for part of a glob.
 fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
-    let not_yet =
-        |what: &str| Err(format!("{what} are not supported yet; terms are names, globs, node sets, @groups and !exclusions, joined by ;"));
-    for letter in text.chars() {
+    let not_yet = |what: &str| {
+        Err(format!("{what} are not supported yet; terms are names, globs, node sets, @groups, @job:ID and !exclusions, joined by ;"))
+    };
+    for letter in terms(text).filter(|term| !job_term::is_job_term(term)).flat_map(str::chars) {
         match letter {
             '/' => return not_yet("regular expressions (/web\\d+/)"),
             '(' | ')' => return not_yet("parentheses"),
@@ -166,6 +201,9 @@ fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
 fn pattern(term: &str) -> Result<Pattern, String> {
     if term.is_empty() {
         return Err("it has an empty term; every host is written *".to_owned());
+    }
+    if let Some(job) = JobTerm::parse(term) {
+        return job.map(Pattern::Job);
     }
     if let Some(group) = term.strip_prefix('@') {
         let name: Result<MinionName, _> = group.parse();
@@ -193,6 +231,8 @@ fn pattern(term: &str) -> Result<Pattern, String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use common::job::{HostState, JobHeader, JobRecord};
+
     use super::*;
 
     fn roster() -> Roster {
@@ -207,9 +247,31 @@ mod tests {
             .collect()
     }
 
+    /// The job 54k2 was sent to web1, where it failed, to web2, where it runs, and to web9, which is not in the roster.
+    fn members(term: &JobTerm, _: Sense) -> Result<BTreeSet<MinionName>, JobError> {
+        if term.id != "54k2" {
+            return Err(JobError::Unknown { text: term.id.clone() });
+        }
+        let header = JobHeader {
+            job_id: "54k2-9xqd-4fz1".parse().unwrap(),
+            caller: "admin".parse().unwrap(),
+            target: "*".into(),
+            method: "test.ping".into(),
+            args: Default::default(),
+            job_limit_ms: None,
+            retry_of: None,
+            hosts: ["web1", "web2", "web9"].map(|name| name.parse().unwrap()).into(),
+        };
+        let mut record = JobRecord::new(header, jiff::Timestamp::UNIX_EPOCH);
+        for (name, state) in [("web1", HostState::Failed), ("web2", HostState::Running), ("web9", HostState::Lost)] {
+            record.hosts.get_mut(&name.parse().unwrap()).unwrap().state = state;
+        }
+        Ok(term.members(&record))
+    }
+
     fn names(text: &str) -> Result<String, TargetError> {
         let roster = roster();
-        let hosts = Expression::parse(text)?.hosts(&roster)?;
+        let hosts = Expression::parse(text)?.hosts(&roster, members)?;
         Ok(hosts.into_iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(" "))
     }
 
@@ -226,6 +288,11 @@ mod tests {
             ("none*;web1", "web1"),
             ("web[1-2,10]", "web1 web10 web2"),
             ("web[1-2],db1;!WEB[2]", "db1 web1"),
+            ("@job:54k2", "web1 web2"),
+            ("@JOB:54k2:FAILED", "web1"),
+            ("@job:54k2:unfinished;db1", "db1 web2"),
+            ("@web; !@job:54k2:failed", "web2"),
+            ("! @job:54k2", "a.example.com db1 web10"),
         ] {
             assert_eq!(names(text).unwrap(), meant, "{text}");
         }
@@ -236,7 +303,9 @@ mod tests {
         for text in ["web1;web3", "web3", "@none", "*;!web3", "*;!@none", "web[1-3]"] {
             assert!(matches!(names(text), Err(TargetError::Unknown { .. })), "{text}");
         }
-        for text in ["none*", "web1;!web*"] {
+        let error = names("web1;@job:zz").unwrap_err();
+        assert!(matches!(error, TargetError::Job { .. }) && crate::chain(&error).contains("no job zz is known"), "{error}");
+        for text in ["none*", "web1;!web*", "@job:54k2:ok", "@job:54k2:lost"] {
             assert!(matches!(names(text), Err(TargetError::Nothing { .. })), "{text}");
         }
     }
@@ -250,6 +319,9 @@ mod tests {
             ("/web,db/", "regular expressions"),
             ("os=debian", "facts"),
             ("os:debian", "facts"),
+            ("@job:54k2;os:debian", "facts"),
+            ("@job:", "names no job"),
+            ("@job:54k2:bad", "no state of a host, which are pending, "),
             ("web*&db*", "operators &"),
             ("web* and db*", "and, or, not"),
             ("(web1)", "parentheses"),
@@ -271,7 +343,8 @@ mod tests {
         let host =
             |n: usize| Host { name: format!("n{n}").parse().unwrap(), address: String::new(), groups: vec![], vars: Default::default() };
         let roster: Roster = (0..PARALLEL_FROM).map(host).collect();
-        let names: Vec<_> = Expression::parse("n9*;!n99*").unwrap().hosts(&roster).unwrap().iter().map(|host| host.name.clone()).collect();
+        let names: Vec<_> =
+            Expression::parse("n9*;!n99*").unwrap().hosts(&roster, members).unwrap().iter().map(|host| host.name.clone()).collect();
         assert_eq!(names.len(), 1111 - 111);
         assert!(names.is_sorted());
     }

@@ -8,13 +8,20 @@ mod calls;
 mod idle;
 mod restart;
 mod starts;
+mod status;
 
 use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 5] =
-        [("calls", calls::run), ("async", async_start::run), ("idle", idle::run), ("starts", starts::run), ("restart", restart::run)];
+    let all: [(&str, fn()); 6] = [
+        ("calls", calls::run),
+        ("async", async_start::run),
+        ("idle", idle::run),
+        ("starts", starts::run),
+        ("restart", restart::run),
+        ("status", status::run),
+    ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("== {name}");

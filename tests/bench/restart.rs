@@ -36,8 +36,10 @@ pub(crate) fn run() {
 }
 
 fn listed(fleet: &Fleet) -> usize {
-    let list = fleet.overlord(["web1", "jobs.list", "--output", "json"]).ok().json()["hosts"]["web1"]["result"].clone();
-    list["jobs"].as_array().map_or(0, Vec::len) + usize::try_from(list["more"].as_u64().unwrap_or(0)).unwrap()
+    let list = fleet.overlord(["web1", "jobs.list", "--output", "json"]).ok().json();
+    let of = |name| list.pointer(&format!("/hosts/web1/result/{name}"));
+    let more = of("more").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    of("jobs").and_then(serde_json::Value::as_array).map_or(0, Vec::len) + usize::try_from(more).unwrap()
 }
 
 /// From the start of the process until a call is answered.

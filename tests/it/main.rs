@@ -3,6 +3,7 @@
 
 mod calls;
 mod certs;
+mod damage_overlord;
 mod faults;
 mod harness;
 mod hostile;
@@ -14,4 +15,6 @@ mod overlord_calls;
 mod overlord_store;
 mod packaging;
 mod queue;
+mod retention;
+mod retry;
 mod trust;

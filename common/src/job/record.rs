@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{HostState, JobId, JobState, MinionJobId};
+use super::{CallId, HostState, JobId, JobState, MinionJobId};
 use crate::identity::{CallerName, MinionName};
 use crate::outcome::{Outcome, Verdict};
 use crate::protocol::Arguments;
@@ -151,6 +151,11 @@ impl HostRecord {
         }
     }
 
+    /// It has not started there. A line that says so may have been damaged, so `pending` will do.
+    fn may_be_sent_again(&self) -> bool {
+        matches!(self.state, HostState::Pending | HostState::Undelivered)
+    }
+
     fn hear(&mut self, at: Timestamp, news: &News) {
         match news {
             News::Accepted { minion_job_id, state } => self.accept(minion_job_id, *state),
@@ -158,6 +163,14 @@ impl HostRecord {
             News::Ended(outcome) => self.end(outcome),
             News::Unreachable { reason } => self.miss(at, reason),
             News::GivenUp { reason } => self.give_up(at, reason),
+        }
+    }
+
+    /// What ran was accepted, and under which id follows, should the line that says so be damaged.
+    fn derive_id(&mut self, host: &MinionName, header: &JobHeader) {
+        if self.minion_job_id.is_none() && self.outcome.as_ref().is_some_and(|outcome| outcome.started_at.is_some()) {
+            let call_id = CallId::new(header.job_id.clone(), self.attempt);
+            self.minion_job_id = Some(MinionJobId::derive(host, &header.caller, &call_id));
         }
     }
 
@@ -234,7 +247,7 @@ impl JobRecord {
             Event::Resumed { attempt, hosts } => {
                 for host in hosts {
                     if let Some(record) = self.hosts.get_mut(host)
-                        && record.state.may_become(HostState::Pending)
+                        && record.may_be_sent_again()
                         && record.attempt < *attempt
                     {
                         *record = HostRecord::pending(*attempt);
@@ -243,14 +256,31 @@ impl JobRecord {
                 hosts
             }
             Event::Heard { host, attempt, news } => {
-                if let Some(record) = self.hosts.get_mut(host)
-                    && record.attempt == *attempt
-                {
-                    record.hear(line.at, news);
+                if let Some(record) = self.hosts.get_mut(host) {
+                    // The line that told of this sending was damaged, and is not there.
+                    if record.attempt < *attempt && record.may_be_sent_again() {
+                        *record = HostRecord::pending(*attempt);
+                    }
+                    if record.attempt == *attempt {
+                        record.hear(line.at, news);
+                        record.derive_id(host, &self.header);
+                    }
                 }
                 std::slice::from_ref(host)
             }
         }
+    }
+
+    /// A line of the log is damaged that may have told of a further sending: hosts that are known never to have started the job may have been
+    /// sent it once more, so they are `pending` until they are asked about that sending. Gives their names.
+    pub fn doubt_sending(&mut self) -> Vec<MinionName> {
+        let attempt = self.hosts.values().map(|host| host.attempt).max().unwrap_or(1).saturating_add(1);
+        let undelivered = self.hosts.iter_mut().filter(|(_, host)| host.state == HostState::Undelivered);
+        let doubted = undelivered.map(|(name, host)| {
+            *host = HostRecord::pending(attempt);
+            name.clone()
+        });
+        doubted.collect()
     }
 
     /// The job's state, while its dispatcher lives (`dispatching`) or not.

@@ -130,7 +130,9 @@ impl Jobs {
         let (store, ended) = (&self.store, &ended);
         let to_take_in = ids.into_iter().filter(|id| !ended.contains(id) && (is_uncounted || !store.contains(id)));
         // Several at once share a sync of the store.
-        let taken_in = stream::iter(to_take_in).for_each_concurrent(TAKEN_IN_AT_ONCE, |id| async move { drop(self.take_in(&id).await) });
+        let taken_in = stream::iter(to_take_in).for_each_concurrent(TAKEN_IN_AT_ONCE, |id| async move {
+            let _state = self.take_in(&id).await;
+        });
         taken_in.await;
         let live = self.lock_queue().ids();
         for id in live {

@@ -7,7 +7,7 @@ use common::protocol::Arguments;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::detached::{self, Report, WORD_WITHIN};
+use super::detached::{self, Report, Said, WORD_WITHIN};
 use super::{INTERRUPTED, Refusal, home, warn_of_forks};
 use crate::aggregate::counted;
 use crate::cli::{CallArgs, Options};
@@ -38,13 +38,13 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u
 
 /// Forks first: no thread may exist yet. All that can fail is done behind the fork, and told through the pipe.
 pub(super) fn start(options: &Options, output: Output, call: CallArgs) -> Result<u8, Refusal> {
-    let fleet = Fleet::at(home(options)?)?;
+    let (fleet, said) = Said::by(Fleet::at(home(options)?)?);
     let args = arguments(call.args.clone(), call.json.as_deref())?;
     warn_of_forks(call.forks.unwrap_or(fleet.config().forks));
     detached::run(output, WORD_WITHIN, move || {
         let target = target(&fleet, &call)?;
-        let dispatch = Dispatch::begin(&target, call.method.as_str(), args)?;
-        Ok((Report::started(dispatch.job_id()), Some(dispatch)))
+        let dispatch = Dispatch::begin(&target, call.method.as_str(), args, None)?;
+        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch)))
     })
 }
 

@@ -1,6 +1,7 @@
-//! What `--async` and `job-resume` have in common: a dispatcher is forked, and what it says first is printed.
+//! What `--async`, `job-retry` and `job-resume` have in common: a dispatcher is forked, and what it says first is printed.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::identity::MinionName;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{HOST_UNKNOWN, OK, Refusal};
 use crate::daemon::detach;
+use crate::fleet::Fleet;
 use crate::jobs::dispatcher::Dispatch;
 use crate::output::{Format, Output, remark};
 
@@ -18,6 +20,25 @@ pub(super) const WORD_WITHIN: Duration = Duration::from_secs(600);
 const LEFT_TOLD_MAX: usize = 20;
 /// As much of a reason as is told: a host may have written it.
 const REASON_MAX_CHARS: usize = 1000;
+
+/// What a dispatcher has to say to a person, who is told by the command that started it.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Said(Arc<Mutex<Vec<String>>>);
+
+impl Said {
+    /// The fleet, whose warnings are kept here. What comes once the job is sent nobody hears, and is not kept.
+    pub(super) fn by(fleet: Fleet) -> (Fleet, Self) {
+        let said = Self::default();
+        let keep = said.clone();
+        let warned = move |text: &str| {
+            let mut said = keep.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.len() < LEFT_TOLD_MAX {
+                said.push(text.to_owned());
+            }
+        };
+        (fleet.with_warnings(warned), said)
+    }
+}
 
 /// What a dispatcher tells the command that started it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,8 +50,10 @@ pub(super) enum Report {
 }
 
 impl Report {
-    pub(super) fn started(job: &JobId) -> Self {
-        Self::Started { job: job.clone(), remarks: Vec::new(), status: OK }
+    pub(super) fn started(job: &JobId, said: &Said) -> Self {
+        let said = said.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let remarks = said.iter().take(LEFT_TOLD_MAX).map(|text| shortened(text)).collect();
+        Self::Started { job: job.clone(), remarks, status: OK }
     }
 
     /// With what was found out about hosts that are not sent anything.

@@ -7,42 +7,61 @@ use serde_json::{Value, json};
 
 use super::{OK, Refusal};
 use crate::aggregate::counted;
+use crate::chain;
+use crate::cli::JobListArgs;
 use crate::fleet::Fleet;
-use crate::jobs::{JobError, log};
+use crate::jobs::{JobError, log, retention};
 use crate::output::job::moment;
 use crate::output::{Format, Output, remark, table};
-use crate::store::JobSummary;
+use crate::store::{JobSummary, Listed, Overview};
 
-pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
-    // A dispatcher that ends before the jobs are read has written all that it knows; one that begins before is found afterwards.
-    let mut dispatching = BTreeSet::new();
-    for (job, _) in log::list(fleet.home()).map_err(JobError::from)? {
-        if is_dispatching(fleet, &job) {
-            dispatching.insert(job);
-        }
-    }
-    let jobs = fleet.jobs()?.into_iter().rev();
-    let jobs: Vec<_> = jobs
-        .map(|job| {
-            let state = state(fleet, &job, &dispatching);
-            (job, state)
-        })
-        .collect();
+/// How many jobs that have ended are listed unless all are asked for.
+const ENDED_LISTED: usize = 20;
+
+pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobListArgs) -> Result<u8, Refusal> {
+    let listed = if args.all { Listed::All } else { Listed::Newest(ENDED_LISTED) };
+    let (overview, dispatching) = settled(fleet, listed)?;
+    let with_state = |job: JobSummary| {
+        let hosts = job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count));
+        let state = JobState::of(hosts, dispatching.contains(&job.job_id));
+        (job, state)
+    };
+    let jobs: Vec<_> = overview.jobs.into_iter().rev().map(with_state).collect();
     match output.format() {
-        Format::Json => output.print_json(&json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>() }))?,
+        Format::Json => output.print_json(&json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>(), "more": overview.more }))?,
         Format::Jsonl => jobs.iter().try_for_each(|job| output.print_json(&document(job)))?,
         Format::Text if jobs.is_empty() => remark("no job was started here; `overlord TARGET MODULE.METHOD --async` starts one"),
         Format::Text => output.print(&shown(&jobs))?,
     }
+    if overview.more > 0 {
+        remark(&format!("{} older jobs have ended, too; `overlord job-list --all` lists them", overview.more));
+    }
+    if let Err(error) = retention::sweep_of(fleet, overview.ended, overview.held) {
+        remark(&chain(&error));
+    }
     Ok(OK)
 }
 
+/// What is known of the jobs, and which of them are still being sent.
+fn settled(fleet: &Fleet, listed: Listed) -> Result<(Overview, BTreeSet<JobId>), JobError> {
+    let at_work = |overview: &Overview| -> (BTreeSet<JobId>, BTreeSet<JobId>) {
+        let pending = overview.jobs.iter().filter(|job| is_pending(job)).map(|job| job.job_id.clone());
+        pending.partition(|job| is_dispatching(fleet, job))
+    };
+    let overview = fleet.overview(listed)?;
+    let (dispatching, idle) = at_work(&overview);
+    if idle.is_empty() {
+        return Ok((overview, dispatching));
+    }
+    // A dispatcher that has ended since has written all that it knows, and one that begins meanwhile is found afterwards.
+    let overview = fleet.overview(listed)?;
+    let (begun, _) = at_work(&overview);
+    Ok((overview, dispatching.union(&begun).cloned().collect()))
+}
+
 /// Whether a job is still being sent matters only where a host is pending.
-fn state(fleet: &Fleet, job: &JobSummary, dispatching: &BTreeSet<JobId>) -> JobState {
-    let is_pending = job.counts.get(&HostState::Pending).is_some_and(|count| *count > 0);
-    let is_dispatching = is_pending && (dispatching.contains(&job.job_id) || is_dispatching(fleet, &job.job_id));
-    let hosts = job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count));
-    JobState::of(hosts, is_dispatching)
+fn is_pending(job: &JobSummary) -> bool {
+    job.counts.get(&HostState::Pending).is_some_and(|count| *count > 0)
 }
 
 /// A log that cannot be opened hides no other; that it cannot be read is told by those who read it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::ops::ControlFlow;
 
 use common::identity::MinionName;
 use common::job::JobState;
@@ -17,16 +17,11 @@ use crate::jobs::{Job, JobError, JobStatus};
 use crate::output::job::{counts, document, host_fields, job_fields, shown, unknown_document};
 use crate::output::{Format, Output, is_unread_within, progress, remark, remark_result};
 
-/// How soon a job that is waited for is asked again, at first; each time it takes half as long again. As `Job::wait`.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-/// How late, at last.
-const PAUSE_LONGEST: Duration = Duration::from_secs(5);
-
 pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobStatusArgs) -> Result<u8, Refusal> {
     let status = fleet.job(&args.job.id).and_then(|job| follow(&job, &mut output, args));
     let status = match status {
         Ok(printed) => printed?,
-        Err(error @ JobError::Unknown { .. }) => return print_unknown(&mut output, &args.job.id, &error),
+        Err(error @ (JobError::Unknown { .. } | JobError::Damaged { .. })) => return print_unknown(&mut output, &args.job.id, &error),
         Err(error) => return Err(error.into()),
     };
     match output.format() {
@@ -56,25 +51,22 @@ fn follow(job: &Job, output: &mut Output, args: &JobStatusArgs) -> Result<io::Re
         return Ok(tell(&status).map(|()| status));
     }
     let bar = progress(job.known()?.record.hosts.len());
-    let deadline = args.timeout.and_then(|within| Instant::now().checked_add(within));
-    let mut pause = PAUSE_FIRST;
-    loop {
-        let status = job.status()?;
+    let waited = job.wait_each(args.timeout, |status, pause| {
         let ended = status.record.hosts.values().filter(|host| host.state.is_final()).count();
         bar.set_position(u64::try_from(ended).unwrap_or(u64::MAX));
-        if let Err(error) = bar.suspend(|| tell(&status)) {
-            return Ok(Err(error));
+        match bar.suspend(|| tell(status)) {
+            Ok(()) if !pause.is_zero() && is_unread_within(pause) => ControlFlow::Break(io::ErrorKind::BrokenPipe.into()),
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
         }
-        let left = deadline.map_or(pause, |deadline| deadline.saturating_duration_since(Instant::now()));
-        if status.state().has_ended() || left.is_zero() {
+    })?;
+    Ok(match waited {
+        ControlFlow::Continue(status) => {
             bar.finish_and_clear();
-            return Ok(Ok(status));
+            Ok(status)
         }
-        if is_unread_within(pause.min(left)) {
-            return Ok(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        pause = (pause + pause / 2).min(PAUSE_LONGEST);
-    }
+        ControlFlow::Break(error) => Err(error),
+    })
 }
 
 /// What was printed of each host.
@@ -97,12 +89,12 @@ impl Changes {
     }
 }
 
-/// That a job is not known is an answer, too: it is LOST.
+/// That a job is not known, or cannot be, is an answer, too: it is LOST.
 fn print_unknown(output: &mut Output, id: &str, error: &JobError) -> Result<u8, Refusal> {
     match output.format() {
         Format::Text => output.print(&format!("{}  {}", crate::output::harmless(id), JobState::Lost))?,
-        Format::Json => output.print_json(&unknown_document(id))?,
-        Format::Jsonl => output.print_json(&json!({ "summary": unknown_document(id) }))?,
+        Format::Json => output.print_json(&unknown_document(id, &chain(error)))?,
+        Format::Jsonl => output.print_json(&json!({ "summary": unknown_document(id, &chain(error)) }))?,
     }
     remark(&chain(error));
     Ok(HOST_UNKNOWN)

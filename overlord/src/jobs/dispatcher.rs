@@ -12,11 +12,12 @@ use common::outcome::{ErrorCode, Outcome};
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments};
 use jiff::Timestamp;
 
-use super::log::{JobLog, LockedLog, LogError};
+use super::log::{LockedLog, LogError};
 use super::poll::{self, Question};
-use super::{Job, JobError};
+use super::{Job, JobError, retention};
 use crate::buckets::fan_out;
 use crate::client::{Client, NoAnswer, Sent};
+use crate::clock;
 use crate::envelope::{Letter, Message, fresh_id};
 use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call};
 use crate::hosts::{Host, Roster};
@@ -28,6 +29,9 @@ const IDS_DRAWN_MAX: usize = 16;
 const SENDINGS_MAX: u32 = 3;
 /// How long to pause before it is sent again; twice as long the next time.
 const RESEND_AFTER: Duration = Duration::from_millis(500);
+/// So long after it was first sent a call is sent again at most: some time after its start-before a host may have forgotten that it had the
+/// job, ran it and was told to delete it.
+const RESEND_WITHIN: Duration = Duration::from_secs(5 * 60);
 /// How long a line may wait to be synced together with others.
 const SYNC_WITHIN: Duration = Duration::from_millis(50);
 
@@ -43,6 +47,12 @@ pub enum StartError {
     /// It cannot be written down.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Too many jobs are kept here.
+    #[error("no new job is taken on: {reason}. Raise the limit in overlord.toml, or delete jobs with `overlord job-delete ID`")]
+    Full {
+        /// Which limit is reached, by what.
+        reason: String,
+    },
     /// Every id that was drawn is taken.
     #[error("no free job id was found in {IDS_DRAWN_MAX} tries; try again")]
     Ids,
@@ -77,10 +87,13 @@ pub(crate) struct Resumption {
 }
 
 impl Dispatch {
-    /// Writes the job down, durably.
-    pub(crate) fn begin(target: &Target, method: &str, args: Arguments) -> Result<Self, StartError> {
+    /// Writes the job down, durably. `retry_of` is the job whose hosts it is made for anew.
+    pub(crate) fn begin(target: &Target, method: &str, args: Arguments, retry_of: Option<JobId>) -> Result<Self, StartError> {
         let method = check_call(method, &args)?;
         let fleet = target.fleet();
+        if let Some(reason) = retention::refusal(fleet)? {
+            return Err(StartError::Full { reason });
+        }
         let header = |job_id| {
             Ok::<_, LinkError>(JobHeader {
                 job_id,
@@ -89,7 +102,7 @@ impl Dispatch {
                 method: method.as_str().to_owned(),
                 args: args.clone(),
                 job_limit_ms: target.job_timeout().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
-                retry_of: None,
+                retry_of: retry_of.clone(),
                 hosts: target.hosts().cloned().collect(),
             })
         };
@@ -141,6 +154,9 @@ impl Dispatch {
         if let Err(error) = store::fold(&fleet, &job) {
             fleet.warn(&crate::chain(&error));
         }
+        if let Err(error) = retention::sweep(&fleet) {
+            fleet.warn(&crate::chain(&error));
+        }
     }
 }
 
@@ -149,7 +165,7 @@ impl Resumption {
     /// that those and all others where it never started are sent it again.
     pub(crate) fn prepare(job: &Job) -> Result<Self, JobError> {
         let (fleet, id) = (&job.fleet, &job.id);
-        let Some(mut log) = JobLog::open(fleet.home(), id)?.lock()? else {
+        let Some(mut log) = job.open_log()?.lock()? else {
             return Err(JobError::Dispatching { job: id.clone() });
         };
         let mut record = job.known()?.record;
@@ -210,9 +226,13 @@ fn message(header: &JobHeader, attempt: u32) -> Message {
 /// Sends it to one host, again if the answer got lost. Once it may have arrived, nothing but an acceptance settles it.
 async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
     let mut doubt = None;
+    let first_sent = clock::uptime();
     for sending in 0..SENDINGS_MAX {
         if sending > 0 {
             tokio::time::sleep(RESEND_AFTER * sending).await;
+        }
+        if is_too_late(sending, clock::uptime().saturating_sub(first_sent)) {
+            break;
         }
         match (client.ask::<Accepted>(letter, within, &Sent::default()).await, &doubt) {
             (Ok(accepted), _) => return acceptance(accepted),
@@ -226,6 +246,11 @@ async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
         }
     }
     News::Unreachable { reason: doubt.unwrap_or_default() }
+}
+
+/// Whether the `sending`th sending, from 0, must not be, so long after the first.
+fn is_too_late(sending: u32, since_first: Duration) -> bool {
+    sending > 0 && since_first > RESEND_WITHIN
 }
 
 /// A repeated call may find the job at its end, which `job-status` asks for: an acceptance has no result.
@@ -263,6 +288,13 @@ fn write_down(log: &mut LockedLog, attempt: u32, arrivals: &Receiver<(MinionName
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
+
+    #[test]
+    fn what_a_host_may_have_forgotten_is_not_sent_again() {
+        let minute = Duration::from_secs(60);
+        assert!(!is_too_late(0, 6 * minute) && !is_too_late(1, 5 * minute));
+        assert!(is_too_late(1, 5 * minute + RESEND_AFTER));
+    }
 
     #[test]
     fn an_acceptance_never_carries_an_end() {

@@ -1,26 +1,26 @@
-//! `jobs/ID.log`: all that became known of a job, one JSON line an event, appended and never changed. What it says, the store
+//! `jobs/ID.log`: all that became known of a job, one sealed JSON line an event, appended and never changed. What it says, the store
 //! only repeats. Its lock is the sign of life of the job's dispatcher; reading and appending need no lock.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+mod read;
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::job::{Event, JobHeader, JobId, LogLine, News};
 use jiff::Timestamp;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::home::Home;
+pub(crate) use read::read;
 
 /// How long a lock that may merely be probed by someone is tried for: a probe holds it for microseconds.
 const PROBED_WITHIN: Duration = Duration::from_millis(500);
 /// How often.
 const PROBED_EVERY: Duration = Duration::from_millis(5);
-/// The longest line that is read. It holds one answer of a host, with all its quotes escaped.
-const LINE_MAX_BYTES: u64 = 256 << 20;
 
 /// Why a job's log cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,17 +31,39 @@ pub struct LogError {
     source: io::Error,
 }
 
+impl LogError {
+    /// There is no such log: no such job, or it was deleted meanwhile.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
 /// A log to append to.
 #[derive(Debug)]
-pub(crate) struct JobLog<F = File> {
-    file: F,
+pub(crate) struct JobLog {
+    file: File,
     path: PathBuf,
     /// Nothing was written into it, and nobody else knows of it.
     is_new: bool,
 }
 
-/// A log whose dispatcher is us.
-pub(crate) type LockedLog = JobLog<Flock<File>>;
+/// A log whose dispatcher is us, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LockedLog(JobLog);
+
+impl Deref for LockedLog {
+    type Target = JobLog;
+
+    fn deref(&self) -> &JobLog {
+        &self.0
+    }
+}
+
+impl DerefMut for LockedLog {
+    fn deref_mut(&mut self) -> &mut JobLog {
+        &mut self.0
+    }
+}
 
 impl JobLog {
     /// Opens the log of a job to tell of what hosts said.
@@ -54,19 +76,68 @@ impl JobLog {
 
     /// Takes the place of the job's dispatcher. None if one is at work.
     pub(crate) fn lock(self) -> Result<Option<LockedLog>, LogError> {
-        let Self { mut file, path, is_new } = self;
         let deadline = Instant::now() + PROBED_WITHIN;
+        let mut log = self;
         loop {
-            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => return Ok(Some(LockedLog { file, path, is_new })),
-                Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
-                Err((_, errno)) => return Err(LogError { doing: "locking", path, source: errno.into() }),
+            log = match log.try_lock_once()? {
+                Ok(locked) => return Ok(Some(locked)),
+                Err(_) if Instant::now() >= deadline => return Ok(None),
+                Err(log) => log,
             };
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
             sleep(PROBED_EVERY);
         }
+    }
+
+    /// The same, without waiting for those who merely probe.
+    pub(crate) fn try_lock(self) -> Result<Option<LockedLog>, LogError> {
+        Ok(self.try_lock_once()?.ok())
+    }
+
+    fn try_lock_once(self) -> Result<Result<LockedLog, Self>, LogError> {
+        let failed = |source| LogError { doing: "locking", path: self.path.clone(), source };
+        match self.file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Err(self)),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // Whoever had the lock before may have deleted the job.
+        if self.file.metadata().map_err(failed)?.nlink() == 0 {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        }
+        Ok(Ok(LockedLog(self)))
+    }
+
+    /// Appends one line by one write, so that lines of several writers never mix.
+    pub(crate) fn append(&mut self, line: &LogLine) -> Result<(), LogError> {
+        let is_first = std::mem::take(&mut self.is_new);
+        let written = self.try_append(line, is_first);
+        written.map_err(|source| LogError { doing: "writing to", path: self.path.clone(), source })
+    }
+
+    fn try_append(&self, line: &LogLine, is_first: bool) -> io::Result<()> {
+        let text = text_of(line)?;
+        // Whoever wrote last may have been cut off, at any moment until this write: what is left of that line must not
+        // swallow this one. Empty lines are passed over.
+        let mut bytes = if is_first { Vec::new() } else { b"\n".to_vec() };
+        bytes.extend_from_slice(&text);
+        bytes.push(b'\n');
+        loop {
+            match (&self.file).write(&bytes) {
+                Ok(length) if length == bytes.len() => return Ok(()),
+                // The rest, written on its own, could lie behind another's line.
+                Ok(length) => {
+                    let reason = format!("{length} of {} bytes were written; is the disk full?", bytes.len());
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Returns once all that was appended is on the disk.
+    pub(crate) fn sync(&self) -> Result<(), LogError> {
+        self.file.sync_data().map_err(|source| LogError { doing: "syncing", path: self.path.clone(), source })
     }
 }
 
@@ -93,61 +164,26 @@ impl LockedLog {
 
     /// The log, open and no longer locked. None if the lock could not be given back before the file was closed.
     pub(crate) fn unlock(self) -> Option<JobLog> {
-        let Self { file, path, is_new } = self;
-        file.unlock().ok().map(|file| JobLog { file, path, is_new })
+        self.0.file.unlock().ok().map(|()| self.0)
+    }
+
+    /// How long it is.
+    pub(crate) fn bytes(&self) -> Result<u64, LogError> {
+        let failed = |source| LogError { doing: "reading", path: self.0.path.clone(), source };
+        self.0.file.metadata().map(|metadata| metadata.len()).map_err(failed)
+    }
+
+    /// Deletes it. It is gone for good once [`sync_logs`] has returned.
+    pub(crate) fn delete(self) -> Result<(), LogError> {
+        let Self(JobLog { path, .. }) = &self;
+        fs::remove_file(path).map_err(|source| LogError { doing: "deleting", path: path.clone(), source })
     }
 }
 
-/// The file under a log, locked or not.
-pub(crate) trait LogFile {
-    fn file(&self) -> &File;
-}
-
-impl LogFile for File {
-    fn file(&self) -> &File {
-        self
-    }
-}
-
-impl LogFile for Flock<File> {
-    fn file(&self) -> &File {
-        self
-    }
-}
-
-impl<F: LogFile> JobLog<F> {
-    /// Appends one line by one write, so that lines of several writers never mix.
-    pub(crate) fn append(&mut self, line: &LogLine) -> Result<(), LogError> {
-        let is_first = std::mem::take(&mut self.is_new);
-        let written = self.try_append(line, is_first);
-        written.map_err(|source| LogError { doing: "writing to", path: self.path.clone(), source })
-    }
-
-    fn try_append(&self, line: &LogLine, is_first: bool) -> io::Result<()> {
-        let text = text_of(line)?;
-        // Whoever wrote last may have been cut off, at any moment until this write: what is left of that line must not
-        // swallow this one. Empty lines are passed over.
-        let mut bytes = if is_first { Vec::new() } else { b"\n".to_vec() };
-        bytes.extend_from_slice(&text);
-        bytes.push(b'\n');
-        loop {
-            match self.file.file().write(&bytes) {
-                Ok(length) if length == bytes.len() => return Ok(()),
-                // The rest, written on its own, could lie behind another's line.
-                Ok(length) => {
-                    let reason = format!("{length} of {} bytes were written; is the disk full?", bytes.len());
-                    return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Returns once all that was appended is on the disk.
-    pub(crate) fn sync(&self) -> Result<(), LogError> {
-        self.file.file().sync_data().map_err(|source| LogError { doing: "syncing", path: self.path.clone(), source })
-    }
+/// Returns once all logs that were deleted stay so.
+pub(crate) fn sync_logs(home: &Home) -> Result<(), LogError> {
+    let path = home.jobs_dir();
+    sync_folder(&path).map_err(|source| LogError { doing: "syncing the folder of", path, source })
 }
 
 /// The folder of the logs, such that it outlasts a power cut: a job in it is about to be promised to somebody.
@@ -164,11 +200,11 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// The line as JSON that reads back as it is. What a host said may not: it is nested too deep, or is made to mislead a parser.
+/// The sealed line that reads back as it is. What a host said may not: it is nested too deep, or is made to mislead a parser.
 /// Then the line says so instead; nothing else is known of the job there by that.
 fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
-    let text = serde_json::to_vec(line)?;
-    let problem = match serde_json::from_slice::<LogLine>(&text) {
+    let text = common::seal::seal(line)?;
+    let problem = match common::seal::open::<LogLine>(&text) {
         Ok(read) if read == *line => return Ok(text),
         Ok(_) => "it reads back as something else".to_owned(),
         Err(error) => error.to_string(),
@@ -176,7 +212,7 @@ fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
     match &line.event {
         Event::Heard { host, attempt, news: News::Ended(_) | News::Unreachable { .. } | News::GivenUp { .. } } => {
             let news = News::Unreachable { reason: format!("what it said cannot be kept: {problem}") };
-            Ok(serde_json::to_vec(&LogLine { at: line.at, event: Event::Heard { host: host.clone(), attempt: *attempt, news } })?)
+            Ok(common::seal::seal(&LogLine { at: line.at, event: Event::Heard { host: host.clone(), attempt: *attempt, news } })?)
         }
         Event::Created(_) | Event::Resumed { .. } | Event::Heard { .. } => Err(io::Error::new(io::ErrorKind::InvalidData, problem)),
     }
@@ -186,11 +222,10 @@ fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
 pub(crate) fn is_dispatching(home: &Home, job: &JobId) -> Result<bool, LogError> {
     let path = home.job_log(job);
     let failed = |source| LogError { doing: "probing", path: path.clone(), source };
-    let file = File::open(&path).map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_) => Ok(false),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
-        Err((_, errno)) => Err(failed(errno.into())),
+    match File::open(&path).map_err(failed)?.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 
@@ -209,7 +244,7 @@ pub(crate) fn list(home: &Home) -> Result<Vec<(JobId, u64)>, LogError> {
         let name = entry.file_name();
         let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".log")?.parse::<JobId>().ok()) else { continue };
         // An id can be written in several ways, and a log's name in one: what is named otherwise is somebody's copy.
-        if home.job_log(&id).file_name() != Some(&name) {
+        if *name != *format!("{id}.log") {
             continue;
         }
         match entry.metadata() {
@@ -221,32 +256,6 @@ pub(crate) fn list(home: &Home) -> Result<Vec<(JobId, u64)>, LogError> {
     }
     jobs.sort();
     Ok(jobs)
-}
-
-/// Reads the whole lines from byte `from` on, and gives the byte behind the last of them. What is no event is given as text.
-pub(crate) fn read(path: &Path, from: u64, mut each: impl FnMut(Result<LogLine, String>)) -> Result<u64, LogError> {
-    let failed = |source| LogError { doing: "reading", path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    // What is folded from here on must not be forgotten by the log when the power fails and the store remembers it.
-    file.sync_data().map_err(failed)?;
-    file.seek(SeekFrom::Start(from)).map_err(failed)?;
-    let mut reader = BufReader::new(file);
-    let (mut offset, mut line) = (from, Vec::new());
-    loop {
-        line.clear();
-        let length = reader.by_ref().take(LINE_MAX_BYTES).read_until(b'\n', &mut line).map_err(failed)?;
-        let is_whole = line.pop() == Some(b'\n') || u64::try_from(length).unwrap_or(u64::MAX) == LINE_MAX_BYTES;
-        if !is_whole {
-            return Ok(offset);
-        }
-        offset += u64::try_from(length).unwrap_or(0);
-        if !line.is_empty() {
-            each(
-                serde_json::from_slice(&line)
-                    .map_err(|error| format!("{}: a line that is no event is passed over ({error})", path.display())),
-            );
-        }
-    }
 }
 
 #[cfg(test)]
@@ -299,6 +308,17 @@ mod tests {
     }
 
     #[test]
+    fn nobody_works_on_a_log_that_was_deleted_while_they_waited_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path()).unwrap();
+        let id: JobId = "54k2-9xqd-4fz1".parse().unwrap();
+        let log = LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap().unwrap();
+        let waiting = JobLog::open(&home, &id).unwrap();
+        log.delete().unwrap();
+        assert!(waiting.lock().unwrap_err().is_missing());
+    }
+
+    #[test]
     fn a_line_that_was_cut_off_swallows_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path()).unwrap();
@@ -307,7 +327,7 @@ mod tests {
         let mut raw = OpenOptions::new().append(true).open(home.job_log(&id)).unwrap();
         raw.write_all(b"{\"at\":\"2026-").unwrap();
         let (good, bad, offset) = lines(&home, &id, 0);
-        assert_eq!((good.len(), bad), (1, 0), "what is not whole yet is not read");
+        assert_eq!((good.len(), bad), (1, 1), "what was cut off is told");
 
         let mut log = JobLog::open(&home, &id).unwrap();
         log.append(&heard("cut")).unwrap();

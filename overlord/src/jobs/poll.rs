@@ -30,6 +30,8 @@ pub(crate) enum Question {
     Status(MinionJobId),
     /// Stop it.
     Cancel(MinionJobId),
+    /// Forget it: it has ended.
+    Delete(MinionJobId),
     /// Did it reach you? If not, it never may: the host refuses that call from now on.
     Fence(CallId),
 }
@@ -69,6 +71,7 @@ impl Inquiry {
     fn method_and_args(&self) -> (&'static str, Arguments) {
         match &self.question {
             Question::Status(id) => ("jobs.status", Arguments::Json(json!({ "id": id }))),
+            Question::Delete(id) => ("jobs.delete", Arguments::Json(json!({ "id": id }))),
             Question::Cancel(id) => ("jobs.cancel", Arguments::Json(json!({ "id": id }))),
             Question::Fence(call) => ("jobs.fence", Arguments::Json(json!({ "call_id": call }))),
         }
@@ -161,6 +164,10 @@ fn meaning(
         Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) => {
             let (name, job) = (&inquiry.host, &record.header.job_id);
             lost(format!("{name} does not know the job {job} any more: its state was lost, or it was installed anew"))
+        }
+        // It says so itself, and why: there is nothing to wait for.
+        Err(Unheard::NoAnswer(NoAnswer::Refused(failure))) if failure.is(ErrorCode::Lost) => {
+            vec![News::Ended(Outcome::not_run(Verdict::Lost { error: failure.clone() }, now))]
         }
         Err(unlisted @ Unheard::Unlisted) => vec![News::Unreachable { reason: unlisted.reason(&inquiry.host) }],
         Err(Unheard::NoAnswer(silence)) => {

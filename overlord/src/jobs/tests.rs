@@ -13,6 +13,8 @@ use super::dispatcher::Resumption;
 use super::*;
 use crate::fake_minion::{Lab, Reply, ok};
 
+mod kept;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A minion that accepts jobs and says of each that it has come to `progress`.
@@ -43,6 +45,13 @@ impl FakeHost {
                 let id: MinionJobId = args["id"].as_str().unwrap().parse().unwrap();
                 match self.jobs.lock().unwrap().get(&id) {
                     Some(call) => self.report(id, call, self.progress.lock().unwrap().clone()),
+                    None => Reply::Error(ErrorCode::UnknownJob, "no such job"),
+                }
+            }
+            ("jobs.delete", Arguments::Json(args)) => {
+                let id: MinionJobId = args["id"].as_str().unwrap().parse().unwrap();
+                match self.jobs.lock().unwrap().remove(&id) {
+                    Some(call) => self.report(id, &call, self.progress.lock().unwrap().clone()),
                     None => Reply::Error(ErrorCode::UnknownJob, "no such job"),
                 }
             }
@@ -285,6 +294,17 @@ fn a_host_that_forgot_the_job_is_lost_until_it_remembers() {
     assert!(host(&status, "web1").outcome.unwrap().verdict.error().unwrap().message.contains("does not know the job"));
     *web1.jobs.lock().unwrap() = remembered;
     assert_eq!(job.status().unwrap().state(), JobState::Finished);
+}
+
+#[test]
+fn a_host_that_says_itself_that_the_job_is_lost_is_believed() {
+    let lab = Lab::new();
+    let lost =
+        |envelope: &Envelope| envelope.method.starts_with("jobs.").then_some(Reply::Error(ErrorCode::Lost, "its outcome was damaged"));
+    FakeHost::start(&lab, "web1", move |_, envelope| lost(envelope));
+    let status = dispatched(&lab.fleet()).status().unwrap();
+    assert_eq!(host(&status, "web1").state, HostState::Lost);
+    assert_eq!(host(&status, "web1").outcome.unwrap().verdict.error().unwrap().message, "its outcome was damaged");
 }
 
 #[test]

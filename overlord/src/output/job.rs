@@ -31,17 +31,18 @@ pub(crate) fn job_fields(status: &JobStatus) -> Map<String, Value> {
         ("code", json!(state.code())),
         ("method", json!(record.header.method)),
         ("target", json!(record.header.target)),
+        ("retry_of", json!(record.header.retry_of)),
         ("started_at", json!(record.created_at)),
         ("finished_at", json!(record.finished_at())),
     ];
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The document of a job that nobody knows.
-pub(crate) fn unknown_document(id: &str) -> Value {
+/// The document of a job that nobody knows, or can know, for this reason.
+pub(crate) fn unknown_document(id: &str, reason: &str) -> Value {
     json!({
         "job_id": id.parse::<JobId>().map_or_else(|_| id.to_owned(), String::from), "state": "LOST", "code": 2, "method": null,
-        "target": null, "started_at": null, "finished_at": null, "hosts": {},
+        "target": null, "retry_of": null, "started_at": null, "finished_at": null, "hosts": {}, "reason": reason,
     })
 }
 
@@ -76,7 +77,9 @@ pub(super) fn verdict_fields(state: HostState, verdict: Option<&Verdict>) -> Map
 pub(crate) fn shown(status: &JobStatus) -> String {
     let record = &status.record;
     let header = &record.header;
-    let mut shown = format!("{}  {}  {} on {}\n", header.job_id, status.state(), harmless(&header.method), harmless(&header.target));
+    let retry = header.retry_of.as_ref().map(|job| format!("  (retry of {job})")).unwrap_or_default();
+    let (method, target) = (harmless(&header.method), harmless(&header.target));
+    let mut shown = format!("{}  {}  {method} on {target}{retry}\n", header.job_id, status.state());
     let ended = record.hosts.iter().filter_map(|(name, host)| Some((name, &host.outcome.as_ref()?.verdict)));
     shown.extend(fold(ended).iter().map(text::group));
     for (name, host) in record.hosts.iter().filter(|(_, host)| host.outcome.is_none()) {
@@ -157,7 +160,7 @@ mod tests {
             document,
             json!({
                 "job_id": "54k2-9xqd-4fz1", "state": "PARTIAL", "code": 3, "method": "test.ping", "target": "web*\u{1b}",
-                "started_at": "1970-01-01T00:00:00Z", "finished_at": null,
+                "retry_of": null, "started_at": "1970-01-01T00:00:00Z", "finished_at": null,
                 "hosts": {
                     "web1": {
                         "state": "ok", "result": 0, "minion_job_id": "0000-0000-0001", "started_at": null,
@@ -179,5 +182,8 @@ mod tests {
             "54k2-9xqd-4fz1  PARTIAL  test.ping on web*\\x1b\nweb1  ok\n  0\nweb2: running (minion job 0000-0000-0001), \
              unreachable since 1970-01-01T00:00:00Z: cut web3  ok\n"
         );
+        let mut again = status();
+        again.record.header.retry_of = Some("0000-0000-0002".parse().unwrap());
+        assert!(shown(&again).starts_with("54k2-9xqd-4fz1  PARTIAL  test.ping on web*\\x1b  (retry of 0000-0000-0002)\n"));
     }
 }

@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 
-use super::{Store, StoreError};
+use super::StoreError;
+use super::db::Store;
 use crate::fleet::Fleet;
 
 /// How long work on the store may take, waiting for others aside. On a full disk, or one that hangs, sled waits for ever.

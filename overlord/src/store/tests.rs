@@ -1,10 +1,11 @@
 //! The store against crashes: it is thrown away, cut and damaged here, and must answer the same.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::sync::mpsc::Receiver;
 
-use common::job::{HostState, JobHeader, LogLine, News};
+use common::identity::MinionName;
+use common::job::{Event, JobHeader, LogLine, News};
 use common::outcome::{Outcome, Verdict};
 use common::protocol::Arguments;
 use serde_json::json;
@@ -74,7 +75,7 @@ fn the_store_catches_up_before_it_answers() {
     assert_eq!(known.hosts[&host("web1")].minion_job_id.as_ref().unwrap().as_str(), "0000-0000-0001");
     assert_eq!(known.hosts[&host("web1")].state, HostState::Ok);
     assert_eq!(record(&fleet), known);
-    let counts = summaries(&fleet).unwrap()[0].counts.clone();
+    let counts = overview(&fleet, Listed::All).unwrap().jobs[0].counts.clone();
     assert_eq!(counts, BTreeMap::from([(HostState::Pending, 1), (HostState::Ok, 1)]));
 }
 
@@ -135,7 +136,17 @@ fn a_job_of_which_some_records_are_missing_or_cannot_be_read_is_folded_again() {
     })
     .unwrap();
     assert_eq!(record(&fleet), known);
-    for tree in ["hosts", "ids", "jobs"] {
+    // A record as it was before: whole in itself, and not the one that belongs there.
+    with_store(&fleet, move |store| {
+        let key = format!("{JOB}/web1");
+        let text = String::from_utf8(store.hosts.get(&key).unwrap().unwrap().to_vec()).unwrap();
+        store.hosts.insert(key.as_str(), text.replace("\"result\":3", "\"result\":4").as_str()).unwrap();
+        store.has_changed.set(true);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(record(&fleet), known);
+    for tree in ["hosts", "ids", "jobs", "marks"] {
         with_store(&fleet, move |store| {
             store.db.open_tree(tree).unwrap().clear().unwrap();
             store.has_changed.set(true);
@@ -160,6 +171,80 @@ fn a_log_that_lost_its_end_is_folded_anew() {
     record(&fleet);
     hear(&fleet, "web2", 1, ended(1));
     assert_eq!(record(&fleet).hosts[&host("web2")].state, HostState::Ok);
+}
+
+/// Flips a bit of the log's `line`th line, from 0.
+fn damage_line(fleet: &Fleet, line: usize) {
+    let path = fleet.home().job_log(&job());
+    let mut bytes = fs::read(&path).unwrap();
+    let starts: Vec<usize> = (0..bytes.len()).filter(|at| (*at == 0 || bytes[at - 1] == b'\n') && bytes[*at] != b'\n').collect();
+    bytes[starts[line] + 30] ^= 1;
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_first_line_is_read_from_the_store_or_the_job_cannot_be_known() {
+    let (_dir, fleet, warnings) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, ended(3));
+    let known = record(&fleet);
+    damage_line(&fleet, 0);
+    assert_eq!(record(&fleet), known);
+    with_store(&fleet, |store| {
+        store.db.open_tree("marks").unwrap().clear().unwrap();
+        store.has_changed.set(true);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(record(&fleet), known);
+    let told: Vec<String> = warnings.try_iter().collect();
+    assert!(
+        told.iter().any(|text| text.contains("at byte 0 is damaged")) && told.iter().any(|text| text.contains("all the same")),
+        "{told:?}"
+    );
+
+    fs::remove_dir_all(fleet.home().store_dir()).unwrap();
+    let error = super::record(&fleet, &job()).unwrap_err();
+    assert!(error.to_string().contains("its log is damaged: ") && error.to_string().contains("at byte 0"), "{error}");
+    assert!(overview(&fleet, Listed::All).unwrap().jobs.is_empty());
+    assert!(warnings.try_iter().any(|text| text.contains("cannot be listed")));
+}
+
+#[test]
+fn a_damaged_line_that_may_have_told_of_a_sending_leaves_nothing_undelivered() {
+    let (_dir, fleet, warnings) = fleet();
+    drop(create(&fleet));
+    let undelivered = || News::Ended(Outcome::not_run(Verdict::undelivered("off"), Timestamp::UNIX_EPOCH));
+    hear(&fleet, "web1", 1, undelivered());
+    hear(&fleet, "web2", 1, ended(1));
+    let again = Event::Resumed { attempt: 2, hosts: vec![host("web1")] };
+    JobLog::open(fleet.home(), &job()).unwrap().append(&LogLine { at: Timestamp::now(), event: again }).unwrap();
+    damage_line(&fleet, 3);
+    let known = record(&fleet);
+    assert_eq!((known.hosts[&host("web1")].state, known.hosts[&host("web1")].attempt), (HostState::Pending, 2));
+    assert!(warnings.try_iter().any(|text| text.contains("is damaged and passed over")));
+    // Said once: what is folded is not read again.
+    assert_eq!(record(&fleet), known);
+    assert!(warnings.try_recv().is_err());
+    hear(&fleet, "web1", 2, undelivered());
+    assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Undelivered);
+}
+
+#[test]
+fn what_is_left_of_a_job_whose_log_is_gone_is_forgotten() {
+    let (_dir, fleet, _) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, accepted("0000-0000-0001"));
+    hear(&fleet, "web1", 1, ended(3));
+    hear(&fleet, "web2", 1, ended(3));
+    let second = Duration::from_secs(1);
+    // It has ended, though nobody asked for it since.
+    assert_eq!(super::ended(&fleet, second).unwrap().0.len(), 1);
+    fs::remove_file(fleet.home().job_log(&job())).unwrap();
+    assert!(super::ended(&fleet, second).unwrap().0.is_empty());
+    let left =
+        with_store(&fleet, |store| Ok(store.db.tree_names().iter().map(|name| store.db.open_tree(name).unwrap().len()).sum::<usize>()));
+    assert_eq!(left.unwrap(), 0);
 }
 
 #[test]
@@ -192,7 +277,7 @@ fn a_store_that_cannot_be_used_is_not_needed_and_not_set_aside() {
     std::os::unix::fs::symlink("/dev/full", fleet.home().store_dir()).unwrap();
     for _ in 0..2 {
         assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Ok);
-        assert_eq!(summaries(&fleet).unwrap()[0].counts[&HostState::Ok], 1);
+        assert_eq!(overview(&fleet, Listed::All).unwrap().jobs[0].counts[&HostState::Ok], 1);
     }
     assert!(warnings.try_iter().any(|warning| warning.contains("log alone")));
     let names = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());

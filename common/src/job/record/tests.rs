@@ -116,6 +116,31 @@ fn only_what_never_started_is_sent_again() {
 }
 
 #[test]
+fn a_sending_whose_line_is_missing_is_known_by_its_news_or_doubted() {
+    let fenced = || ended(Verdict::undelivered("fenced"));
+    let again = |news| Event::Heard { host: host(), attempt: 2, news };
+    let ok = || News::Ended(Outcome::not_run(Verdict::Ok { result: json!(1) }, at(9)));
+    let record = fold(&[fenced(), again(ok())]);
+    assert_eq!((record.hosts[&host()].state, record.hosts[&host()].attempt), (HostState::Ok, 2));
+    assert_eq!(fold(&[accepted(), again(ok())]).hosts[&host()].state, HostState::Queued);
+    assert_eq!(fold(&[self::again(), again(ok())]).hosts[&host()].state, HostState::Ok, "that it was undelivered is missing");
+
+    let mut record = fold(&[fenced()]);
+    assert_eq!(record.doubt_sending(), [host()]);
+    assert_eq!((record.hosts[&host()].state, record.hosts[&host()].attempt), (HostState::Pending, 2));
+    assert!(fold(&[ended(Verdict::lost("killed"))]).doubt_sending().is_empty());
+}
+
+#[test]
+fn what_ran_has_an_id_though_nothing_says_that_it_was_accepted() {
+    let ran = Outcome { started_at: Some(at(5)), ..Outcome::not_run(Verdict::Ok { result: json!(1) }, at(9)) };
+    let record = fold(&[heard(1, News::Ended(ran))]);
+    let id = MinionJobId::derive(&host(), &header().caller, &CallId::new(header().job_id, 1));
+    assert_eq!(record.hosts[&host()].minion_job_id, Some(id));
+    assert_eq!(fold(&[ended(Verdict::undelivered("off"))]).hosts[&host()].minion_job_id, None);
+}
+
+#[test]
 fn late_news_of_an_earlier_sending_changes_nothing() {
     let fenced = || ended(Verdict::undelivered("fenced"));
     assert_eq!(fold(&[fenced(), again(), fenced()]).hosts[&host()].state, HostState::Pending);

@@ -1,0 +1,90 @@
+//! Jobs that are kept, deleted and run again.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+#[test]
+fn a_job_is_deleted_once_it_has_ended_whatever_its_hosts_say() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
+    FakeHost::start(&lab, "web2", |_, envelope| {
+        (envelope.method == "jobs.delete").then_some(Reply::Error(ErrorCode::TooEarly, "kept until later"))
+    });
+    let web3 = FakeHost::start(&lab, "web3", |_, _| None);
+    web1.is_at(running());
+    let fleet = lab.fleet();
+    let job = dispatched(&fleet);
+    let error = job.delete().unwrap_err();
+    assert!(matches!(error, JobError::NotEnded { .. }) && error.to_string().contains("job-cancel"), "{error}");
+    web1.is_at(ended(Verdict::Ok { result: json!(0) }));
+    let _ = job.status().unwrap();
+    web3.jobs.lock().unwrap().clear();
+
+    let log = log::JobLog::open(fleet.home(), job.id()).unwrap().lock().unwrap().unwrap();
+    assert!(matches!(job.delete(), Err(JobError::Dispatching { .. })));
+    drop(log);
+    let told = job.delete().unwrap();
+    let fate = |name: &str| told[&name.parse::<MinionName>().unwrap()].clone();
+    assert_eq!((fate("web1"), fate("web3")), (Deletion::Deleted, Deletion::WasGone));
+    assert_eq!(fate("web2"), Deletion::Kept("kept until later".to_owned()));
+    assert!(matches!(job.status(), Err(JobError::Unknown { .. })));
+    assert!(matches!(job.delete(), Err(JobError::Unknown { .. })));
+    assert!(matches!(fleet.job(job.id().as_str()), Err(JobError::Unknown { .. })));
+    assert!(fleet.jobs().unwrap().is_empty());
+}
+
+#[test]
+fn a_job_whose_hosts_cannot_be_told_is_deleted_all_the_same() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
+    let job = dispatched(&lab.fleet());
+    let _ = job.status().unwrap();
+    let other = dispatched(&lab.fleet());
+    let _ = other.status().unwrap();
+    web1.jobs.lock().unwrap().clear();
+    let authority = certs::authority::Authority::open(&lab.dir.path().join("certs")).unwrap();
+    lab.certify_overlord(common::identity::Role::Overlord("other".parse().unwrap()), &authority, Duration::from_secs(60));
+    let told = lab.fleet().job(other.id().as_str()).unwrap().delete().unwrap();
+    assert!(matches!(&told[&"web1".parse().unwrap()], Deletion::Kept(reason) if reason.contains("started by admin")), "{told:?}");
+
+    std::fs::remove_file(lab.dir.path().join("certs/overlord.key")).unwrap();
+    let told = lab.fleet().job(job.id().as_str()).unwrap().delete().unwrap();
+    assert!(matches!(&told[&"web1".parse().unwrap()], Deletion::Kept(reason) if reason.contains("overlord.key")), "{told:?}");
+    assert!(lab.fleet().jobs().unwrap().is_empty());
+}
+
+#[test]
+fn a_store_that_is_full_of_young_jobs_takes_on_no_more() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
+    std::fs::write(lab.dir.path().join("overlord.toml"), "[retention]\ncount = 1").unwrap();
+    let fleet = lab.fleet();
+    let job = dispatched(&fleet);
+    let _ = job.status().unwrap();
+    let sent = web1.methods().len();
+    let error = fleet.target("*").unwrap().start("some.method", ()).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, StartError::Full { .. }), "{text}");
+    assert!(["retention.count is 1", "overlord.toml", "job-delete", "60 minutes"].iter().all(|word| text.contains(word)), "{text}");
+    assert_eq!(web1.methods().len(), sent);
+    job.delete().unwrap();
+    dispatched(&fleet);
+}
+
+#[test]
+fn a_job_is_run_again_where_it_came_to_that_end() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
+    web1.is_at(ended(Verdict::Failed { error: Failure::new(ErrorCode::Failed, "no") }));
+    let web2 = FakeHost::start(&lab, "web2", |_, _| None);
+    let job = dispatched(&lab.fleet());
+    let failed = BTreeSet::from([HostState::Failed]);
+    let again = job.retry(&failed).unwrap();
+    wait_for_dispatcher(&again);
+    let record = again.known().unwrap().record;
+    assert_eq!((record.header.retry_of.as_ref(), record.hosts.len()), (Some(job.id()), 1));
+    assert_eq!(record.header.target, format!("@job:{}:failed", job.id()));
+    assert_eq!(web2.methods().iter().filter(|method| method.starts_with("async.")).count(), 1);
+    assert!(matches!(job.retry(&BTreeSet::from([HostState::Lost])), Err(RetryError::NoHost { .. })));
+}
