@@ -56,6 +56,11 @@ tools:
 	@missing() { echo "make: $$1 is missing. Debian: $$2   Fedora: $$3" >&2; exit 1; }; \
 	command -v bash >/dev/null || missing bash 'sudo apt-get install -y bash' 'sudo dnf install -y bash'; \
 	command -v script >/dev/null || missing script 'sudo apt-get install -y bsdutils' 'sudo dnf install -y util-linux-script'; \
+	command -v strace >/dev/null || missing strace 'sudo apt-get install -y strace' 'sudo dnf install -y strace'; \
+	command -v faketime >/dev/null || missing faketime 'sudo apt-get install -y faketime' 'sudo dnf install -y libfaketime'; \
+	PATH=$$PATH:/usr/sbin:/sbin command -v ip >/dev/null || missing ip 'sudo apt-get install -y iproute2' 'sudo dnf install -y iproute'; \
+	command -v unshare >/dev/null || missing unshare 'sudo apt-get install -y util-linux' 'sudo dnf install -y util-linux'; \
+	command -v nsenter >/dev/null || missing nsenter 'sudo apt-get install -y util-linux' 'sudo dnf install -y util-linux-core'; \
 	command -v cc >/dev/null || missing cc 'sudo apt-get install -y gcc libc6-dev' 'sudo dnf install -y gcc'; \
 	command -v $(CARGO) >/dev/null || missing cargo \
 	    "sudo apt-get install -y curl && curl -sSf https://sh.rustup.rs | sh -s -- -y && . ~/.cargo/env" 'sudo dnf install -y cargo'; \

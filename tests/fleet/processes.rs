@@ -32,6 +32,11 @@ pub(crate) fn holding(path: &Path) -> Vec<Process> {
     all_pids().filter(|pid| open_files(*pid).any(|open| open == path)).map(describe).collect()
 }
 
+/// The processes whose parent is `pid`.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    all_pids().filter(|child| parent(*child) == Some(pid)).collect()
+}
+
 /// Kills whatever belongs to the fleet, until nothing does.
 pub(crate) fn kill_all(root: &Path) {
     let gone = wait::until(PATIENCE, || {
@@ -59,9 +64,17 @@ fn describe(pid: i32) -> Process {
 }
 
 fn is_zombie(pid: i32) -> bool {
-    // PID (NAME) STATE …, and the name may hold anything.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    stat(pid).is_none_or(|stat| stat.starts_with(['Z', 'X']))
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    stat(pid)?.split(' ').nth(1)?.parse().ok()
+}
+
+/// What its `stat` says from its state on. Before that stands its name, which may hold anything: `PID (NAME) STATE PARENT …`.
+fn stat(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())
 }
 
 fn is_marked(pid: i32, root: &Path) -> bool {
