@@ -7,7 +7,7 @@ SOAK_MINUTES ?= 30
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test lint bench soak units tools
+.PHONY: help build demo test lint bench soak units tools fault-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
@@ -23,7 +23,7 @@ build: tools
 demo: tools
 	tests/demo.sh
 
-test: tools
+test: tools fault-tools
 	$(CARGO) build --locked -p overlord -p minion --bins --examples
 	$(CARGO) test --workspace --locked
 
@@ -37,7 +37,7 @@ bench: tools
 	$(CARGO) build --release --locked -p overlord -p minion --bins
 	$(CARGO) bench --locked -p fleet
 
-soak: tools
+soak: tools fault-tools
 	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); echo "soak: round $$round"; \
@@ -56,11 +56,6 @@ tools:
 	@missing() { echo "make: $$1 is missing. Debian: $$2   Fedora: $$3" >&2; exit 1; }; \
 	command -v bash >/dev/null || missing bash 'sudo apt-get install -y bash' 'sudo dnf install -y bash'; \
 	command -v script >/dev/null || missing script 'sudo apt-get install -y bsdutils' 'sudo dnf install -y util-linux-script'; \
-	command -v strace >/dev/null || missing strace 'sudo apt-get install -y strace' 'sudo dnf install -y strace'; \
-	command -v faketime >/dev/null || missing faketime 'sudo apt-get install -y faketime' 'sudo dnf install -y libfaketime'; \
-	PATH=$$PATH:/usr/sbin:/sbin command -v ip >/dev/null || missing ip 'sudo apt-get install -y iproute2' 'sudo dnf install -y iproute'; \
-	command -v unshare >/dev/null || missing unshare 'sudo apt-get install -y util-linux' 'sudo dnf install -y util-linux'; \
-	command -v nsenter >/dev/null || missing nsenter 'sudo apt-get install -y util-linux' 'sudo dnf install -y util-linux-core'; \
 	command -v cc >/dev/null || missing cc 'sudo apt-get install -y gcc libc6-dev' 'sudo dnf install -y gcc'; \
 	command -v $(CARGO) >/dev/null || missing cargo \
 	    "sudo apt-get install -y curl && curl -sSf https://sh.rustup.rs | sh -s -- -y && . ~/.cargo/env" 'sudo dnf install -y cargo'; \
@@ -68,3 +63,13 @@ tools:
 	oldest=$$(printf '%s\n%s\n' "$(RUST_VERSION)" "$$have" | sort -V | head -n 1); \
 	[ "$$oldest" = "$(RUST_VERSION)" ] || { \
 	    echo "make: cargo $$have is too old, $(RUST_VERSION) is needed: rustup update stable (without rustup: https://rustup.rs)" >&2; exit 1; }
+
+# What the tests inject faults with.
+fault-tools:
+	@PATH=$$PATH:/usr/sbin:/sbin; \
+	missing() { echo "make: $$1 is missing, which tests inject faults with. Debian: sudo apt-get install -y $$2   Fedora: sudo dnf install -y $$3" >&2; exit 1; }; \
+	command -v strace >/dev/null || missing strace strace strace; \
+	command -v faketime >/dev/null || missing faketime faketime libfaketime; \
+	command -v ip >/dev/null || missing ip iproute2 iproute; \
+	command -v unshare >/dev/null || missing unshare util-linux util-linux; \
+	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core
