@@ -2,9 +2,11 @@
 //!
 //! It is done by strace. Each thread of each process counts for itself, so N means a step of one of them.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,8 +16,9 @@ use crate::{PATIENCE, tools, wait};
 
 /// What strace says once it holds a process that it was attached to.
 const ATTACHED: &str = "attached";
-/// What it notes of a thread that the fail point, or anyone else, killed.
-const KILLED: &str = "+++ killed by SIGKILL +++";
+
+/// How long strace may take to let go. It never does of a process with threads that died while it was told to, and is killed then.
+const LET_GO_WITHIN: Duration = Duration::from_millis(500);
 
 /// Of which call a process dies.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +43,8 @@ pub enum Follow {
 pub struct FailPoint {
     strace: Child,
     folder: TempDir,
+    /// The step at which it kills.
+    number: usize,
 }
 
 impl Step<'_> {
@@ -64,7 +69,7 @@ impl Step<'_> {
             strace.arg("-f");
         }
         let strace = strace.arg("-p").arg(pid.to_string()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
-        let point = FailPoint { strace, folder };
+        let point = FailPoint { strace, folder, number: self.number };
         wait::wait_until("strace to attach", PATIENCE, || point.said().contains(ATTACHED));
         point
     }
@@ -81,17 +86,11 @@ impl Step<'_> {
 }
 
 impl FailPoint {
-    /// Whether something has died of it.
-    #[must_use]
-    pub fn has_struck(&self) -> bool {
-        has_struck(&self.record())
-    }
-
     /// Lets go of all that lives, and says whether something has died of it.
     #[must_use]
     pub fn let_go(mut self) -> bool {
         self.detach();
-        self.has_struck()
+        has_struck(&self.record(), self.number)
     }
 
     fn record(&self) -> PathBuf {
@@ -105,7 +104,7 @@ impl FailPoint {
     fn detach(&mut self) {
         if matches!(self.strace.try_wait(), Ok(None)) {
             let _ = kill(Pid::from_raw(i32::try_from(self.strace.id()).unwrap()), Signal::SIGTERM);
-            if !wait::until(PATIENCE, || !matches!(self.strace.try_wait(), Ok(None))) {
+            if !wait::until(LET_GO_WITHIN, || !matches!(self.strace.try_wait(), Ok(None))) {
                 let _ = self.strace.kill();
                 let _ = self.strace.wait();
             }
@@ -119,7 +118,17 @@ impl Drop for FailPoint {
     }
 }
 
-/// Whether something died, by the record of a fail point.
-pub(crate) fn has_struck(record: &Path) -> bool {
-    fs::read_to_string(record).unwrap_or_default().contains(KILLED)
+/// Whether something died, by the complete record of a fail point at step `number`: a thread came so far. Its death may not be noted any
+/// more, where strace was told to let go at that moment.
+pub(crate) fn has_struck(record: &Path, number: usize) -> bool {
+    let text = fs::read_to_string(record).unwrap_or_default();
+    let mut calls: HashMap<&str, usize> = HashMap::new();
+    for line in text.lines() {
+        // `PID CALL(…`, without the number where one process alone is followed; not `<... CALL resumed>`, nor `+++ exited …` and the like.
+        let (thread, rest) = line.split_once(' ').filter(|(first, _)| first.parse::<i32>().is_ok()).unwrap_or(("", line));
+        if rest.trim_start().starts_with(|first: char| first.is_ascii_lowercase()) {
+            *calls.entry(thread).or_default() += 1;
+        }
+    }
+    calls.values().any(|made| *made >= number)
 }

@@ -38,8 +38,9 @@ impl Fleet {
         let folder = tempfile::Builder::new().prefix("failpoint-").tempdir_in(self.root()).unwrap();
         let record = folder.path().join("record");
         let words = [self.overlord_words(), step.words(&record)].concat();
+        let number = step.number;
         let run = Running::overlord_within(&words, &self.home(), self.root(), args).wait();
-        (run, failpoint::has_struck(&record))
+        (run, failpoint::has_struck(&record, number))
     }
 
     /// The words before the overlord's command that put it where this fleet has it.

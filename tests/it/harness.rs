@@ -125,7 +125,7 @@ fn a_program_can_be_killed_at_any_of_its_steps() {
     let web1 = fleet.minion("web1");
     let point = fleet::Step { calls: &["mkdir", "mkdirat"], number: 1 }.wait_in(web1.spawner().unwrap().pid, fleet::Follow::Children);
     let id = fleet.start_job(["*", "test.ping"]);
-    wait_until("it to strike", PATIENCE, || point.has_struck());
+    wait_until("the dispatcher to give up", PATIENCE, || fleet.dispatcher(&id).is_none());
     assert!(point.let_go());
     let _ = fleet.overlord(["job-status", &id, "--wait"]);
     assert!(web1.spawner().is_some(), "its child alone was killed");
