@@ -24,19 +24,20 @@ pub(crate) enum Net {
     Own,
 }
 
-/// Whether a program that enters sees the enclosure's processes alone, which costs one more process, its parent.
+/// Whether those within have numbers of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pids {
-    /// It is one of the enclosure's, and dies with it.
+    /// They see each other alone, and die with the enclosure. What enters needs one more process, its parent.
     Own,
-    /// It keeps its place in the outer world.
-    Outer,
+    /// They are the machine's processes like any other.
+    Shared,
 }
 
 /// Namespaces, and the process that keeps them.
 #[derive(Debug)]
 pub(crate) struct Enclosure {
     net: Net,
+    pids: Pids,
     holder: Child,
     /// Taken when it is to end.
     stdin: Option<ChildStdin>,
@@ -46,9 +47,12 @@ pub(crate) struct Enclosure {
 
 impl Enclosure {
     /// A new one. Without root, those of one fleet must share their user namespace, so it is made within that of `hub`.
-    pub(crate) fn new(net: Net, hub: Option<&Self>) -> Self {
-        let mut words: Vec<String> = hub.map(|hub| hub.enter(Pids::Outer)).unwrap_or_default();
-        words.extend(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned));
+    pub(crate) fn new(net: Net, pids: Pids, hub: Option<&Self>) -> Self {
+        let mut words: Vec<String> = hub.map(Self::enter).unwrap_or_default();
+        words.extend(["unshare", "--mount", "--fork", "--kill-child"].map(str::to_owned));
+        if pids == Pids::Own {
+            words.extend(["--pid", "--mount-proc"].map(str::to_owned));
+        }
         if net == Net::Own {
             words.push("--net".to_owned());
         }
@@ -65,14 +69,14 @@ impl Enclosure {
         assert_eq!(said, "ready\n", "{command:?} does not start: may this user make namespaces?");
         let outer = i32::try_from(holder.id()).unwrap();
         let first = wait::wait_for("the first process of an enclosure", PATIENCE, || processes::children(outer).pop());
-        let enclosure = Self { net, holder, stdin: Some(stdin), first };
+        let enclosure = Self { net, pids, holder, stdin: Some(stdin), first };
         // The library that fakes the time leaves its shared memory behind when its process is killed.
         enclosure.run(&["mount", "-t", "tmpfs", "none", "/dev/shm"]);
         enclosure
     }
 
     /// The words before a command that make it run in here.
-    pub(crate) fn enter(&self, pids: Pids) -> Vec<String> {
+    pub(crate) fn enter(&self) -> Vec<String> {
         let mut words = vec!["nsenter".to_owned(), format!("--target={}", self.first), "--mount".to_owned()];
         if !geteuid().is_root() {
             words.extend(["--user", "--preserve-credentials"].map(str::to_owned));
@@ -80,7 +84,7 @@ impl Enclosure {
         if self.net == Net::Own {
             words.push("--net".to_owned());
         }
-        if pids == Pids::Own {
+        if self.pids == Pids::Own {
             words.push("--pid".to_owned());
         }
         words.push("--".to_owned());
@@ -89,7 +93,7 @@ impl Enclosure {
 
     /// A command that runs in here.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let enter = self.enter(Pids::Own);
+        let enter = self.enter();
         tools::with(tools::with(tools::tool(&enter[0]), &enter[1..]), words)
     }
 

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use crate::enclosure::Pids;
 use crate::network::{Cable, Hub};
 use crate::{Fleet, Run, Running, Step, failpoint};
 
@@ -45,7 +44,7 @@ impl Fleet {
 
     /// The words before the overlord's command that put it where this fleet has it.
     pub(crate) fn overlord_words(&self) -> Vec<String> {
-        let enter = self.hub.as_ref().map(|hub| hub.enclosure().enter(Pids::Outer)).unwrap_or_default();
+        let enter = self.hub.as_ref().map(|hub| hub.enclosure().enter()).unwrap_or_default();
         let clock = self.clock.as_ref().filter(|clock| clock.moves_all()).map(|clock| clock.words()).unwrap_or_default();
         [enter, clock].concat()
     }

@@ -4,7 +4,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::enclosure::{Enclosure, Net, Pids};
-use crate::tools;
 
 /// An address of hardware that nobody has: packets to it leave, and nobody takes them.
 const NOBODY: &str = "02:00:00:00:ff:ff";
@@ -24,7 +23,7 @@ pub(crate) struct Cable(pub(crate) u8);
 
 impl Hub {
     pub(crate) fn new(networked: bool) -> Self {
-        Self { enclosure: Enclosure::new(if networked { Net::Own } else { Net::Shared }, None) }
+        Self { enclosure: Enclosure::new(if networked { Net::Own } else { Net::Shared }, Pids::Shared, None) }
     }
 
     /// Whether hosts can be joined to it.
@@ -68,12 +67,8 @@ impl Hub {
         host.run(&["ip", "neighbour", "replace", &cable.hub().to_string(), "lladdr", &near, "dev", "eth0", "nud", "permanent"]);
     }
 
-    /// From outside the namespace of processes, so that the numbers of those in other enclosures mean something.
     fn ip(&self, words: &[&str]) {
-        let enter = self.enclosure.enter(Pids::Outer);
-        // The machine's own processes are seen by the machine's own /proc.
-        let enter: Vec<_> = enter.into_iter().filter(|word| word != "--mount").collect();
-        tools::run(tools::with(tools::with(tools::with(tools::tool(&enter[0]), &enter[1..]), ["ip"]), words));
+        self.enclosure.run(&[&["ip"], words].concat());
     }
 }
 

@@ -25,13 +25,13 @@ impl Surroundings {
     pub(crate) fn new(own: Own, hub: Option<&Hub>, clock: Option<&Clock>) -> Self {
         let net = if own.network { Net::Own } else { Net::Shared };
         let is_enclosed = own.network || own.processes || own.disk_bytes.is_some() || clock.is_some();
-        let enclosure = is_enclosed.then(|| Enclosure::new(net, hub.map(Hub::enclosure)));
+        let enclosure = is_enclosed.then(|| Enclosure::new(net, Pids::Own, hub.map(Hub::enclosure)));
         Self { enclosure, disk_bytes: own.disk_bytes, clock_words: clock.map(Clock::words).unwrap_or_default() }
     }
 
     /// The words before a command that put it there.
     pub(crate) fn words(&self) -> Vec<String> {
-        let enter = self.enclosure.as_ref().map(|enclosure| enclosure.enter(Pids::Own)).unwrap_or_default();
+        let enter = self.enclosure.as_ref().map(Enclosure::enter).unwrap_or_default();
         [enter, self.clock_words.clone()].concat()
     }
 }

@@ -225,9 +225,9 @@ fn a_server_killed_at_any_step_knows_every_job_when_it_is_back() {
         let point = at.wait_in(web1.pid(), Follow::Children);
         let posted = host.start(&host.runs.note());
         if posted.reply["result"].is_object() {
-            let _end_or_death = wait_for("its end, or the server's", PATIENCE, || {
+            wait_until("its end, or the server's", PATIENCE, || {
                 let report = host.ask("jobs.fence", json!([posted.call_id]));
-                Some(()).filter(|()| report.is_null() || report["result"]["result"]["state"] != "running")
+                report.is_null() || report["result"]["result"]["state"] != "running"
             });
         }
         let struck = point.let_go();
