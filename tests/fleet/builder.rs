@@ -148,7 +148,7 @@ impl Builder {
     pub fn start(self) -> Fleet {
         let root = tempfile::Builder::new().prefix("fleet-").tempdir().unwrap();
         let clock = self.clock.map(|moves| Clock::new(root.path(), moves));
-        let hub = (self.own.network || self.clock == Some(Moves::All)).then(|| Hub::new(self.own.network));
+        let hub = (self.own.network || self.clock.is_some()).then(|| Hub::new(self.own.network));
         let addresses = match self.own.network {
             true => (1..).map(|host| Cable(host).address()).take(self.names.len()).collect(),
             false => addresses::addresses(self.names.len()),
@@ -177,7 +177,8 @@ impl Builder {
     }
 
     fn write_home(&self, fleet: &Fleet) {
-        let overlord = |args: &[&str]| drop(Running::overlord(&fleet.home(), fleet.root(), args).wait().ok());
+        let words = fleet.yesterdays_words();
+        let overlord = |args: &[&str]| drop(Running::overlord_within(&words, &fleet.home(), fleet.root(), args).wait().ok());
         overlord(&["certs", "init"]);
         if !self.names.is_empty() {
             let out = fleet.root().join("hosts");

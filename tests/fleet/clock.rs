@@ -50,6 +50,11 @@ impl Clock {
         ]
     }
 
+    /// The words before a command that make it believe that it is yesterday: for certificates that are valid though a clock is slow.
+    pub(crate) fn yesterdays_words() -> Vec<String> {
+        vec!["env".to_owned(), format!("LD_PRELOAD={}", tools::faketime().display()), "FAKETIME=-1d".to_owned()]
+    }
+
     /// Whether all clocks move together.
     pub(crate) fn moves_all(&self) -> bool {
         self.moves == Moves::All

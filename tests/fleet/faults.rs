@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::network::{Cable, Hub};
 use crate::{Fleet, Run, Running, Step, failpoint};
 
@@ -47,6 +48,12 @@ impl Fleet {
         let enter = self.hub.as_ref().map(|hub| hub.enclosure().enter()).unwrap_or_default();
         let clock = self.clock.as_ref().filter(|clock| clock.moves_all()).map(|clock| clock.words()).unwrap_or_default();
         [enter, clock].concat()
+    }
+
+    /// The words before the overlord's command that put it where this fleet has it, a day ago if the fleet's clocks can be moved.
+    pub(crate) fn yesterdays_words(&self) -> Vec<String> {
+        let Some(hub) = self.hub.as_ref().filter(|_| self.clock.is_some()) else { return Vec::new() };
+        [hub.enclosure().enter(), Clock::yesterdays_words()].concat()
     }
 
     /// Joins every host to the hub, if there is one for that.

@@ -1,6 +1,7 @@
 //! What is killed, cut, moved, filled or asked twice, and what is true afterwards: every job ran at most once on a host, every result
 //! that was produced can be read, and no state is wrong.
 
+mod clock;
 mod disk;
 mod kills;
 mod minion_steps;
