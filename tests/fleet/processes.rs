@@ -63,6 +63,24 @@ fn describe(pid: i32) -> Process {
     Process { pid, command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ") }
 }
 
+/// The number of a process in the innermost namespace that it is in.
+pub(crate) fn inner_pid(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().next_back()?.parse().ok()
+}
+
+/// All that share the namespace of processes with `pid`, zombies included, for they keep their numbers.
+pub(crate) fn beside(pid: i32) -> Vec<Process> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(pid);
+    all_pids().filter(|other| namespace(*other) == own).map(describe).collect()
+}
+
+/// Whether `process` is as it was found, and runs.
+pub(crate) fn is_alive(process: &Process) -> bool {
+    !is_zombie(process.pid) && describe(process.pid) == *process
+}
+
 fn is_zombie(pid: i32) -> bool {
     stat(pid).is_none_or(|stat| stat.starts_with(['Z', 'X']))
 }
