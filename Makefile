@@ -2,8 +2,9 @@
 
 SHELL := /bin/sh
 CARGO ?= cargo
-# Minutes that `make soak` goes on.
+# Minutes that `make soak` goes on, and cycles of kills at random that it begins with.
 SOAK_MINUTES ?= 30
+SOAK_CYCLES ?= 200
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
@@ -15,7 +16,7 @@ help:
 	@echo 'make build  both programs, optimised: target/release/overlord and target/release/minion'
 	@echo 'make lint   format, clippy, dependencies, systemd units'
 	@echo 'make bench  the figures, as ratios'
-	@echo 'make soak   the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
+	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
 
 build: tools
 	$(CARGO) build --release --locked -p overlord -p minion
@@ -38,6 +39,7 @@ bench: tools
 	$(CARGO) bench --locked -p fleet
 
 soak: tools fault-tools
+	FLEET_CYCLES=$(SOAK_CYCLES) $(CARGO) test --locked -p fleet --test it -- --nocapture cycles_of_kills
 	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); echo "soak: round $$round"; \

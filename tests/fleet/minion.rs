@@ -250,11 +250,15 @@ impl Minion {
         kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
     }
 
-    /// The spawner's process, if there is one.
+    /// The spawner's process, if there is one. What it forks has its command line, but another session, or it for a parent.
     #[must_use]
     pub fn spawner(&self) -> Option<Process> {
         let config = self.config_file().to_string_lossy().into_owned();
-        processes::of(&self.folder).into_iter().find(|process| process.command.contains(&config) && process.command.contains(" spawner"))
+        let mut found = processes::of(&self.folder);
+        found.retain(|process| process.command.contains(&config) && process.command.contains(" spawner"));
+        let pids: Vec<_> = found.iter().map(|process| process.pid).collect();
+        let is_forked = |pid: i32| processes::parent(pid).is_none_or(|parent| pids.contains(&parent));
+        found.into_iter().find(|process| processes::is_in_our_session(process.pid) && !is_forked(process.pid))
     }
 
     /// The job daemon of a job: the process that holds the lock of its spool.

@@ -85,11 +85,18 @@ fn is_zombie(pid: i32) -> bool {
     stat(pid).is_none_or(|stat| stat.starts_with(['Z', 'X']))
 }
 
-fn parent(pid: i32) -> Option<i32> {
+/// Its parent.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
     stat(pid)?.split(' ').nth(1)?.parse().ok()
 }
 
-/// What its `stat` says from its state on. Before that stands its name, which may hold anything: `PID (NAME) STATE PARENT …`.
+/// Whether it is in our session: it did not make one of its own, as daemons do.
+pub(crate) fn is_in_our_session(pid: i32) -> bool {
+    let session = |pid: i32| stat(pid).and_then(|stat| stat.split(' ').nth(3)?.parse::<i32>().ok());
+    session(pid) == i32::try_from(std::process::id()).ok().and_then(session)
+}
+
+/// What its `stat` says from its state on. Before that stands its name, which may hold anything: `PID (NAME) STATE PARENT GROUP SESSION …`.
 fn stat(pid: i32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())

@@ -2,6 +2,7 @@
 //! that was produced can be read, and no state is wrong.
 
 mod clock;
+mod cycles;
 mod disk;
 mod kills;
 mod minion_steps;
