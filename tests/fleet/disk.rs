@@ -30,14 +30,20 @@ impl Minion {
         fs::remove_file(self.state_dir().join(BALLAST)).unwrap();
     }
 
-    /// Makes its disk refuse writes, as a kernel does after an error: files that are open for writing, too.
+    /// Makes its disk read-only for whatever is opened from now on. (The kernel makes no disk read-only that is being written to, so it is
+    /// covered with a read-only view of itself; files that are open stay as they are.)
     pub fn remount_ro(&self) {
-        self.remount("remount,ro");
+        self.assert_own_disk();
+        let (enclosure, dir) = (self.enclosure().unwrap(), self.own_state_dir());
+        let dir = dir.to_str().unwrap();
+        enclosure.run(&["mount", "--bind", dir, dir]);
+        enclosure.run(&["mount", "-o", "remount,bind,ro", dir]);
     }
 
     /// Makes it writable again.
     pub fn remount_rw(&self) {
-        self.remount("remount,rw");
+        self.assert_own_disk();
+        self.enclosure().unwrap().run(&["umount", "--lazy", self.own_state_dir().to_str().unwrap()]);
     }
 
     /// Mounts its disk, if it has one of its own.
@@ -47,11 +53,6 @@ impl Minion {
         fs::create_dir_all(&dir).unwrap();
         let options = format!("size={bytes},mode=700");
         self.enclosure().unwrap().run(&["mount", "-t", "tmpfs", "-o", &options, "none", dir.to_str().unwrap()]);
-    }
-
-    fn remount(&self, options: &str) {
-        self.assert_own_disk();
-        self.enclosure().unwrap().run(&["mount", "-o", options, self.own_state_dir().to_str().unwrap()]);
     }
 
     fn assert_own_disk(&self) {

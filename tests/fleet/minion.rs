@@ -194,10 +194,15 @@ impl Minion {
         let mut command = tools::within(&self.surroundings.words(), &binaries().minion);
         command.arg("--config").arg(self.config_file()).arg("serve").env(processes::MARK, &self.root);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let process = command.spawn().unwrap();
+        let mut process = command.spawn().unwrap();
         let outer = i32::try_from(process.id()).unwrap();
+        let enters = |process: &mut Child| {
+            let ended = process.try_wait().unwrap().is_some();
+            assert!(!ended, "{} has ended instead of listening:\n{}", self.name, self.stderr_tail());
+            processes::children(outer).pop()
+        };
         let pid = match self.enclosure() {
-            Some(_) => wait::wait_for("the server to enter its enclosure", PATIENCE, || processes::children(outer).pop()),
+            Some(_) => wait::wait_for("the server to enter its enclosure", PATIENCE, || enters(&mut process)),
             None => outer,
         };
         *server = Some(Server { process, pid, written_before: usize::try_from(written_before).unwrap() });
