@@ -10,16 +10,22 @@ mod network;
 mod overlord_steps;
 mod processes;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use fleet::Fleet;
+use fleet::{Fleet, PATIENCE, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 fn kill9(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// Waits until a job daemon that was killed is dead: the kernel lets go of its lock some time after the signal.
+fn wait_until_dead(spool: &Path) {
+    let is_free = || File::open(spool.join("lock")).unwrap().try_lock_shared().is_ok();
+    wait_until("the kernel to let go of the dead daemon's lock", PATIENCE, is_free);
 }
 
 fn lines(path: &Path) -> usize {

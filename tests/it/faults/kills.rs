@@ -7,7 +7,7 @@ use common::job::{CallId, JobId};
 use fleet::{Fleet, PATIENCE, wait_for, wait_until};
 use serde_json::json;
 
-use super::{kill9, lines};
+use super::{kill9, lines, wait_until_dead};
 
 #[test]
 fn a_killed_minion_loses_no_result_and_starts_nothing_twice() {
@@ -52,8 +52,12 @@ fn a_killed_job_daemon_is_lost_with_the_reason_and_takes_its_job_with_it() {
     let runs = fleet.root().join("runs");
     let id = fleet.start_job(["*", "command.run", &format!("echo started >> {}; sleep 600", runs.display())]);
     wait_until("the job to start", PATIENCE, || lines(&runs) == 1);
+    // It may run before its host's answer is here.
+    let _ = fleet.wait_for_state(&id, "PARTIAL");
     let web1 = fleet.minion("web1");
-    kill9(web1.job_daemon(&web1.spools()[0]).unwrap().pid);
+    let minion_job_id = web1.spools().remove(0);
+    kill9(web1.job_daemon(&minion_job_id).unwrap().pid);
+    wait_until_dead(&web1.spool(&minion_job_id));
     let run = fleet.overlord(["job-status", &id, "--output", "json"]).expect(4);
     let host = &run.json()["hosts"]["web1"];
     assert_eq!(host["state"], "lost", "{}", run.out());

@@ -5,7 +5,7 @@ use fleet::raw::{envelope, request};
 use fleet::{Fleet, Follow, PATIENCE, Step, wait_for, wait_until};
 use serde_json::{Value, json};
 
-use super::{Runs, kill9};
+use super::{Runs, kill9, wait_until_dead};
 
 /// What the spawner's children and job daemons do, a kind at a time: each process counts its own calls of that kind.
 const SPAWNERS_KINDS: [&[&str]; 9] = [
@@ -183,6 +183,7 @@ fn a_settlement_killed_at_any_step_is_made_by_the_next_who_asks() {
         let (posted, id) = host.start_gated("never");
         let spawner = host.spawner();
         kill9(web1.job_daemon(&id).unwrap().pid);
+        wait_until_dead(&web1.spool(&id));
         let point = at.wait_in(spawner, Follow::Children);
         let first = host.ask("jobs.status", json!([id]));
         let struck = point.let_go();

@@ -44,12 +44,14 @@ fn assert_hosts_true(runs: &Runs, id: &str, status: &Value) {
     }
 }
 
-/// Sends a job again where it never started, and waits for its end: it has run on every host, once.
+/// Sends a job again where it never started, and waits for its end: it has run on every host, once. Every other time it is not asked
+/// before how the job stands, which would find out much of what the resumption must find out.
 fn assert_resumes(fleet: &Fleet, runs: &Runs, id: &str, at: Step<'_>) {
-    let status = fleet.job_status(id);
-    assert_hosts_true(runs, id, &status);
+    if at.number.is_multiple_of(2) {
+        assert_hosts_true(runs, id, &fleet.job_status(id));
+    }
     let resumed = fleet.overlord(["job-resume", id]);
-    assert_eq!(resumed.code(), 0, "{at:?}: {status}\n{}", resumed.err());
+    assert_eq!(resumed.code(), 0, "{at:?}: {}", resumed.err());
     let status = fleet.overlord(["job-status", id, "--wait", "--output", "json"]);
     let told = status.json();
     assert_eq!(status.code(), 0, "{at:?}: {told}");
