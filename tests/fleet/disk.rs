@@ -4,7 +4,9 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 
-use crate::Minion;
+use nix::sys::statvfs::statvfs;
+
+use crate::{Minion, PATIENCE, wait};
 
 /// The file that takes the room.
 const BALLAST: &str = ".ballast";
@@ -28,6 +30,8 @@ impl Minion {
     pub fn free(&self) {
         self.assert_own_disk();
         fs::remove_file(self.state_dir().join(BALLAST)).unwrap();
+        let has_room = || statvfs(&self.state_dir()).is_ok_and(|disk| disk.blocks_available() > 0);
+        wait::wait_until("the kernel to give the room back", PATIENCE, has_room);
     }
 
     /// Makes its disk read-only for whatever is opened from now on. (The kernel makes no disk read-only that is being written to, so it is
