@@ -2,12 +2,13 @@
 
 SHELL := /bin/sh
 CARGO ?= cargo
-# Minutes that `make soak` goes on.
+# Minutes that `make soak` goes on, and cycles of kills at random that it begins with.
 SOAK_MINUTES ?= 30
+SOAK_CYCLES ?= 200
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test lint bench soak units tools
+.PHONY: help build demo test lint bench soak units tools fault-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
@@ -15,7 +16,7 @@ help:
 	@echo 'make build  both programs, optimised: target/release/overlord and target/release/minion'
 	@echo 'make lint   format, clippy, dependencies, systemd units'
 	@echo 'make bench  the figures, as ratios'
-	@echo 'make soak   the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
+	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
 
 build: tools
 	$(CARGO) build --release --locked -p overlord -p minion
@@ -23,7 +24,7 @@ build: tools
 demo: tools
 	tests/demo.sh
 
-test: tools
+test: tools fault-tools
 	$(CARGO) build --locked -p overlord -p minion --bins --examples
 	$(CARGO) test --workspace --locked
 
@@ -37,7 +38,8 @@ bench: tools
 	$(CARGO) build --release --locked -p overlord -p minion --bins
 	$(CARGO) bench --locked -p fleet
 
-soak: tools
+soak: tools fault-tools
+	FLEET_CYCLES=$(SOAK_CYCLES) $(CARGO) test --locked -p fleet --test it -- --nocapture cycles_of_kills
 	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); echo "soak: round $$round"; \
@@ -63,3 +65,13 @@ tools:
 	oldest=$$(printf '%s\n%s\n' "$(RUST_VERSION)" "$$have" | sort -V | head -n 1); \
 	[ "$$oldest" = "$(RUST_VERSION)" ] || { \
 	    echo "make: cargo $$have is too old, $(RUST_VERSION) is needed: rustup update stable (without rustup: https://rustup.rs)" >&2; exit 1; }
+
+# What the tests inject faults with.
+fault-tools:
+	@PATH=$$PATH:/usr/sbin:/sbin; \
+	missing() { echo "make: $$1 is missing, which tests inject faults with. Debian: sudo apt-get install -y $$2   Fedora: sudo dnf install -y $$3" >&2; exit 1; }; \
+	command -v strace >/dev/null || missing strace strace strace; \
+	command -v faketime >/dev/null || missing faketime faketime libfaketime; \
+	command -v ip >/dev/null || missing ip iproute2 iproute; \
+	command -v unshare >/dev/null || missing unshare util-linux util-linux; \
+	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core

@@ -4,8 +4,11 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use crate::clock::{Clock, Moves};
 use crate::minion::Minion;
+use crate::network::{Cable, Hub};
 use crate::run::Running;
+use crate::surroundings::{Own, Surroundings};
 use crate::{Fleet, addresses};
 
 /// Everyone may do everything.
@@ -22,6 +25,8 @@ pub struct Builder {
     overlord_toml: String,
     acl: String,
     stopped: bool,
+    own: Own,
+    clock: Option<Moves>,
 }
 
 impl Default for Builder {
@@ -34,6 +39,8 @@ impl Default for Builder {
             overlord_toml: empty,
             acl: ALLOW_ALL.into(),
             stopped: false,
+            own: Own::default(),
+            clock: None,
         }
     }
 }
@@ -97,6 +104,42 @@ impl Builder {
         self
     }
 
+    /// Each host has a network of its own, whose cable the test can cut and mend.
+    #[must_use]
+    pub fn networked(mut self) -> Self {
+        self.own.network = true;
+        self
+    }
+
+    /// Each host has processes of its own: their numbers, as they see them, begin at 1.
+    #[must_use]
+    pub fn own_processes(mut self) -> Self {
+        self.own.processes = true;
+        self
+    }
+
+    /// Each host's state lies on a disk of its own, of so many bytes.
+    #[must_use]
+    pub fn small_disk(mut self, bytes: u64) -> Self {
+        self.own.disk_bytes = Some(bytes);
+        self
+    }
+
+    /// All programs go by clocks that the test can move on, all of them together: see [`Fleet::pass`].
+    #[must_use]
+    pub fn faked_time(mut self) -> Self {
+        self.clock = Some(Moves::All);
+        self
+    }
+
+    /// All hosts go by a wall clock that the test can set: see [`Fleet::set_hosts_clock_by`]. Other clocks are the machine's, and so is
+    /// the overlord's.
+    #[must_use]
+    pub fn faked_wall_clock(mut self) -> Self {
+        self.clock = Some(Moves::Wall);
+        self
+    }
+
     /// Makes the fleet, and waits until every minion listens.
     ///
     /// # Panics
@@ -104,17 +147,23 @@ impl Builder {
     #[must_use]
     pub fn start(self) -> Fleet {
         let root = tempfile::Builder::new().prefix("fleet-").tempdir().unwrap();
-        let minions: Vec<_> = self
-            .names
-            .iter()
-            .zip(addresses::addresses(self.names.len()))
-            .map(|(name, address)| Minion::new(root.path(), name, self.groups_of(name), address))
-            .collect();
-        let fleet = Fleet { minions, root };
+        let clock = self.clock.map(|moves| Clock::new(root.path(), moves));
+        let hub = (self.own.network || self.clock.is_some()).then(|| Hub::new(self.own.network));
+        let addresses = match self.own.network {
+            true => (1..).map(|host| Cable(host).address()).take(self.names.len()).collect(),
+            false => addresses::addresses(self.names.len()),
+        };
+        let minion = |(name, address): (&String, _)| {
+            let surroundings = Surroundings::new(self.own, hub.as_ref(), clock.as_ref());
+            Minion::new(root.path(), name, self.groups_of(name), address, surroundings)
+        };
+        let minions: Vec<_> = self.names.iter().zip(addresses).map(minion).collect();
+        let fleet = Fleet { minions, hub, clock, root };
         self.write_home(&fleet);
         for minion in fleet.minions() {
             self.write_minion(minion, &fleet.root().join("hosts"));
         }
+        fleet.connect();
         if !self.stopped {
             fleet.minions().iter().for_each(Minion::start_without_waiting);
             fleet.minions().iter().for_each(Minion::wait_until_listening);
@@ -128,7 +177,8 @@ impl Builder {
     }
 
     fn write_home(&self, fleet: &Fleet) {
-        let overlord = |args: &[&str]| drop(Running::overlord(&fleet.home(), fleet.root(), args).wait().ok());
+        let words = fleet.yesterdays_words();
+        let overlord = |args: &[&str]| drop(Running::overlord_within(&words, &fleet.home(), fleet.root(), args).wait().ok());
         overlord(&["certs", "init"]);
         if !self.names.is_empty() {
             let out = fleet.root().join("hosts");
@@ -151,6 +201,7 @@ impl Builder {
             more = self.minion_toml
         );
         fs::write(minion.config_file(), config).unwrap();
+        minion.mount_disk();
     }
 }
 

@@ -20,11 +20,22 @@
 mod addresses;
 mod binaries;
 mod builder;
+mod clock;
+mod disk;
+mod enclosure;
+mod failpoint;
+mod faults;
+mod memory;
 mod minion;
+mod network;
 mod processes;
+mod proxy;
 pub mod raw;
 mod run;
 mod simulated;
+mod stranger;
+mod surroundings;
+mod tools;
 mod wait;
 
 use std::ffi::OsStr;
@@ -38,10 +49,16 @@ use tempfile::TempDir;
 
 pub use binaries::{Binaries, binaries};
 pub use builder::Builder;
+use clock::Clock;
+pub use failpoint::{FailPoint, Follow, Step};
+pub use memory::MemoryLimit;
 pub use minion::Minion;
+use network::Hub;
 pub use processes::Process;
+pub use proxy::Proxy;
 pub use run::{Run, Running};
 pub use simulated::Simulated;
+pub use stranger::Stranger;
 pub use wait::{wait_for, wait_until};
 
 /// How long a process may take to start, to stop, or to be gone once it was killed.
@@ -54,6 +71,9 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Fleet {
     minions: Vec<Minion>,
+    /// Where the overlord's commands run, if that is not where we do.
+    hub: Option<Hub>,
+    clock: Option<Clock>,
     /// Declared last, so that its files are deleted when all else is gone.
     root: TempDir,
 }
@@ -102,7 +122,7 @@ impl Fleet {
 
     /// Starts the overlord on this fleet's home.
     pub fn overlord_spawn<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Running {
-        Running::overlord(&self.home(), self.root(), args)
+        Running::overlord_within(&self.overlord_words(), &self.home(), self.root(), args)
     }
 
     /// Starts an async job and gives its id.

@@ -3,13 +3,15 @@
 use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{PATIENCE, Process, binaries, processes, wait};
+use crate::enclosure::Enclosure;
+use crate::surroundings::Surroundings;
+use crate::{PATIENCE, Process, binaries, processes, tools, wait};
 
 /// What the server logs once it accepts connections.
 const LISTENING: &[u8] = b"listening";
@@ -19,9 +21,32 @@ const TAIL_BYTES: usize = 8 * 1024;
 /// A server that was started.
 #[derive(Debug)]
 struct Server {
+    /// What we started: the server itself, or its parent that put it into an enclosure.
     process: Child,
+    /// The server.
+    pid: i32,
     /// How long the file of its stderr was then, in bytes.
     written_before: usize,
+}
+
+impl Server {
+    fn has_ended(&mut self) -> bool {
+        if self.outer() != self.pid {
+            // A parent that stopped along with the server when that was paused hears of its end when it goes on.
+            let _ = kill(Pid::from_raw(self.outer()), Signal::SIGCONT);
+        }
+        self.process.try_wait().unwrap().is_some()
+    }
+
+    fn kill(&mut self) {
+        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    fn outer(&self) -> i32 {
+        i32::try_from(self.process.id()).unwrap()
+    }
 }
 
 /// A minion's folder, and its server while that runs.
@@ -33,12 +58,24 @@ pub struct Minion {
     folder: PathBuf,
     root: PathBuf,
     server: Mutex<Option<Server>>,
+    /// Declared last, so that it is taken down when all else is gone.
+    surroundings: Surroundings,
 }
 
 impl Minion {
-    pub(crate) fn new(root: &Path, name: &str, groups: Vec<String>, address: SocketAddr) -> Self {
+    pub(crate) fn new(root: &Path, name: &str, groups: Vec<String>, address: SocketAddr, surroundings: Surroundings) -> Self {
         let folder = root.join("minions").join(name);
-        Self { name: name.to_owned(), groups, address, folder, root: root.to_owned(), server: Mutex::new(None) }
+        Self { name: name.to_owned(), groups, address, folder, root: root.to_owned(), server: Mutex::new(None), surroundings }
+    }
+
+    /// The namespaces that it runs in, if they are its own.
+    pub(crate) fn enclosure(&self) -> Option<&Enclosure> {
+        self.surroundings.enclosure.as_ref()
+    }
+
+    /// The size of its disk, if that is its own.
+    pub(crate) fn disk_bytes(&self) -> Option<u64> {
+        self.surroundings.disk_bytes
     }
 
     /// Its name.
@@ -77,9 +114,18 @@ impl Minion {
         self.folder.join("acl.d")
     }
 
-    /// Its state.
+    /// Its state, as we reach it.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
+        let seen = self.own_state_dir();
+        match self.enclosure() {
+            Some(enclosure) => enclosure.root().join(seen.strip_prefix("/").unwrap()),
+            None => seen,
+        }
+    }
+
+    /// Its state, as its own processes name it.
+    pub(crate) fn own_state_dir(&self) -> PathBuf {
         self.folder.join("state")
     }
 
@@ -148,10 +194,21 @@ impl Minion {
         assert!(server.is_none(), "{} runs already", self.name);
         let stderr = OpenOptions::new().create(true).append(true).open(self.stderr_file()).unwrap();
         let written_before = stderr.metadata().unwrap().len();
-        let mut command = Command::new(&binaries().minion);
+        let mut command = tools::within(&self.surroundings.words(), &binaries().minion);
         command.arg("--config").arg(self.config_file()).arg("serve").env(processes::MARK, &self.root);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        *server = Some(Server { process: command.spawn().unwrap(), written_before: usize::try_from(written_before).unwrap() });
+        let mut process = command.spawn().unwrap();
+        let outer = i32::try_from(process.id()).unwrap();
+        let enters = |process: &mut Child| {
+            let ended = process.try_wait().unwrap().is_some();
+            assert!(!ended, "{} has ended instead of listening:\n{}", self.name, self.stderr_tail());
+            processes::children(outer).pop()
+        };
+        let pid = match self.enclosure() {
+            Some(_) => wait::wait_for("the server to enter its enclosure", PATIENCE, || enters(&mut process)),
+            None => outer,
+        };
+        *server = Some(Server { process, pid, written_before: usize::try_from(written_before).unwrap() });
     }
 
     /// Waits until the server that was started accepts connections.
@@ -178,10 +235,7 @@ impl Minion {
     /// It does not run.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.server()
-            .as_ref()
-            .map(|server| i32::try_from(server.process.id()).unwrap())
-            .unwrap_or_else(|| panic!("{} does not run", self.name))
+        self.server().as_ref().map(|server| server.pid).unwrap_or_else(|| panic!("{} does not run", self.name))
     }
 
     /// Kills the server, and waits until it is gone. Jobs go on; the spawner that it started ends by itself.
@@ -204,17 +258,21 @@ impl Minion {
         kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
     }
 
-    /// The spawner's process, if there is one.
+    /// The spawner's process, if there is one. What it forks has its command line, but another session, or it for a parent.
     #[must_use]
     pub fn spawner(&self) -> Option<Process> {
         let config = self.config_file().to_string_lossy().into_owned();
-        processes::of(&self.folder).into_iter().find(|process| process.command.contains(&config) && process.command.contains(" spawner"))
+        let mut found = processes::of(&self.folder);
+        found.retain(|process| process.command.contains(&config) && process.command.contains(" spawner"));
+        let pids: Vec<_> = found.iter().map(|process| process.pid).collect();
+        let is_forked = |pid: i32| processes::parent(pid).is_none_or(|parent| pids.contains(&parent));
+        found.into_iter().find(|process| processes::is_in_our_session(process.pid) && !is_forked(process.pid))
     }
 
     /// The job daemon of a job: the process that holds the lock of its spool.
     #[must_use]
     pub fn job_daemon(&self, minion_job_id: &str) -> Option<Process> {
-        processes::holding(&self.spool(minion_job_id).join("lock")).into_iter().next()
+        processes::holding(&self.own_state_dir().join("spool").join(minion_job_id).join("lock")).into_iter().next()
     }
 
     pub(crate) fn stderr_tail(&self) -> String {
@@ -225,18 +283,16 @@ impl Minion {
 
     pub(crate) fn kill_if_running(&self) {
         if let Some(mut server) = self.server().take() {
-            let _ = server.process.kill();
-            let _ = server.process.wait();
+            server.kill();
         }
     }
 
     fn end(&self, signal: Signal) {
         let mut server = self.server().take().unwrap_or_else(|| panic!("{} does not run", self.name));
-        kill(Pid::from_raw(i32::try_from(server.process.id()).unwrap()), signal).unwrap();
-        let gone = wait::until(PATIENCE, || server.process.try_wait().unwrap().is_some());
+        kill(Pid::from_raw(server.pid), signal).unwrap();
+        let gone = wait::until(PATIENCE, || server.has_ended());
         if !gone {
-            let _ = server.process.kill();
-            let _ = server.process.wait();
+            server.kill();
             panic!("{} does not end on {signal}:\n{}", self.name, self.stderr_tail());
         }
     }

@@ -32,6 +32,11 @@ pub(crate) fn holding(path: &Path) -> Vec<Process> {
     all_pids().filter(|pid| open_files(*pid).any(|open| open == path)).map(describe).collect()
 }
 
+/// The processes whose parent is `pid`.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    all_pids().filter(|child| parent(*child) == Some(pid)).collect()
+}
+
 /// Kills whatever belongs to the fleet, until nothing does.
 pub(crate) fn kill_all(root: &Path) {
     let gone = wait::until(PATIENCE, || {
@@ -58,10 +63,43 @@ fn describe(pid: i32) -> Process {
     Process { pid, command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ") }
 }
 
+/// The number of a process in the innermost namespace that it is in.
+pub(crate) fn inner_pid(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().next_back()?.parse().ok()
+}
+
+/// All that share the namespace of processes with `pid`, zombies included, for they keep their numbers.
+pub(crate) fn beside(pid: i32) -> Vec<Process> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(pid);
+    all_pids().filter(|other| namespace(*other) == own).map(describe).collect()
+}
+
+/// Whether `process` is as it was found, and runs.
+pub(crate) fn is_alive(process: &Process) -> bool {
+    !is_zombie(process.pid) && describe(process.pid) == *process
+}
+
 fn is_zombie(pid: i32) -> bool {
-    // PID (NAME) STATE …, and the name may hold anything.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    stat(pid).is_none_or(|stat| stat.starts_with(['Z', 'X']))
+}
+
+/// Its parent.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    stat(pid)?.split(' ').nth(1)?.parse().ok()
+}
+
+/// Whether it is in our session: it did not make one of its own, as daemons do.
+pub(crate) fn is_in_our_session(pid: i32) -> bool {
+    let session = |pid: i32| stat(pid).and_then(|stat| stat.split(' ').nth(3)?.parse::<i32>().ok());
+    session(pid) == i32::try_from(std::process::id()).ok().and_then(session)
+}
+
+/// What its `stat` says from its state on. Before that stands its name, which may hold anything: `PID (NAME) STATE PARENT GROUP SESSION …`.
+fn stat(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())
 }
 
 fn is_marked(pid: i32, root: &Path) -> bool {

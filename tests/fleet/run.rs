@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{COMMAND_TIMEOUT, binaries, processes, wait};
+use crate::{COMMAND_TIMEOUT, binaries, processes, tools, wait};
 
 /// An overlord that may still run. Dropped, it is killed.
 #[derive(Debug)]
@@ -48,7 +48,12 @@ pub struct Run {
 
 impl Running {
     pub(crate) fn overlord<A: AsRef<OsStr>>(home: &Path, root: &Path, args: impl IntoIterator<Item = A>) -> Self {
-        let mut command = Command::new(&binaries().overlord);
+        Self::overlord_within(&[], home, root, args)
+    }
+
+    /// The same, with the words before it that put it into other surroundings.
+    pub(crate) fn overlord_within<A: AsRef<OsStr>>(words: &[String], home: &Path, root: &Path, args: impl IntoIterator<Item = A>) -> Self {
+        let mut command = tools::within(words, &binaries().overlord);
         command.args(args).env("OVERLORD_HOME", home).env(processes::MARK, root);
         Self::start(command)
     }

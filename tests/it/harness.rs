@@ -55,3 +55,79 @@ fn the_wire_can_be_spoken_to_directly() {
     assert_eq!(answer["result"]["result"], 3, "{answer}");
     assert!(fleet.raw("web1", None).post(b"{}").is_err());
 }
+
+/// Who is cut off learns it at once; who is in a black hole learns nothing; and both come back.
+#[test]
+fn cables_can_be_cut_and_mended() {
+    let fleet = Fleet::builder().hosts(2).networked().overlord_toml("connect_timeout = \"500ms\"\n").start();
+    let state = || fleet.overlord(["*", "test.ping", "--output", "json"]).json()["hosts"].clone();
+    assert_eq!((&state()["web1"]["state"], &state()["web2"]["state"]), (&"ok".into(), &"ok".into()));
+    fleet.cut("web1");
+    let cut = state();
+    assert_eq!((&cut["web1"]["state"], &cut["web2"]["state"]), (&"undelivered".into(), &"ok".into()), "{cut}");
+    assert!(cut["web1"]["error"]["message"].as_str().unwrap().contains("unreachable"), "{cut}");
+    fleet.mend("web1");
+    assert_eq!(state()["web1"]["state"], "ok");
+    fleet.black_hole("web1");
+    let gone = state();
+    assert!(gone["web1"]["error"]["message"].as_str().unwrap().contains("500"), "it is a wait that ends, no refusal: {gone}");
+    fleet.mend("web1");
+    assert_eq!(state()["web1"]["state"], "ok");
+    fleet.assert_no_leaks();
+}
+
+/// How many seconds the clock of what runs on the host is ahead of the machine's.
+fn ahead(fleet: &Fleet) -> i64 {
+    let run = fleet.overlord(["web1", "command.run", "date +%s", "--output", "json"]).ok().json();
+    let date: i64 = run["hosts"]["web1"]["result"]["stdout"].as_str().unwrap().trim().parse().unwrap();
+    date - jiff::Timestamp::now().as_second()
+}
+
+#[test]
+fn time_can_pass_and_clocks_be_set() {
+    for wall_alone in [false, true] {
+        let described = Fleet::builder().hosts(1);
+        let fleet = if wall_alone { described.faked_wall_clock().start() } else { described.faked_time().start() };
+        assert!((-2..=2).contains(&ahead(&fleet)));
+        if wall_alone {
+            fleet.set_hosts_clock_by(-40);
+            assert!((-42..=-38).contains(&ahead(&fleet)));
+        } else {
+            fleet.pass(Duration::from_secs(3600));
+            assert!((3598..=3602).contains(&ahead(&fleet)));
+        }
+        fleet.assert_no_leaks();
+    }
+}
+
+#[test]
+fn a_disk_can_be_filled_and_freed() {
+    let fleet = Fleet::builder().hosts(1).small_disk(64 << 20).minion_toml("[limits]\ndisk_reserve_bytes = 0\n").start();
+    let web1 = fleet.minion("web1");
+    let id = fleet.start_job(["*", "test.add", "1", "2"]);
+    let _ = fleet.overlord(["job-status", &id, "--wait"]).ok();
+    assert_eq!(web1.spools().len(), 1, "its spools are seen through the enclosure");
+    web1.fill(0);
+    assert!(std::fs::write(web1.state_dir().join("more"), "more").is_err());
+    web1.free();
+    std::fs::write(web1.state_dir().join("more"), "more").unwrap();
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_program_can_be_killed_at_any_of_its_steps() {
+    let fleet = Fleet::start(1);
+    let args = ["*", "test.ping", "--output", "json"];
+    let (run, struck) = fleet.overlord_killed_at(fleet::Step { calls: &["connect"], number: 1 }, args);
+    assert!(struck && run.status.code().is_none(), "{run:?}");
+    let (run, struck) = fleet.overlord_killed_at(fleet::Step { calls: &["connect"], number: 50 }, args);
+    assert!(!struck && run.status.success(), "{run:?}");
+    let web1 = fleet.minion("web1");
+    let point = fleet::Step { calls: &["mkdir", "mkdirat"], number: 1 }.wait_in(web1.spawner().unwrap().pid, fleet::Follow::Children);
+    let id = fleet.start_job(["*", "test.ping"]);
+    wait_until("the dispatcher to give up", PATIENCE, || fleet.dispatcher(&id).is_none());
+    assert!(point.let_go());
+    let _ = fleet.overlord(["job-status", &id, "--wait"]);
+    assert!(web1.spawner().is_some(), "its child alone was killed");
+    fleet.assert_no_leaks();
+}

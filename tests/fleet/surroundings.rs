@@ -1,0 +1,37 @@
+//! What surrounds a host's processes: namespaces of their own, a disk of their own, a clock of their own; or nothing of the kind.
+
+use crate::clock::Clock;
+use crate::enclosure::{Enclosure, Net, Pids};
+use crate::network::Hub;
+
+/// What each host of a fleet has for itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Own {
+    pub(crate) network: bool,
+    pub(crate) processes: bool,
+    /// The disk below its state, in bytes.
+    pub(crate) disk_bytes: Option<u64>,
+}
+
+/// What surrounds the processes of one host.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) enclosure: Option<Enclosure>,
+    pub(crate) disk_bytes: Option<u64>,
+    clock_words: Vec<String>,
+}
+
+impl Surroundings {
+    pub(crate) fn new(own: Own, hub: Option<&Hub>, clock: Option<&Clock>) -> Self {
+        let net = if own.network { Net::Own } else { Net::Shared };
+        let is_enclosed = own.network || own.processes || own.disk_bytes.is_some() || clock.is_some();
+        let enclosure = is_enclosed.then(|| Enclosure::new(net, Pids::Own, hub.map(Hub::enclosure)));
+        Self { enclosure, disk_bytes: own.disk_bytes, clock_words: clock.map(Clock::words).unwrap_or_default() }
+    }
+
+    /// The words before a command that put it there.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let enter = self.enclosure.as_ref().map(Enclosure::enter).unwrap_or_default();
+        [enter, self.clock_words.clone()].concat()
+    }
+}
