@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome};
 use common::protocol::Accepted;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
 use tracing::{debug, error, info};
@@ -25,6 +25,9 @@ use crate::server::Caller;
 use read::{Call, Form};
 
 pub(crate) use service::DoorService;
+
+/// How far ahead a call's start-before may be. Until then a job cannot be given up; callers write five minutes, and clocks differ.
+const START_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 /// What stands before the door.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +163,14 @@ impl Door {
 
     fn require_in_time(&self, call: &Call) -> Result<(), Failure> {
         let (now, start_before) = (Timestamp::now(), call.envelope.start_before);
+        if start_before.duration_since(now) > START_AHEAD_MAX {
+            let message = format!(
+                "{}: its clock says {now}, and by its caller's clock the call may start until {start_before}, more than a day later; \
+                 nothing was started; set the clocks right",
+                self.name
+            );
+            return Err(Failure::new(ErrorCode::TooLate, message));
+        }
         if now < start_before {
             return Ok(());
         }

@@ -29,7 +29,7 @@ use tokio::sync::{Notify, watch};
 use crate::acl::Scope;
 use crate::config::{Config, Limits};
 use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
-use crate::spool::{self, CancelRequest, SpoolError, SpoolRequest};
+use crate::spool::{CancelRequest, SpoolError, SpoolRequest};
 use crate::store::{Opening, Store, StoreError};
 use keep::Keeper;
 use queue::Queue;
@@ -82,9 +82,6 @@ pub enum JobsError {
     /// What was given up cannot be read.
     #[error(transparent)]
     Forgotten(#[from] SpoolError),
-    /// The kernel does not name this boot.
-    #[error("reading the boot id: {0}")]
-    BootId(std::io::Error),
     /// The spawner does not start.
     #[error("starting the spawner: {0}")]
     Spawner(std::io::Error),
@@ -97,7 +94,6 @@ pub struct Jobs {
     store: Store,
     state_dir: PathBuf,
     spools: PathBuf,
-    boot_id: String,
     server_socket: PathBuf,
     limits: Limits,
     retention: Retention,
@@ -142,7 +138,6 @@ impl Jobs {
             store: Store::at(&config.status_store()),
             state_dir: config.state_dir.clone(),
             spools: config.spool_dir(),
-            boot_id: spool::boot_id().map_err(JobsError::BootId)?,
             server_socket: config.server_socket(),
             limits: config.limits.clone(),
             retention: config.retention,
@@ -246,7 +241,7 @@ impl Jobs {
                 call: String::new(),
                 start_before: now,
                 accepted_at: now,
-                at_once_in: None,
+                starts_at_once: false,
             };
             self.carry_out(&Order::Fence(request)).await?;
         }

@@ -29,13 +29,25 @@ impl Moment {
         Self { wall: Timestamp::now(), since_boot_ms: u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX), boot_id }
     }
 
-    /// How long before `now` it was: within one boot by the clock that nobody can set.
+    /// How long before `now` it was, as far as the clocks were right: within one boot by the clock that nobody can set.
     #[must_use]
     pub fn age(&self, now: &Self) -> Duration {
-        if self.boot_id == now.boot_id && !now.boot_id.is_empty() {
-            return Duration::from_millis(now.since_boot_ms.saturating_sub(self.since_boot_ms));
+        if self.is_in_boot_of(now) {
+            return self.proven_age(now);
         }
-        Duration::try_from(now.wall.duration_since(self.wall)).unwrap_or(Duration::ZERO)
+        let by_the_wall = Duration::try_from(now.wall.duration_since(self.wall)).unwrap_or(Duration::ZERO);
+        by_the_wall.max(self.proven_age(now))
+    }
+
+    /// How long before `now` it was for certain: what was in an earlier boot is at least as old as this one.
+    #[must_use]
+    pub fn proven_age(&self, now: &Self) -> Duration {
+        let before_boot_ms = if self.is_in_boot_of(now) { self.since_boot_ms } else { 0 };
+        Duration::from_millis(now.since_boot_ms.saturating_sub(before_boot_ms))
+    }
+
+    fn is_in_boot_of(&self, now: &Self) -> bool {
+        self.boot_id == now.boot_id && !now.boot_id.is_empty()
     }
 }
 
@@ -53,8 +65,9 @@ mod tests {
         };
         let then = at(1000, 5000, "a");
         assert_eq!(then.age(&at(9000, 7000, "a")), Duration::from_secs(2));
-        assert_eq!(then.age(&at(1060, 1, "b")), Duration::from_secs(60));
-        assert_eq!(then.age(&at(900, 1, "b")), Duration::ZERO);
+        let later = at(1060, 1, "b");
+        assert_eq!((then.age(&later), then.proven_age(&later)), (Duration::from_secs(60), Duration::from_millis(1)));
+        assert_eq!(then.age(&at(900, 3000, "b")), Duration::from_secs(3), "it is at least as old as the boot");
         assert!(Moment::now().since_boot_ms > 0 && !Moment::now().boot_id.is_empty());
     }
 }

@@ -66,8 +66,13 @@ pub struct Spool {
 /// # Errors
 /// It cannot be made.
 pub fn prepare(spools: &Path) -> Result<(), SpoolError> {
+    if spools.is_dir() {
+        return Ok(());
+    }
     let failed = |source| SpoolError::File { doing: "making", path: spools.to_owned(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed)
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed)?;
+    // Another folder may have been here, with jobs that nobody knows of now: a disk that is not mounted, or was wiped.
+    Forgotten::everything_until(Timestamp::now()).save(spools)
 }
 
 /// Sweeps out of the folder of all spools what a crash left half-made, or half-removed, longer than `age` ago.
@@ -80,7 +85,7 @@ pub fn sweep(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> 
         let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|since| since > age);
         if entry.file_name().to_string_lossy().starts_with('.') && is_old() == Some(true) {
             // What cannot be removed now is met again at the next start, and harms nobody meanwhile.
-            let _left_for_later = std::fs::remove_dir_all(entry.path());
+            let _left_for_later = std::fs::remove_dir_all(entry.path()).or_else(|_| std::fs::remove_file(entry.path()));
         }
     }
     Ok(())
@@ -92,7 +97,12 @@ pub fn sweep(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> 
 /// The folder cannot be read.
 pub fn list(spools: &Path) -> Result<Vec<MinionJobId>, SpoolError> {
     let entries = std::fs::read_dir(spools).map_err(|source| SpoolError::File { doing: "reading", path: spools.to_owned(), source })?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|source| SpoolError::File { doing: "reading", path: spools.to_owned(), source })?;
+        ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+    }
+    Ok(ids)
 }
 
 impl Spool {
@@ -130,9 +140,7 @@ impl Spool {
         lock.try_lock().map_err(|error| self.failed("locking", LOCK)(error.into()))?;
         match outcome {
             Some(outcome) => self.write_new(OUTCOME, outcome)?,
-            None => {
-                mkfifo(&self.dir.join(WAKE), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| self.failed("making", WAKE)(errno.into()))?
-            }
+            None => self.make_wake()?,
         }
         // Last, because what syncs it syncs the folder too on most file systems, and then the next line costs nothing.
         self.write_new(REQUEST, request)?;
@@ -149,9 +157,12 @@ impl Spool {
         }
         let Err(error) = spool.dir.parent().map_or(Ok(()), sync_dir) else { return Ok(true) };
         // Whoever asked will hear that it was refused: nothing may be left that could start.
-        match renameat2(AT_FDCWD, &spool.dir, AT_FDCWD, &self.dir, RenameFlags::RENAME_NOREPLACE) {
+        let doubtful = |source| SpoolError::Doubtful { path: spool.dir.clone(), source };
+        let taken_back = renameat2(AT_FDCWD, &spool.dir, AT_FDCWD, &self.dir, RenameFlags::RENAME_NOREPLACE);
+        taken_back.map_err(|errno| doubtful(errno.into()))?;
+        match spool.dir.parent().map_or(Ok(()), sync_dir) {
             Ok(()) => Err(error),
-            Err(errno) => Err(SpoolError::Doubtful { path: spool.dir.clone(), source: errno.into() }),
+            Err(again) => Err(doubtful(io::Error::other(again.to_string()))),
         }
     }
 
@@ -242,7 +253,18 @@ impl Spool {
     pub fn listen(&self) -> Result<File, SpoolError> {
         let mut options = File::options();
         options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
-        options.open(self.dir.join(WAKE)).map_err(self.failed("opening", WAKE))
+        match options.open(self.dir.join(WAKE)) {
+            // Not every tool that copies folders copies it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_wake()?;
+                options.open(self.dir.join(WAKE)).map_err(self.failed("opening", WAKE))
+            }
+            opened => opened.map_err(self.failed("opening", WAKE)),
+        }
+    }
+
+    fn make_wake(&self) -> Result<(), SpoolError> {
+        mkfifo(&self.dir.join(WAKE), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| self.failed("making", WAKE)(errno.into()))
     }
 
     fn wake(&self) {
@@ -265,6 +287,11 @@ impl Spool {
                 self.wake();
                 sync_dir(&self.dir)
             }
+            Err(nix::Error::EEXIST) if self.cancel_request().is_err_and(|error| error.is_damage()) => {
+                std::fs::rename(&path, self.dir.join(CANCEL)).map_err(self.failed("renaming", &draft))?;
+                self.wake();
+                sync_dir(&self.dir)
+            }
             // Who asked first may have died before he woke the daemon.
             Err(nix::Error::EEXIST) => {
                 self.wake();
@@ -274,8 +301,8 @@ impl Spool {
         }
     }
 
-    /// Writes into the lock file that the method is about to start. Durable on return, unless the request says itself that it starts in this
-    /// boot: then a power cut may take the mark away, and the request tells of the start.
+    /// Writes into the lock file that the method is about to start. Durable on return, unless the request says that it starts at once: then
+    /// a power cut may take the mark away, and the request stands for it.
     ///
     /// # Errors
     /// The disk is full, or another failure of the file system; the method must not be started then.
@@ -311,6 +338,15 @@ impl Spool {
         std::fs::rename(&self.dir, &gone).map_err(self.failed("renaming", ""))?;
         std::fs::remove_dir_all(&gone).map_err(|source| SpoolError::File { doing: "removing", path: gone, source })?;
         Ok(true)
+    }
+
+    /// Takes back what a daemon has left that could not note a start: the job waits again.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn unmark(&self, lock: &SpoolLock) -> Result<(), SpoolError> {
+        lock.0.set_len(0).map_err(self.failed("cutting", LOCK))?;
+        std::fs::remove_file(self.dir.join(STDOUT)).map_err(self.failed("removing", STDOUT))
     }
 
     /// An empty file for a stream of the job's output. One that is there already is of a daemon that died before the method began.

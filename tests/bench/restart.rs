@@ -76,7 +76,7 @@ fn make_spool(spools: &Path, number: u32) {
         call: "x".repeat(300),
         start_before: at,
         accepted_at: at,
-        at_once_in: None,
+        starts_at_once: false,
     };
     let outcome = Outcome { verdict: Verdict::Ok { result: json!("x".repeat(100)) }, started_at: Some(at), finished_at: Some(at) };
     fs::write(dir.join("lock"), "").unwrap();

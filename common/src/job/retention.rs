@@ -33,8 +33,10 @@ pub struct Holdings {
 pub struct EndedJob<I> {
     /// Which.
     pub id: I,
-    /// How long ago it ended.
+    /// How long ago it ended, as far as the clocks were right.
     pub age: Duration,
+    /// How long ago it has ended for certain, by a clock that nobody can set.
+    pub proven: Duration,
     /// How many bytes its files have.
     pub bytes: u64,
 }
@@ -57,10 +59,12 @@ impl Retention {
     pub fn given_up<I>(&self, ended: impl IntoIterator<Item = EndedJob<I>>, mut held: Holdings, count_max: usize) -> Vec<I> {
         let mut given_up = Vec::new();
         for job in ended {
-            let is_enough = given_up.len() >= count_max;
-            if is_enough || job.age < KEPT_AT_LEAST || (job.age <= self.age && self.refusal(held).is_none()) {
-                // Those that follow are younger. A clock that was set can put one out of its place; its turn comes later.
+            if given_up.len() >= count_max {
                 break;
+            }
+            // Those that follow may be older: a clock that was set puts jobs out of their places.
+            if job.proven < KEPT_AT_LEAST || (job.age <= self.age && self.refusal(held).is_none()) {
+                continue;
             }
             held.count = held.count.saturating_sub(1);
             held.bytes = held.bytes.saturating_sub(job.bytes);

@@ -1,7 +1,9 @@
 //! How long jobs that have ended are kept, and what is said of those that are not any more. The rule itself is `common::job::retention`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use common::identity::CallerName;
 use common::job::retention::{EndedJob, Holdings};
@@ -10,14 +12,17 @@ use common::outcome::{ErrorCode, Failure};
 use common::protocol::JobReport;
 use jiff::Timestamp;
 
-use super::{Jobs, Reader};
+use super::{Jobs, ORDER_TIMEOUT, Reader, internal};
 use crate::moment::Moment;
-use crate::spawner::Order;
+use crate::spawner::{Order, Reply};
 use crate::spool::{Forgotten, SpoolError};
 use crate::store::{End, Kept};
 
 /// The most jobs that are given up in one go.
 const GIVEN_UP_MAX: usize = 1000;
+
+/// How long a new job waits for others to make room.
+const MAKE_ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is kept, and what was given up.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub(super) struct Keeper {
     forgotten: Mutex<Forgotten>,
     /// The jobs that have ended.
     held: Mutex<Holdings>,
+    /// Jobs whose spools could not be removed: they are left alone until the next start.
+    stuck: Mutex<BTreeSet<MinionJobId>>,
     /// Jobs are given up by one at a time.
     giving_up: tokio::sync::Mutex<()>,
 }
@@ -42,7 +49,12 @@ impl Keeper {
             }
             loaded => loaded?,
         };
-        Ok(Self { forgotten: Mutex::new(forgotten), held: Mutex::default(), giving_up: tokio::sync::Mutex::default() })
+        Ok(Self {
+            forgotten: Mutex::new(forgotten),
+            held: Mutex::default(),
+            stuck: Mutex::default(),
+            giving_up: tokio::sync::Mutex::default(),
+        })
     }
 
     /// That a call which may be started until `start_before` was not here and has been given up.
@@ -88,7 +100,12 @@ impl Jobs {
         if self.retention.refusal(self.held()).is_none() {
             return Ok(());
         }
-        self.give_up_old().await;
+        // Whoever is at it already makes room for all.
+        if let Ok(alone) = tokio::time::timeout(MAKE_ROOM_TIMEOUT, self.keeper.giving_up.lock()).await
+            && self.retention.refusal(self.held()).is_some()
+        {
+            self.give_up_some(&alone).await;
+        }
         match self.retention.refusal(self.held()) {
             None => Ok(()),
             Some(why) => {
@@ -100,32 +117,45 @@ impl Jobs {
 
     /// Gives up the jobs whose time is over.
     pub(super) async fn give_up_old(&self) {
-        let _alone = self.keeper.giving_up.lock().await;
         loop {
-            let ends = self.ends_to_give_up();
-            let count = ends.len();
-            if ends.is_empty() {
-                return;
-            }
-            match self.give_up(ends).await {
-                Ok(()) => tracing::info!(jobs = count, "jobs that had ended long ago are given up"),
-                Err(failure) => return tracing::error!(problem = failure.message, "jobs cannot be given up"),
-            }
-            if count < GIVEN_UP_MAX {
+            let alone = self.keeper.giving_up.lock().await;
+            if self.give_up_some(&alone).await < GIVEN_UP_MAX {
                 return;
             }
         }
     }
 
+    /// Gives up at most [`GIVEN_UP_MAX`] of them, and says how many there were.
+    async fn give_up_some(&self, _alone: &tokio::sync::MutexGuard<'_, ()>) -> usize {
+        let ends = self.ends_to_give_up();
+        let count = ends.len();
+        if count > 0 {
+            match self.give_up(ends).await {
+                Ok(given_up) => tracing::info!(jobs = given_up.len(), "jobs that had ended long ago are given up"),
+                Err(failure) => {
+                    tracing::error!(problem = failure.message, "jobs cannot be given up");
+                    return 0;
+                }
+            }
+        }
+        count
+    }
+
     fn ends_to_give_up(&self) -> Vec<End> {
         let now = Moment::now();
-        let ends = self.store.ends().filter(|end| end.kept.start_before < now.wall);
-        let ended = ends.map(|end| EndedJob { age: end.kept.since.age(&now), bytes: end.kept.bytes, id: end });
+        let stuck = lock(&self.keeper.stuck).clone();
+        let ends = self.store.ends().filter(|end| end.kept.start_before < now.wall && !stuck.contains(&end.id));
+        let ended = ends.map(|end| EndedJob {
+            age: end.kept.since.age(&now),
+            proven: end.kept.since.proven_age(&now),
+            bytes: end.kept.bytes,
+            id: end,
+        });
         self.retention.given_up(ended, self.held(), GIVEN_UP_MAX)
     }
 
-    /// Removes the spools, which are written down as forgotten before, and then what the store has of them.
-    async fn give_up(&self, ends: Vec<End>) -> Result<(), Failure> {
+    /// Removes the spools, which are written down as forgotten before, and then what the store has of them. Gives the jobs that are gone.
+    async fn give_up(&self, mut ends: Vec<End>) -> Result<Vec<MinionJobId>, Failure> {
         let forgotten = {
             let mut forgotten = lock(&self.keeper.forgotten);
             for End { kept, .. } in &ends {
@@ -133,12 +163,24 @@ impl Jobs {
             }
             forgotten.clone()
         };
-        self.carry_out(&Order::Remove(ends.iter().map(|end| end.id.clone()).collect(), forgotten)).await?;
-        self.keeper.uncount(&ends);
-        if let Err(error) = self.store.remove(ends).await {
-            self.tell_store_error(&error);
+        let order = Order::Remove(ends.iter().map(|end| end.id.clone()).collect(), forgotten);
+        let removed = match self.spawner.order(&order, ORDER_TIMEOUT).await {
+            Ok(Reply::Removed(removed)) => removed,
+            Ok(Reply::Refused(failure)) => return Err(failure),
+            Ok(reply) => return Err(internal(format!("the spawner answered a removal with {reply:?}"))),
+            Err(error) => return Err(internal(error.to_string())),
+        };
+        let is_gone: BTreeSet<&MinionJobId> = removed.iter().collect();
+        for End { id, .. } in ends.iter().filter(|end| !is_gone.contains(&end.id)) {
+            tracing::error!(minion_job_id = %id, "the spool of a job whose time is over cannot be removed, and stays");
+            lock(&self.keeper.stuck).insert(id.clone());
         }
-        Ok(())
+        ends.retain(|end| is_gone.contains(&end.id));
+        match self.store.remove(ends.clone()).await {
+            Ok(()) => self.keeper.uncount(&ends),
+            Err(error) => self.tell_store_error(&error),
+        }
+        Ok(removed)
     }
 
     /// Gives up a job because the reader wants it, before its time.
@@ -161,7 +203,12 @@ impl Jobs {
             let why = format!("it is kept until {until}: until then its call could come again, and would start a second time");
             return Err(Failure::new(ErrorCode::TooEarly, why));
         }
-        self.give_up(vec![end]).await.map(|()| report)
+        let removed = self.give_up(vec![end]).await?;
+        if removed.contains(id) {
+            Ok(report)
+        } else {
+            Err(internal(format!("the spool of {id} cannot be removed; the log of the minion says more")))
+        }
     }
 
     /// All that is kept, what has not ended included.

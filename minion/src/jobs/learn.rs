@@ -49,10 +49,10 @@ impl Jobs {
         if !spool.exists().map_err(|error| internal(error.to_string()))? {
             return Ok(known.map(|known| spool_gone(known, &spool)));
         }
-        let mut found = self.read(&spool).await?;
+        let mut found = Self::read(&spool).await?;
         if found.is_to_be_settled() {
             self.carry_out(&Order::Settle(id.clone())).await?;
-            found = self.read(&spool).await?;
+            found = Self::read(&spool).await?;
         }
         let Read { request, life, bytes } = found;
         let request = match request {
@@ -96,14 +96,14 @@ impl Jobs {
         self.vacancy.notify_one();
     }
 
-    async fn read(&self, spool: &Spool) -> Result<Read, Failure> {
-        let (spool, boot_id) = (spool.clone(), self.boot_id.clone());
+    async fn read(spool: &Spool) -> Result<Read, Failure> {
+        let spool = spool.clone();
         let read = tokio::task::spawn_blocking(move || {
             let request = match spool.request() {
                 Err(error) if !error.is_damage() => return Err(error),
                 request => request,
             };
-            let life = spool.life(&boot_id)?;
+            let life = spool.life()?;
             let bytes = if matches!(life, Life::Ended(_)) { spool.disk_bytes() } else { 0 };
             Ok::<_, SpoolError>(Read { request, life, bytes })
         });
@@ -129,10 +129,10 @@ impl Jobs {
 fn progress(life: Life) -> JobProgress {
     match life {
         Life::Ended(outcome) => JobProgress::Ended(outcome),
-        Life::Running(started) => JobProgress::Going { state: HostState::Running, started_at: Some(started.at) },
+        Life::Running(started) => JobProgress::Going { state: HostState::Running, started_at: started.at },
         // What is dead could not be settled, because somebody works under its lock.
         Life::Queued | Life::Dead(None) => JobProgress::Going { state: HostState::Queued, started_at: None },
-        Life::Dead(started) => JobProgress::Going { state: HostState::Running, started_at: started.map(|started| started.at) },
+        Life::Dead(started) => JobProgress::Going { state: HostState::Running, started_at: started.and_then(|started| started.at) },
         Life::Damaged(_) => JobProgress::Going { state: HostState::Running, started_at: None },
     }
 }

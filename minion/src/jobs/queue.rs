@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::job::MinionJobId;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
 /// How long it may take, from its admission, until a job has a spool.
@@ -42,12 +42,22 @@ pub(super) struct Queue {
     running: usize,
     /// Those that can be started, in the order in which they were accepted.
     waiting: BTreeSet<(Timestamp, MinionJobId)>,
+    /// The last time that was given, or seen, as one of an acceptance.
+    accepted_last: Timestamp,
 }
 
 impl Queue {
     /// An empty one, in which jobs only wait until it is opened.
     pub(super) fn new(jobs_max: usize, queue_max: usize) -> Self {
-        Self { jobs_max, queue_max, is_open: false, live: HashMap::new(), running: 0, waiting: BTreeSet::new() }
+        Self {
+            jobs_max,
+            queue_max,
+            is_open: false,
+            live: HashMap::new(),
+            running: 0,
+            waiting: BTreeSet::new(),
+            accepted_last: Timestamp::MIN,
+        }
     }
 
     /// From now on jobs may run.
@@ -58,6 +68,13 @@ impl Queue {
     /// Whether jobs may run.
     pub(super) fn is_open(&self) -> bool {
         self.is_open
+    }
+
+    /// The time of an acceptance at `now`: later than any before, so that jobs keep their order though the clock is set back.
+    pub(super) fn stamp(&mut self, now: Timestamp) -> Timestamp {
+        let next = self.accepted_last.checked_add(SignedDuration::from_nanos(1)).unwrap_or(now);
+        self.accepted_last = now.max(next);
+        self.accepted_last
     }
 
     /// Takes on a job, to run at once or to wait, which it does from when it is [put back](Self::put_back); one that it has is left where it is.
@@ -86,6 +103,7 @@ impl Queue {
 
     /// Takes note of where a job stands, however it came there.
     pub(super) fn see(&mut self, id: &MinionJobId, accepted_at: Timestamp, phase: Phase) {
+        self.accepted_last = self.accepted_last.max(accepted_at);
         let live = self.live.entry(id.clone()).or_insert_with(|| {
             self.running += usize::from(phase == Phase::Running);
             Live { accepted_at, since: Instant::now(), phase, ended: Arc::default() }
@@ -117,12 +135,14 @@ impl Queue {
         }
     }
 
-    /// The job whose turn it is, which has a place from now on.
-    pub(super) fn next(&mut self) -> Option<MinionJobId> {
+    /// The job whose turn it is, those that `cannot` be started aside; it has a place from now on.
+    pub(super) fn next(&mut self, cannot: impl Fn(&MinionJobId) -> bool) -> Option<MinionJobId> {
         if !self.is_open || !self.has_place() {
             return None;
         }
-        let (_, id) = self.waiting.pop_first()?;
+        let place = self.waiting.iter().find(|(_, id)| !cannot(id)).cloned()?;
+        self.waiting.remove(&place);
+        let (_, id) = place;
         if let Some(live) = self.live.get_mut(&id) {
             live.phase = Phase::Running;
             self.running += 1;

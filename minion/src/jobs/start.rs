@@ -50,7 +50,7 @@ impl Jobs {
         let (caller, call_id) = (run.caller.clone(), run.call_id.clone());
         let id = MinionJobId::derive(minion, &caller, &call_id);
         if let Some(report) = self.learn(&id).await.map_err(unknown)? {
-            return repeated(report, &caller, &call_id);
+            return self.repeat(report, &caller, &call_id).await;
         }
         self.keeper.require_remembered(start_before)?;
         self.require_room().await?;
@@ -61,9 +61,12 @@ impl Jobs {
             call_id: call_id.clone(),
             call: text,
             start_before,
-            accepted_at: Timestamp::now(),
-            at_once_in: None,
+            accepted_at: self.lock_queue().stamp(Timestamp::now()),
+            starts_at_once: false,
         };
+        if Timestamp::now() >= start_before {
+            return Err(Failure::new(ErrorCode::TooLate, "too late: making room for it took until after its start-before"));
+        }
         let order = match self.admit(&id, request.accepted_at).await? {
             Phase::Running => Order::Start(request),
             Phase::Waiting => Order::Enqueue(request),
@@ -76,28 +79,44 @@ impl Jobs {
                 self.vacancy.notify_one();
                 accepted(HostState::Queued)
             }
-            Ok(Reply::Refused(failure)) if !failure.is(ErrorCode::Internal) => {
-                self.lock_queue().end(&id);
+            Ok(Reply::Refused(failure)) if !failure.is(ErrorCode::Internal) => self.settle_start(&id, &caller, &call_id, failure).await,
+            Err(error @ SpawnError::Unreachable { .. }) => {
+                let failure = Failure::new(ErrorCode::Undelivered, error.to_string());
+                self.settle_start(&id, &caller, &call_id, failure).await
+            }
+            // The same call came twice at once, or nobody answered.
+            Ok(_) | Err(SpawnError::NoAnswer(_)) => {
+                let failure = Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id");
+                self.settle_start(&id, &caller, &call_id, failure).await
+            }
+        }
+    }
+
+    /// What came of a start that did not go as ordered: the spool knows, and without one it is `failure`.
+    async fn settle_start(&self, id: &MinionJobId, caller: &CallerName, call_id: &CallId, failure: Failure) -> Result<Accepted, Failure> {
+        match self.learn(id).await.map_err(unknown)? {
+            Some(report) => {
+                if report.progress.state() == HostState::Queued {
+                    self.lock_queue().put_back(id);
+                    self.vacancy.notify_one();
+                }
+                self.repeat(report, caller, call_id).await
+            }
+            None => {
+                self.lock_queue().end(id);
                 Err(failure)
             }
-            Err(error @ SpawnError::Unreachable { .. }) => {
-                self.lock_queue().end(&id);
-                Err(Failure::new(ErrorCode::Undelivered, error.to_string()))
-            }
-            // The same call came twice at once, or nobody answered: the spool knows.
-            Ok(_) | Err(SpawnError::NoAnswer(_)) => match self.learn(&id).await.map_err(unknown)? {
-                Some(report) => {
-                    if report.progress.state() == HostState::Queued {
-                        self.lock_queue().put_back(&id);
-                        self.vacancy.notify_one();
-                    }
-                    repeated(report, &caller, &call_id)
-                }
-                None => {
-                    self.lock_queue().end(&id);
-                    Err(Failure::new(ErrorCode::Lost, "the spawner gave no answer; ask again with the same call id"))
-                }
-            },
+        }
+    }
+
+    /// The answer to a call that came again. Its spool may have its name and lose it in a power cut: nobody is told of it before that is over.
+    async fn repeat(&self, report: JobReport, caller: &CallerName, call_id: &CallId) -> Result<Accepted, Failure> {
+        let spools = self.spools.clone();
+        let synced = tokio::task::spawn_blocking(move || std::fs::File::open(spools).and_then(|folder| folder.sync_all()));
+        match synced.await {
+            Ok(Ok(())) => repeated(report, caller, call_id),
+            Ok(Err(error)) => Err(unknown(Failure::new(ErrorCode::Internal, error.to_string()))),
+            Err(error) => Err(unknown(Failure::new(ErrorCode::Internal, error.to_string()))),
         }
     }
 

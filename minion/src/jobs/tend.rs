@@ -1,10 +1,10 @@
 //! What the server does for jobs unasked: takes in the outcomes that job daemons tell of, starts what has waited, gives up what is old; and
 //! from time to time, and at its start, compares every spool with the store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::job::retention::Holdings;
 use common::job::{HostState, MinionJobId};
@@ -18,6 +18,12 @@ use crate::spool;
 
 /// The longest poke: an id and a problem.
 const POKE_MAX_BYTES: usize = 4096;
+
+/// How long a job that could not be started is left out, so that it is in nobody's way.
+const FAILED_LAUNCH_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether jobs are to be given up; where there is no room that is done at once.
+const GIVE_UP_EVERY: Duration = Duration::from_secs(600);
 
 /// How many spools are read at once when all are looked through.
 const TAKEN_IN_AT_ONCE: usize = 64;
@@ -64,19 +70,23 @@ impl Jobs {
 
     /// Starts jobs that wait, in order, whenever there is a place.
     async fn launch_all(&self) -> Infallible {
+        // Those that could not be started are in nobody's way for a while.
+        let mut failed = HashMap::<MinionJobId, Instant>::new();
         loop {
             let has_waiting = self.lock_queue().has_waiting();
             if !has_waiting {
+                failed.clear();
                 self.vacancy.notified().await;
             } else if tokio::time::timeout(LAUNCH_AGAIN, self.vacancy.notified()).await.is_err() {
                 // Pokes get lost when many jobs end at once.
                 self.look_again().await;
             }
+            failed.retain(|_, since| since.elapsed() < FAILED_LAUNCH_AGAIN);
             loop {
-                let next = self.lock_queue().next();
+                let next = self.lock_queue().next(|id| failed.contains_key(id));
                 let Some(id) = next else { break };
                 if !self.launch(&id).await {
-                    break;
+                    failed.insert(id, Instant::now());
                 }
             }
         }
@@ -94,37 +104,49 @@ impl Jobs {
             tracing::error!(minion_job_id = %id, problem, "a job that waits cannot be started");
         }
         // It may have been cancelled, or run already: its spool says where it stands.
-        let is_queued = self.take_in(id).await == Some(HostState::Queued);
-        if is_queued {
+        let still_waits = self.take_in(id).await.is_none_or(|state| state == HostState::Queued);
+        if still_waits {
             self.lock_queue().put_back(id);
         }
-        !is_queued
+        !still_waits
     }
 
     async fn reconcile_all(&self) -> Infallible {
         let mut rounds = tokio::time::interval(self.limits.reconcile_every);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut is_uncounted = true;
+        let (mut is_uncounted, mut given_up_at) = (true, None);
         loop {
             let _tick = rounds.tick().await;
             is_uncounted |= self.open_store();
-            self.reconcile(is_uncounted).await;
+            if !self.reconcile(is_uncounted).await {
+                // What runs and waits here is not known: nothing may start.
+                continue;
+            }
             is_uncounted = false;
             self.lock_queue().open();
             self.opened.notify_waiters();
             self.vacancy.notify_one();
-            self.give_up_old().await;
+            if given_up_at.is_none_or(|at: Instant| at.elapsed() >= GIVE_UP_EVERY) {
+                given_up_at = Some(Instant::now());
+                self.give_up_old().await;
+            }
         }
     }
 
-    /// Compares every spool with the store. What has ended in the store is settled and not looked at again.
-    async fn reconcile(&self, is_uncounted: bool) {
+    /// Compares every spool with the store; `false` if they cannot be listed. What has ended in the store is settled and not looked at again.
+    async fn reconcile(&self, is_uncounted: bool) -> bool {
         let spools = self.spools.clone();
         let listed = tokio::task::spawn_blocking(move || spool::list(&spools)).await;
         let ids = match listed {
             Ok(Ok(ids)) => ids,
-            Ok(Err(error)) => return tracing::error!(%error, "the spools cannot be listed"),
-            Err(error) => return tracing::error!(%error, "the spools cannot be listed"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the spools cannot be listed");
+                return false;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the spools cannot be listed");
+                return false;
+            }
         };
         let ended = if is_uncounted { self.take_stock().await } else { BTreeSet::new() };
         let (store, ended) = (&self.store, &ended);
@@ -140,6 +162,7 @@ impl Jobs {
                 self.lock_queue().put_back(&id);
             }
         }
+        true
     }
 
     /// Counts the jobs that the store has whole, with when they ended and with what is told of them, and gives their ids.

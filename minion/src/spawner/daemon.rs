@@ -25,15 +25,25 @@ const POKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The whole life of a job daemon; its exit status.
 pub(super) fn live(post: &Post, request: &SpoolRequest, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     let id = &request.minion_job_id;
-    let begun = leave_stdio().and_then(|()| JobCharge::new(spool, lock, post.station.limits.output_max_bytes));
+    let begun = match leave_stdio() {
+        Ok(()) => JobCharge::new(spool, lock, post.station.limits.output_max_bytes),
+        Err(error) => Err((error, spool, lock)),
+    };
     match begun {
         Ok(job) => {
             let written = run_job(post, request, job, server);
             poke(post, id, "");
             u8::from(!written)
         }
-        // Nothing was started and the lock is let go: the spool says so by itself.
-        Err(error) => {
+        // A job that waited goes on waiting: the lock is let go, and nothing of a start is there.
+        Err((error, spool, lock)) => {
+            if request.starts_at_once {
+                let failure = Failure::new(ErrorCode::Undelivered, format!("it could not be started: {error}"));
+                let outcome = Outcome::not_run(Verdict::Undelivered { error: failure.clone() }, Timestamp::now());
+                if spool.write_outcome(&lock, &outcome).is_ok() {
+                    let _gone = order::send(&server, &Reply::Refused(failure));
+                }
+            }
             poke(post, id, &error.to_string());
             1
         }
@@ -58,15 +68,21 @@ fn run_job(post: &Post, request: &SpoolRequest, job: JobCharge, server: UnixStre
         let verdict = cancelled(&Stop::Cancelled(wish));
         return write_outcome(&job, Outcome::not_run(verdict, Timestamp::now()));
     }
-    let started = Started { at: Timestamp::now(), boot_id: post.boot_id.clone() };
-    if let Err(error) = job.spool.mark_started(&job.lock, &started, request.at_once_in.is_some()) {
+    let now = Timestamp::now();
+    let started = Started { at: Some(now), boot_id: post.boot_id.clone() };
+    if let Err(error) = job.spool.mark_started(&job.lock, &started, request.starts_at_once) {
+        if !request.starts_at_once && job.spool.unmark(&job.lock).is_ok() {
+            // It waited for its turn, and does so again.
+            poke(post, id, &error.to_string());
+            return false;
+        }
         let error = Failure::new(ErrorCode::Undelivered, format!("its start could not be written down: {error}"));
         let is_written = write_outcome(&job, Outcome::not_run(Verdict::Undelivered { error: error.clone() }, Timestamp::now()));
         let _gone = order::send(&server, &Reply::Refused(error));
         return is_written;
     }
     // All of it is durable. A server that is gone finds the job by its spool.
-    let _gone = order::send(&server, &Reply::Started(started.at));
+    let _gone = order::send(&server, &Reply::Started(now));
     drop(server);
     match supervise(&post.station, run, Charge::Job(job)) {
         Ok((outcome, Charge::Job(job))) => write_outcome(&job, outcome),
@@ -84,6 +100,8 @@ fn write_outcome(post: &Post, id: &MinionJobId, job: &JobCharge, outcome: &Outco
     loop {
         match job.spool.write_outcome(&job.lock, outcome) {
             Ok(()) => return true,
+            // Somebody has removed it: nobody will ask.
+            Err(_) if !job.spool.dir().exists() => return false,
             Err(error) if Instant::now() < deadline => {
                 poke(post, id, &format!("its outcome cannot be written, and is tried again: {error}"));
                 std::thread::sleep(OUTCOME_RETRY);

@@ -33,7 +33,7 @@ pub enum Order {
     Cancel(MinionJobId, CancelRequest),
     /// Write the outcome of a job whose daemon is dead, or whose outcome cannot be read. → `Done`
     Settle(MinionJobId),
-    /// Remove the spools of jobs that have ended, once it is written down that they are forgotten. → `Done`
+    /// Remove the spools of jobs that have ended, once it is written down that they are forgotten. → `Removed`
     Remove(Vec<MinionJobId>, Forgotten),
 }
 
@@ -47,6 +47,8 @@ pub enum Reply {
     Started(Timestamp),
     /// There is a job of that id.
     Exists,
+    /// These spools are not there any more.
+    Removed(Vec<MinionJobId>),
     /// As ordered.
     Done,
     /// It was not done, and nothing has changed.

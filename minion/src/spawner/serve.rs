@@ -32,13 +32,13 @@ pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
     };
     match order {
         Order::Run(run) => call(post, &run, server),
-        Order::Start(request) => start(post, SpoolRequest { at_once_in: Some(post.boot_id.clone()), ..request }, server),
+        Order::Start(request) => start(post, SpoolRequest { starts_at_once: true, ..request }, server),
         Order::Enqueue(request) => reply(&server, Ok(make(post, &request, None).unwrap_or_else(not_made))),
         Order::Launch(id) => launch(post, &id, server),
         Order::Fence(request) => reply(&server, fence(post, &request)),
         Order::Cancel(id, wish) => reply(&server, cancel(post, &id, &wish)),
         Order::Settle(id) => reply(&server, settle(post, &id).map(|()| Reply::Done)),
-        Order::Remove(ids, forgotten) => reply(&server, remove(post, &ids, &forgotten)),
+        Order::Remove(ids, forgotten) => reply(&server, remove(post, ids, forgotten)),
     }
 }
 
@@ -82,9 +82,8 @@ fn start(post: &Post, request: SpoolRequest, server: UnixStream) -> u8 {
 /// The start of a job that has waited: who holds its lock while it waits is the one who may start it.
 fn launch(post: &Post, id: &MinionJobId, server: UnixStream) -> u8 {
     let spool = Spool::of(&post.spools, id);
-    let waiting = lock_of(post, &spool, Life::is_queued).and_then(|lock| match lock {
-        // That it was to start at once, if so, is no more than history: it starts now.
-        Some(lock) => Ok(Some((SpoolRequest { at_once_in: None, ..spool.request()? }, lock))),
+    let waiting = lock_of(&spool, Life::is_queued).and_then(|lock| match lock {
+        Some(lock) => Ok(Some((spool.request()?, lock))),
         None => Ok(None),
     });
     match waiting {
@@ -102,11 +101,11 @@ fn make(post: &Post, request: &SpoolRequest, outcome: Option<&Outcome>) -> Resul
 }
 
 /// The lock of a spool, if nobody works under it and what its files say is as it is `wanted`.
-fn lock_of(post: &Post, spool: &Spool, wanted: impl FnOnce(&Life) -> bool) -> Result<Option<SpoolLock>, SpoolError> {
+fn lock_of(spool: &Spool, wanted: impl FnOnce(&Life) -> bool) -> Result<Option<SpoolLock>, SpoolError> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         if let Some(lock) = spool.try_lock()? {
-            return Ok(wanted(&spool.life_under_lock(&lock, &post.boot_id)?).then_some(lock));
+            return Ok(wanted(&spool.life_under_lock(&lock)?).then_some(lock));
         }
         // Its daemon lives; or somebody only looks, which takes him an instant.
         if spool.daemon_lives()? || Instant::now() >= deadline {
@@ -145,7 +144,7 @@ fn cancel(post: &Post, id: &MinionJobId, wish: &CancelRequest) -> Result<Reply, 
     let spool = Spool::of(&post.spools, id);
     spool.ask_to_cancel(wish)?;
     // A daemon that takes the lock from here on finds the wish before it starts anything.
-    if let Some(lock) = lock_of(post, &spool, Life::is_queued)? {
+    if let Some(lock) = lock_of(&spool, Life::is_queued)? {
         let first = spool.cancel_request()?.unwrap_or_else(|| wish.clone());
         spool.write_outcome(&lock, &Outcome::not_run(cancelled(&Stop::Cancelled(first)), Timestamp::now()))?;
         daemon::poke(post, id, "");
@@ -157,11 +156,11 @@ fn cancel(post: &Post, id: &MinionJobId, wish: &CancelRequest) -> Result<Reply, 
 fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     let spool = Spool::of(&post.spools, id);
     // Of a daemon that lives after all, there is nothing to settle.
-    let Some(lock) = lock_of(post, &spool, |_| true)? else { return Ok(()) };
-    let outcome = match spool.life_under_lock(&lock, &post.boot_id)? {
+    let Some(lock) = lock_of(&spool, |_| true)? else { return Ok(()) };
+    let outcome = match spool.life_under_lock(&lock)? {
         Life::Dead(started) => {
             let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
-            outcome.started_at = started.map(|started| started.at);
+            outcome.started_at = started.and_then(|started| started.at);
             outcome
         }
         Life::Damaged(how) => {
@@ -184,10 +183,8 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     Ok(())
 }
 
-fn remove(post: &Post, ids: &[MinionJobId], forgotten: &Forgotten) -> Result<Reply, SpoolError> {
+/// One that cannot be removed is left out of the reply, and keeps no other.
+fn remove(post: &Post, ids: Vec<MinionJobId>, forgotten: Forgotten) -> Result<Reply, SpoolError> {
     forgotten.save(&post.spools)?;
-    for id in ids {
-        Spool::of(&post.spools, id).remove()?;
-    }
-    Ok(Reply::Done)
+    Ok(Reply::Removed(ids.into_iter().filter(|id| Spool::of(&post.spools, id).remove().is_ok_and(|is_gone| is_gone)).collect()))
 }

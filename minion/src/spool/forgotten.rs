@@ -48,14 +48,21 @@ impl Forgotten {
         Self { start_before: now, everyone_until: now, made_until: BTreeMap::new() }
     }
 
-    /// Writes it down beside the spools. Durable on return.
+    /// Writes it down beside the spools, with what stands there already. Durable on return.
     ///
     /// # Errors
     /// The disk is full, or another failure of the file system; then the file is as it was.
     pub fn save(&self, spools: &Path) -> Result<(), SpoolError> {
         let path = spools.join(FILE);
+        // One at a time: two that are written at once must not undo each other.
+        let folder = File::open(spools).and_then(|folder| folder.lock().map(|()| folder));
+        let _alone = folder.map_err(|source| SpoolError::File { doing: "locking", path: spools.to_owned(), source })?;
+        let all = match Self::load(spools) {
+            Err(damage) if damage.is_damage() => self.clone(),
+            there => there?.with(self),
+        };
         let draft = spools.join(draft_name("forgotten"));
-        let text = seal::seal(self).map_err(|source| SpoolError::Unwritable { path: path.clone(), source })?;
+        let text = seal::seal(&all).map_err(|source| SpoolError::Unwritable { path: path.clone(), source })?;
         let write = || {
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
             file.write_all(&text)?;
@@ -68,6 +75,16 @@ impl Forgotten {
             let _swept_later = std::fs::remove_file(&draft);
         }
         written.and_then(|()| sync_dir(spools))
+    }
+
+    fn with(mut self, other: &Self) -> Self {
+        self.start_before = self.start_before.max(other.start_before);
+        self.everyone_until = self.everyone_until.max(other.everyone_until);
+        for (caller, made) in &other.made_until {
+            let until = self.made_until.entry(caller.clone()).or_insert(*made);
+            *until = (*made).max(*until);
+        }
+        self
     }
 
     /// Adds a job that is about to be given up.
@@ -112,6 +129,9 @@ mod tests {
         forgotten.add(&ann, &call(1000), at(1300));
         forgotten.add(&ann, &call(900), at(1200));
         forgotten.save(dir.path()).unwrap();
+        let mut older = Forgotten::default();
+        older.add(&ann, &call(1), at(2));
+        older.save(dir.path()).unwrap();
         let forgotten = Forgotten::load(dir.path()).unwrap();
         assert!(forgotten.may_have_run(&ann, &call(1000)) && forgotten.may_have_run(&ann, &call(3)));
         assert!(!forgotten.may_have_run(&ann, &call(1001)) && !forgotten.may_have_run(&bob, &call(3)));

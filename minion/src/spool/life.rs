@@ -31,11 +31,11 @@ impl Life {
 }
 
 impl Spool {
-    /// What the files say now, in the boot `boot_id` of the host.
+    /// What the files say now.
     ///
     /// # Errors
     /// A file cannot be read, or is damaged.
-    pub fn life(&self, boot_id: &str) -> Result<Life, SpoolError> {
+    pub fn life(&self) -> Result<Life, SpoolError> {
         if let Some(end) = self.end()? {
             return Ok(end);
         }
@@ -43,18 +43,18 @@ impl Spool {
             return Ok(self.started()?.map_or(Life::Queued, Life::Running));
         }
         // It may have ended between the two looks: the outcome is written before the lock is let go.
-        self.last_words(boot_id)
+        self.last_words()
     }
 
-    /// What the files say to the holder of the lock, in the boot `boot_id`: the job has ended, its daemon is dead, or it waits.
+    /// What the files say to the holder of the lock: the job has ended, its daemon is dead, or it waits.
     ///
     /// # Errors
     /// A file cannot be read, or is damaged.
-    pub fn life_under_lock(&self, _held: &SpoolLock, boot_id: &str) -> Result<Life, SpoolError> {
-        self.last_words(boot_id)
+    pub fn life_under_lock(&self, _held: &SpoolLock) -> Result<Life, SpoolError> {
+        self.last_words()
     }
 
-    fn last_words(&self, boot_id: &str) -> Result<Life, SpoolError> {
+    fn last_words(&self) -> Result<Life, SpoolError> {
         if let Some(end) = self.end()? {
             return Ok(end);
         }
@@ -66,10 +66,8 @@ impl Spool {
             return Ok(Life::Dead(None));
         }
         match self.request() {
-            // The mark of its start was not waited for: this boot would see it, and an earlier one's may have gone with the power.
-            Ok(SpoolRequest { at_once_in: Some(boot), accepted_at, .. }) if boot != boot_id => {
-                Ok(Life::Dead(Some(Started { at: accepted_at, boot_id: boot })))
-            }
+            // The mark of its start was not waited for, so that it is missing says nothing.
+            Ok(SpoolRequest { starts_at_once: true, .. }) => Ok(Life::Dead(None)),
             Err(error) if !error.is_damage() => Err(error),
             _waits_or_is_damaged => Ok(Life::Queued),
         }

@@ -28,15 +28,15 @@ pub struct SpoolRequest {
     pub start_before: Timestamp,
     /// When the host accepted it.
     pub accepted_at: Timestamp,
-    /// The boot of the host in which it started as soon as it was accepted; none if it was to wait.
-    pub at_once_in: Option<String>,
+    /// Whether it was to start as soon as it was accepted, and not to wait.
+    pub starts_at_once: bool,
 }
 
 /// The text of the lock file: the method was started. The default stands for a text that cannot be read, but is there.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Started {
-    /// When.
-    pub at: Timestamp,
+    /// When; none if that cannot be read.
+    pub at: Option<Timestamp>,
     /// In which boot of the host.
     pub boot_id: String,
 }
@@ -69,9 +69,9 @@ impl SpoolRequest {
 #[must_use]
 pub fn lost_reason(started: Option<&Started>, boot_id: &str) -> Verdict {
     Verdict::lost(match started {
-        None => "never started: its job daemon was gone before it noted a start",
+        None => "its job daemon was gone, and no start is noted: whether it has run is not known",
         Some(started) if started.boot_id.is_empty() => "its job daemon was killed or the host rebooted while it ran",
-        Some(started) if started.boot_id != boot_id => "the host rebooted while it ran, or was about to",
+        Some(started) if started.boot_id != boot_id => "the host rebooted while it ran",
         Some(_) => "its job daemon was killed while it ran",
     })
 }

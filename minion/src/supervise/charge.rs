@@ -43,12 +43,16 @@ impl JobCharge {
     /// Takes charge of a job: opens its output files, of `output_max_bytes` each, and listens for a wish to cancel it.
     ///
     /// # Errors
-    /// The disk is full, or another failure of the file system.
-    pub fn new(spool: Spool, lock: SpoolLock, output_max_bytes: u64) -> Result<Self, SpoolError> {
-        let wake = spool.listen()?;
-        let stderr = CappedFile::new(spool.create_output("stderr")?, output_max_bytes);
-        let stdout = CappedFile::new(spool.create_output("stdout")?, output_max_bytes);
-        Ok(Self { spool, lock, wake, stdout, stderr })
+    /// The disk is full, or another failure of the file system; spool and lock come back with it.
+    pub fn new(spool: Spool, lock: SpoolLock, output_max_bytes: u64) -> Result<Self, (SpoolError, Spool, SpoolLock)> {
+        let open = || Ok((spool.listen()?, spool.create_output("stderr")?, spool.create_output("stdout")?));
+        match open() {
+            Ok((wake, stderr, stdout)) => {
+                let [stdout, stderr] = [stdout, stderr].map(|file| CappedFile::new(file, output_max_bytes));
+                Ok(Self { spool, lock, wake, stdout, stderr })
+            }
+            Err(error) => Err((error, spool, lock)),
+        }
     }
 
     /// The wish to cancel the job, if there is one.

@@ -42,12 +42,16 @@ impl CappedFile {
         }
     }
 
-    /// Marks the file as cut if it is.
+    /// Marks the file as cut if it is, and has what was kept written to the disk before the end is told.
     pub fn close(&mut self) {
         if self.kept < self.total {
             let mark = format!("\n[cut: the first {} of {} bytes are above]\n", self.kept, self.total);
             // A disk that was too full for the output may be too full for the mark; the job's outcome matters more.
             let _best_effort = self.file.write_all(mark.as_bytes());
+        }
+        if self.total > 0 {
+            // What a failing disk has lost of the output costs the job nothing else.
+            let _best_effort = self.file.sync_data();
         }
     }
 }

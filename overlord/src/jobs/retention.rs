@@ -48,7 +48,7 @@ pub(crate) fn sweep(fleet: &Fleet) -> Result<(), SweepError> {
 /// The same, where it was looked up already what has `ended` and what is `held`.
 pub(crate) fn sweep_of(fleet: &Fleet, mut ended: Vec<EndedJob<JobId>>, held: Holdings) -> Result<(), SweepError> {
     ended.sort_by_key(|job| Reverse(job.age));
-    let ended = ended.into_iter().map(|EndedJob { id, age, bytes }| EndedJob { id: (id, bytes), age, bytes });
+    let ended = ended.into_iter().map(|EndedJob { id, age, proven, bytes }| EndedJob { id: (id, bytes), age, proven, bytes });
     let mut gone = Vec::new();
     for (job, bytes) in fleet.config().retention.rule().given_up(ended, held, GIVEN_UP_MAX) {
         if give_up(fleet, &job, bytes)? {

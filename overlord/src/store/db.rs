@@ -363,7 +363,7 @@ impl Store {
 /// The jobs that ended, and how long ago as of one moment.
 fn ages(ends: Vec<(JobId, End, u64)>) -> Vec<EndedJob<JobId>> {
     let now = Now::read();
-    ends.into_iter().map(|(id, end, bytes)| EndedJob { id, age: end.age(&now), bytes }).collect()
+    ends.into_iter().map(|(id, end, bytes)| EndedJob { id, age: end.age(&now), proven: end.proven_age(&now), bytes }).collect()
 }
 
 fn behind<'k>(key: &'k [u8], prefix: &str) -> Option<&'k str> {

@@ -44,11 +44,20 @@ impl End {
     /// How long ago that is: as long as the machine has been up since it was noticed, whatever its clock was set to; after a reboot
     /// the clock is all there is.
     pub(super) fn age(&self, now: &Now) -> Duration {
-        if self.boot == now.boot && !now.boot.is_empty() {
-            now.uptime.saturating_sub(Duration::from_millis(self.uptime_ms))
-        } else {
-            Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default()
+        if self.is_in_boot_of(now) {
+            return self.proven_age(now);
         }
+        Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default().max(self.proven_age(now))
+    }
+
+    /// How long ago that is for certain: what was in an earlier boot is at least as old as this one.
+    pub(super) fn proven_age(&self, now: &Now) -> Duration {
+        let before_boot_ms = if self.is_in_boot_of(now) { self.uptime_ms } else { 0 };
+        now.uptime.saturating_sub(Duration::from_millis(before_boot_ms))
+    }
+
+    fn is_in_boot_of(&self, now: &Now) -> bool {
+        self.boot == now.boot && !now.boot.is_empty()
     }
 }
 
@@ -190,6 +199,6 @@ mod tests {
         let age = |at, boot: &str, uptime_secs| end.age(&Now { at, boot: boot.into(), uptime: Duration::from_secs(uptime_secs) });
         let minute = Duration::from_secs(60);
         assert_eq!((age(at(1000) + year, "a", 65), age(at(1), "a", 65)), (minute, minute));
-        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, Duration::ZERO));
+        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, Duration::from_secs(1)));
     }
 }

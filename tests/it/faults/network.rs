@@ -143,8 +143,8 @@ fn lose_the_acceptance(times: usize) -> (Fleet, Proxy, Runs, String) {
     let web1 = fleet.minion("web1");
     let spools = web1.spools_dir();
     let is_accepted = move || {
-        std::fs::read_dir(&spools)
-            .is_ok_and(|mut spools| spools.any(|spool| !spool.unwrap().file_name().to_string_lossy().starts_with('.')))
+        let is_spool = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().parse::<common::job::MinionJobId>().is_ok();
+        std::fs::read_dir(&spools).is_ok_and(|mut spools| spools.any(|entry| is_spool(entry.unwrap())))
     };
     let proxy = Proxy::losing_answers(web1.address(), times, is_accepted);
     fleet.set_address("web1", &proxy.address().to_string());

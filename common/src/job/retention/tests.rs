@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn job(id: u32, minutes: u32) -> EndedJob<u32> {
-    EndedJob { id, age: MINUTE * minutes, bytes: 10 }
+    EndedJob { id, age: MINUTE * minutes, proven: MINUTE * minutes, bytes: 10 }
 }
 
 fn retention(count: usize, bytes: u64) -> Retention {
@@ -24,6 +24,15 @@ fn the_oldest_go_first_and_none_before_its_hour() {
     assert_eq!(retention(1, 1000).given_up(jobs(), held, 2), [1, 2], "at most so many at once");
     assert_eq!(retention(100, 25).given_up(jobs(), held, 9), [1, 2, 3]);
     assert!(retention(1, 1000).refusal(Holdings { count: 2, bytes: 20 }).is_some_and(|why| why.contains("retention.count is 1")));
+}
+
+#[test]
+fn a_clock_that_was_wrong_gives_nothing_up_early_and_hides_nothing_old() {
+    let wrong = EndedJob { proven: MINUTE * 10, ..job(1, 5_000_000) };
+    let jobs = vec![wrong, job(2, 0), job(3, 2000), job(4, 90)];
+    let held = Holdings { count: 4, bytes: 40 };
+    assert_eq!(retention(100, 1000).given_up(jobs.clone(), held, 9), [3]);
+    assert_eq!(retention(1, 1000).given_up(jobs, held, 9), [3, 4]);
 }
 
 /// What happens to the jobs that a program keeps.
@@ -83,7 +92,7 @@ proptest! {
                     let mut ended: Vec<(u32, u32, u64)> =
                         before.iter().filter_map(|(id, job)| Some((job.ended?, *id, job.bytes))).collect();
                     ended.sort_unstable();
-                    let ended = ended.into_iter().map(|(end, id, bytes)| EndedJob { id, age: MINUTE * (now - end), bytes });
+                    let ended = ended.into_iter().map(|(end, id, bytes)| EndedJob { id, age: MINUTE * (now - end), proven: MINUTE * (now - end), bytes });
                     for id in rule.given_up(ended, held(&before), 100) {
                         jobs.remove(&id);
                     }
