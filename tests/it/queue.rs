@@ -6,9 +6,12 @@ use fleet::raw::{envelope, request};
 use fleet::{Fleet, PATIENCE, wait_for, wait_until};
 use serde_json::{Value, json};
 
-/// A host that runs so many jobs at once and lets so many wait.
+/// A host that runs so many jobs at once and lets so many wait. It has looked through its spools: until then jobs only wait.
 fn fleet(jobs_max: usize, queue_max: usize) -> Fleet {
-    Fleet::builder().hosts(1).minion_toml(&format!("[limits]\njobs_max = {jobs_max}\nqueue_max = {queue_max}\n")).start()
+    let fleet = Fleet::builder().hosts(1).minion_toml(&format!("[limits]\njobs_max = {jobs_max}\nqueue_max = {queue_max}\n")).start();
+    let first = start(&fleet, &json!(["true"]));
+    wait_until("the first job to have run", PATIENCE, || status(&fleet, &id(&first))["state"] == "ok");
+    fleet
 }
 
 /// A command that writes `name` when it starts, and then waits for the gate.
