@@ -253,6 +253,9 @@ fn what_an_ended_job_wrote_is_there_as_long_as_its_spool() {
     let document = fleet.overlord(["job-logs", &id, "--output", "json"]).ok().json();
     assert_eq!(document["hosts"], json!({ "web1": { "stdout": "out\n", "stderr": "err\n", "state": "failed", "error": null } }));
     let web1 = fleet.minion("web1");
+    fs::remove_file(web1.spool(&web1.spools()[0]).join("stdout")).unwrap();
+    let lost = fleet.overlord(["job-logs", &id]).expect(4);
+    assert!(lost.out().is_empty() && lost.err().contains("what it wrote to its stdout is gone"), "{}", lost.err());
     fs::remove_dir_all(web1.spool(&web1.spools()[0])).unwrap();
     let gone = fleet.overlord(["job-logs", &id]).expect(4);
     assert!(gone.out().is_empty() && gone.err().contains("is gone, and its output with it"), "{}", gone.err());

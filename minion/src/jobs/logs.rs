@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use common::outcome::{Failure, bytes_value, cut_letter_bytes};
-use common::protocol::{JobLogs, LOGS_CHUNK_MIN_BYTES, LOGS_WAIT_MAX_MS, LogPiece, Stream, logs_chunk_bytes};
+use common::protocol::{JobLogs, JobProgress, LOGS_CHUNK_MIN_BYTES, LOGS_WAIT_MAX_MS, LogPiece, Stream, logs_chunk_bytes};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -44,7 +44,8 @@ impl Jobs {
             let report = self.status(reader, &wanted.id).await?;
             let state = report.progress.state();
             let (from, asked) = (spool.clone(), wanted.clone());
-            let (look, [stdout, stderr]) = blocking(move || read(&from, &asked, max_bytes, state.is_final())).await??;
+            let has_run = matches!(&report.progress, JobProgress::Ended(outcome) if outcome.started_at.is_some());
+            let (look, [stdout, stderr]) = blocking(move || read(&from, &asked, max_bytes, state.is_final(), has_run)).await??;
             let is_news = stdout.next > wanted.stdout || stderr.next > wanted.stderr;
             if is_news || state.is_final() || !may_wait {
                 let is_read = stdout.next >= stdout.size_bytes && stderr.next >= stderr.size_bytes;
@@ -97,11 +98,17 @@ fn look(spool: &Spool) -> Result<Look, SpoolError> {
     Ok(Look { sizes_bytes: [size_bytes(Stream::Stdout)?, size_bytes(Stream::Stderr)?], has_ended: spool.has_outcome() })
 }
 
-/// What the spool looks like, and then both pieces.
-fn read(spool: &Spool, wanted: &LogsWanted, max_bytes: u32, is_final: bool) -> Result<(Look, [LogPiece; 2]), Failure> {
+/// What the spool looks like, and then both pieces. Of a job that `has_run` there are files, though they may be empty.
+fn read(spool: &Spool, wanted: &LogsWanted, max_bytes: u32, is_final: bool, has_run: bool) -> Result<(Look, [LogPiece; 2]), Failure> {
     if is_final && !spool.exists().map_err(told)? {
         let message = format!("the job {} has ended, and its spool {} is gone, and its output with it", wanted.id, spool.dir().display());
         return Err(Failure::of_kind("no_spool", message));
+    }
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        if has_run && spool.open_output(stream).map_err(told)?.is_none() {
+            let message = format!("the job {} has run, and what it wrote to its {} is gone from its spool", wanted.id, stream.as_str());
+            return Err(Failure::of_kind("no_output", message));
+        }
     }
     let before = look(spool).map_err(told)?;
     let piece = |stream, offset| piece(spool, stream, offset, max_bytes, is_final).map_err(told);

@@ -48,11 +48,14 @@ pub(crate) fn prepare(job: &Job, states: &BTreeSet<HostState>) -> Result<Dispatc
     if status.is_dispatching {
         return Err(JobError::Dispatching { job: job.id.clone() }.into());
     }
-    let target = match job.fleet.target(&job_term::expression(&job.id, states)) {
-        Err(TargetError::Nothing { .. }) => {
-            let states = states.iter().map(ToString::to_string).collect();
-            return Err(RetryError::NoHost { job: job.id.clone(), states });
-        }
+    let no_host = || RetryError::NoHost { job: job.id.clone(), states: states.iter().map(ToString::to_string).collect() };
+    // Whoever reads the new job's target shall not read of states that no host is in.
+    let there: BTreeSet<HostState> = status.record.hosts.values().map(|host| host.state).filter(|state| states.contains(state)).collect();
+    if there.is_empty() {
+        return Err(no_host());
+    }
+    let target = match job.fleet.target(&job_term::expression(&job.id, &there)) {
+        Err(TargetError::Nothing { .. }) => return Err(no_host()),
         target => target?,
     };
     let header = status.record.header;
