@@ -157,13 +157,24 @@ pub(crate) fn overview(fleet: &Fleet, listed: Listed) -> Result<Overview, StoreE
     }
 }
 
-/// Every job that is known to have ended, and how much there is in all. Logs that were written to since they were last looked at are read
-/// for no longer than `within`. Of jobs whose logs are gone the store forgets what it holds.
-pub(crate) fn ended(fleet: &Fleet, within: Duration) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
-    with_store(fleet, move |store| store.ended(Instant::now() + within))
+/// How far the jobs are, as far as is known.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Those that have ended.
+    pub(crate) ended: Vec<EndedJob<JobId>>,
+    /// The others, oldest first, and when something was last heard of each.
+    pub(crate) open: Vec<(JobId, Timestamp)>,
+    /// All.
+    pub(crate) held: Holdings,
 }
 
-/// Forgets jobs whose logs are gone, for no longer than `within`; of what is left [`ended`] reminds it.
+/// Which jobs are known to have ended and which not, and how much there is in all. Logs that were written to since they were last looked at are read
+/// for no longer than `within`. Of jobs whose logs are gone the store forgets what it holds.
+pub(crate) fn standing(fleet: &Fleet, within: Duration) -> Result<Standing, StoreError> {
+    with_store(fleet, move |store| store.standing(Instant::now() + within))
+}
+
+/// Forgets jobs whose logs are gone, for no longer than `within`; of what is left [`standing`] reminds it.
 pub(crate) fn forget(fleet: &Fleet, jobs: Vec<JobId>, within: Duration) -> Result<(), StoreError> {
     with_store(fleet, move |store| store.forget(&jobs, Instant::now() + within))
 }

@@ -154,7 +154,7 @@ impl Dispatch {
         if let Err(error) = store::fold(&fleet, &job) {
             fleet.warn(&crate::chain(&error));
         }
-        if let Err(error) = retention::sweep(&fleet) {
+        if let Err(error) = retention::tidy(&fleet) {
             fleet.warn(&crate::chain(&error));
         }
     }
@@ -191,7 +191,7 @@ fn fence(job: &Job, record: &mut JobRecord, log: &mut LockedLog) -> Result<(), J
     let mut inquiries = poll::inquiries(record, false);
     inquiries.retain(|inquiry| matches!(inquiry.question, Question::Fence(_)));
     // Even where there is nobody to ask: it also makes sure that we are the caller.
-    job.ask(record, inquiries, |line| log.append(line), |_| ())?.kept?;
+    job.ask(record, (inquiries, None), |line| log.append(line), |_| ())?.kept?;
     Ok(log.sync()?)
 }
 

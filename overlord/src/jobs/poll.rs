@@ -1,6 +1,6 @@
 //! Asking hosts how far a job is: whom to ask what, and what the answers mean. Only [`ask`] talks to hosts; the rest is pure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::{CallId, Event, HostRecord, HostState, JobRecord, LogLine, MinionJobId, News};
@@ -94,8 +94,14 @@ pub(crate) fn inquiries(record: &JobRecord, is_dispatching: bool) -> Vec<Inquiry
 }
 
 /// Asks all of them, each with a deadline of its own, and gives the answers to `each` as they come. A host that is not in the
-/// roster cannot be asked.
-pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>, mut each: impl FnMut(Answered)) -> Result<(), JobError> {
+/// roster cannot be asked. Of those whose turn has not come when it is `until`, nothing is said.
+pub(crate) fn ask(
+    fleet: &Fleet,
+    link: &Link,
+    inquiries: Vec<Inquiry>,
+    until: Option<Instant>,
+    mut each: impl FnMut(Answered),
+) -> Result<(), JobError> {
     let roster = fleet.roster()?;
     let mut letters: Vec<(Inquiry, Letter)> = Vec::new();
     for inquiry in inquiries {
@@ -109,11 +115,14 @@ pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>, mut each:
     }
     let within = fleet.config().poll_timeout;
     let work = |(inquiry, letter): (Inquiry, Letter)| async move {
-        let answer =
-            link.client.ask::<Outcome>(&letter, within, &Sent::default()).await.and_then(|outcome| result(outcome, "a job's report"));
-        (inquiry, answer.map_err(Unheard::NoAnswer))
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return None;
+        }
+        let answer = link.client.ask::<Outcome>(&letter, within, &Sent::default()).await;
+        let answer = answer.and_then(|outcome| result(outcome, "a job's report"));
+        Some((inquiry, answer.map_err(Unheard::NoAnswer)))
     };
-    Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().for_each(each))?)
+    Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().flatten().for_each(each))?)
 }
 
 /// The result within the answer to a question about a job; `what` it should be is told where it is not.

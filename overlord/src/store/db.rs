@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use common::identity::MinionName;
-use common::job::retention::{EndedJob, Holdings};
+use common::job::retention::EndedJob;
 use common::job::{HostRecord, JobHeader, JobId, JobRecord};
 use common::seal;
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use sled::{Batch, Db, Tree};
 
 use super::access::pause;
 use super::fold::{End, Fold, Mark, Now, counts};
-use super::{JobSummary, Listed, Overview, StoreError, of_job};
+use super::{JobSummary, Listed, Overview, Standing, StoreError, of_job};
 use crate::fleet::Fleet;
 use crate::home::Home;
 use crate::jobs::log;
@@ -128,18 +128,20 @@ impl Store {
         Ok(overview)
     }
 
-    pub(super) fn ended(&self, deadline: Instant) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
-        let (mut ends, mut held, mut logs) = (Vec::new(), Holdings::default(), BTreeSet::new());
+    pub(super) fn standing(&self, deadline: Instant) -> Result<Standing, StoreError> {
+        let (mut standing, mut ends, mut logs) = (Standing::default(), Vec::new(), BTreeSet::new());
         for (job, length) in log::list(&self.home)? {
             let mark = match self.read::<Mark>(&self.marks, job.as_str())?.filter(|mark| mark.folded == length) {
                 None if Instant::now() < deadline => self.mark_or_warn(&job, length)?,
                 mark => mark,
             };
-            if let Some(end) = mark.and_then(|mark| mark.ended) {
-                ends.push((job.clone(), end, length));
+            match mark {
+                Some(Mark { ended: Some(end), .. }) => ends.push((job.clone(), end, length)),
+                Some(mark) => standing.open.push((job.clone(), mark.changed_at)),
+                None => {}
             }
-            held.count += 1;
-            held.bytes += length;
+            standing.held.count += 1;
+            standing.held.bytes += length;
             logs.insert(job);
         }
         let mut gone = Vec::new();
@@ -150,7 +152,8 @@ impl Store {
         }
         // A job that was made since the logs were listed has no mark yet: its dispatcher waits for this store to be closed.
         self.forget(&gone, deadline)?;
-        Ok((ages(ends), held))
+        standing.ended = ages(ends);
+        Ok(standing)
     }
 
     pub(super) fn forget(&self, jobs: &[JobId], deadline: Instant) -> Result<(), StoreError> {

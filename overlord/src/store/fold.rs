@@ -42,13 +42,19 @@ impl End {
     }
 
     /// How long ago that is: as long as the machine has been up since it was noticed, whatever its clock was set to; after a reboot
-    /// the clock is all there is.
+    /// what the clock says, and at least what is certain.
     pub(super) fn age(&self, now: &Now) -> Duration {
+        let proven = self.proven(now);
         if self.boot == now.boot && !now.boot.is_empty() {
-            now.uptime.saturating_sub(Duration::from_millis(self.uptime_ms))
-        } else {
-            Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default()
+            return proven;
         }
+        proven.max(Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default())
+    }
+
+    /// How long ago that is for certain, whatever the clock was set to: after a reboot, as long as the machine has been up. Boots without a
+    /// name may be the same.
+    pub(super) fn proven(&self, now: &Now) -> Duration {
+        if self.boot == now.boot { now.uptime.saturating_sub(Duration::from_millis(self.uptime_ms)) } else { now.uptime }
     }
 }
 
@@ -190,6 +196,10 @@ mod tests {
         let age = |at, boot: &str, uptime_secs| end.age(&Now { at, boot: boot.into(), uptime: Duration::from_secs(uptime_secs) });
         let minute = Duration::from_secs(60);
         assert_eq!((age(at(1000) + year, "a", 65), age(at(1), "a", 65)), (minute, minute));
-        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, Duration::ZERO));
+        let second = Duration::from_secs(1);
+        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, second), "after a reboot, at least as long as that is ago");
+        let proven =
+            |boot: &str, uptime_secs| end.proven(&Now { at: at(1000) + year, boot: boot.into(), uptime: Duration::from_secs(uptime_secs) });
+        assert_eq!((proven("a", 65), proven("a", 1), proven("b", 1)), (minute, Duration::ZERO, second));
     }
 }

@@ -239,9 +239,9 @@ fn what_is_left_of_a_job_whose_log_is_gone_is_forgotten() {
     hear(&fleet, "web2", 1, ended(3));
     let second = Duration::from_secs(1);
     // It has ended, though nobody asked for it since.
-    assert_eq!(super::ended(&fleet, second).unwrap().0.len(), 1);
+    assert_eq!(super::standing(&fleet, second).unwrap().ended.len(), 1);
     fs::remove_file(fleet.home().job_log(&job())).unwrap();
-    assert!(super::ended(&fleet, second).unwrap().0.is_empty());
+    assert!(super::standing(&fleet, second).unwrap().ended.is_empty());
     let left =
         with_store(&fleet, |store| Ok(store.db.tree_names().iter().map(|name| store.db.open_tree(name).unwrap().len()).sum::<usize>()));
     assert_eq!(left.unwrap(), 0);

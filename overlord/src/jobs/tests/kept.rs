@@ -72,6 +72,49 @@ fn a_store_that_is_full_of_young_jobs_takes_on_no_more() {
     dispatched(&fleet);
 }
 
+/// The jobs that are known to have ended, and those that are not, without asking any host.
+fn standing(fleet: &Fleet) -> (usize, Vec<(JobId, Timestamp)>) {
+    let standing = store::standing(fleet, PATIENCE).unwrap();
+    (standing.ended.len(), standing.open)
+}
+
+#[test]
+fn jobs_that_nobody_asks_about_end_a_bounded_number_at_a_time() {
+    let lab = Lab::new();
+    let web1 = FakeHost::start(&lab, "web1", |_, _| None);
+    let fleet = lab.fleet();
+    for _ in 0..23 {
+        dispatched(&fleet);
+    }
+    let (ended, open) = standing(&fleet);
+    assert_eq!((ended, open.len()), (0, 23));
+    let minute = Duration::from_secs(60);
+    assert_eq!(retention::ask_after(&fleet, &open, minute, 0), 0, "they are left to those who started them");
+    let sent = log::JobLog::open(fleet.home(), &open[0].0).unwrap().lock().unwrap().unwrap();
+    assert_eq!(retention::ask_after(&fleet, &open, Duration::ZERO, 0), 20);
+    assert_eq!((standing(&fleet).0, standing(&fleet).1.len()), (20, 3));
+    drop(sent);
+    let (_, open) = standing(&fleet);
+    let by_another = std::fs::File::open(fleet.home().asking_lock()).unwrap();
+    by_another.lock().unwrap();
+    assert_eq!(retention::ask_after(&fleet, &open, Duration::ZERO, 0), 0, "somebody else does");
+    drop(by_another);
+    assert_eq!(retention::ask_after(&fleet, &open, Duration::ZERO, 3), 3, "wherever it begins");
+    assert_eq!(standing(&fleet).0, 23);
+    assert_eq!(web1.methods().iter().filter(|method| *method == "jobs.status").count(), 23);
+}
+
+#[test]
+fn before_a_job_is_refused_those_that_are_kept_are_asked_after() {
+    let lab = Lab::new();
+    FakeHost::start(&lab, "web1", |_, _| None);
+    std::fs::write(lab.dir.path().join("overlord.toml"), "[retention]\ncount = 1").unwrap();
+    let fleet = lab.fleet();
+    dispatched(&fleet);
+    assert!(matches!(fleet.target("*").unwrap().start("some.method", ()), Err(StartError::Full { .. })));
+    assert_eq!(standing(&fleet).0, 1, "it has its end, from which its hour counts");
+}
+
 #[test]
 fn a_job_is_run_again_where_it_came_to_that_end() {
     let lab = Lab::new();
