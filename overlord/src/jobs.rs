@@ -166,8 +166,7 @@ impl Job {
         }
         let job = |id| Self { fleet: fleet.clone(), id };
         if let Ok(id) = text.parse::<JobId>() {
-            let is_known = fleet.home().job_log(&id).is_file();
-            return if is_known { Ok(job(id)) } else { Err(JobError::Unknown { text: prefix }) };
+            return if log::exists(fleet.home(), &id)? { Ok(job(id)) } else { Err(JobError::Unknown { text: prefix }) };
         }
         let known = log::list(fleet.home())?;
         let mut ids: Vec<JobId> = known.into_iter().map(|(id, _)| id).filter(|id| id.as_str().starts_with(&prefix)).collect();
@@ -353,12 +352,16 @@ impl Job {
         inquiries: (Vec<Inquiry>, Option<Instant>),
         each: impl FnMut(&Answered),
     ) -> Result<bool, JobError> {
-        let mut log = JobLog::open(self.fleet.home(), &self.id)?;
-        let Learnt { has_news, kept } = self.ask(record, inquiries, |line| log.append(line), each)?;
+        let mut opened: Option<JobLog> = None;
+        let keep = |line: &LogLine| match &mut opened {
+            Some(log) => log.append(line),
+            None => opened.insert(JobLog::open(self.fleet.home(), &self.id)?).append(line),
+        };
+        let Learnt { has_news, kept } = self.ask(record, inquiries, keep, each)?;
         if !has_news {
             return Ok(false);
         }
-        let kept = kept.and_then(|()| log.sync());
+        let kept = kept.and_then(|()| opened.map_or(Ok(()), |log| log.sync()));
         let kept = kept.inspect_err(|error| self.fleet.warn(&format!("what the hosts said could not be kept: {}", crate::chain(error))));
         Ok(kept.is_ok())
     }

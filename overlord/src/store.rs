@@ -105,7 +105,11 @@ pub(crate) fn record(fleet: &Fleet, job: &JobId) -> Result<Option<JobRecord>, St
     match with_store(fleet, move |store| store.record(&own)) {
         Err(error) if is_of_the_store(&error) => {
             fleet.warn(&format!("this is from the job's log alone: {}", crate::chain(&error)));
-            from_log(fleet.home(), job, |problem| fleet.warn(problem))
+            match from_log(fleet.home(), job, |problem| fleet.warn(problem)) {
+                // The store may say what the log does not, once it can be used.
+                Err(StoreError::LogDamaged { .. }) => Err(error),
+                told => told,
+            }
         }
         done => done,
     }
@@ -193,7 +197,7 @@ fn is_of_the_store(error: &StoreError) -> bool {
 
 fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobRecord>, StoreError> {
     let path = home.job_log(job);
-    if !path.exists() {
+    if !log::exists(home, job)? {
         return Ok(None);
     }
     let mut fold = Fold::default();
@@ -202,9 +206,7 @@ fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobR
         Ok(line) => fold.add(&line),
         Err(damage) => {
             warn(&damage.problem);
-            if damage.may_be_sending {
-                fold.doubt_sending();
-            }
+            fold.doubt_sending();
             if damage.is_header {
                 header_problem = Some(damage.problem);
             }

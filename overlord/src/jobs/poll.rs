@@ -120,7 +120,7 @@ pub(crate) fn ask(
         }
         let answer = link.client.ask::<Outcome>(&letter, within, &Sent::default()).await;
         let answer = answer.and_then(|outcome| result(outcome, "a job's report"));
-        Some((inquiry, answer.map_err(Unheard::NoAnswer)))
+        Some((inquiry, answer.map_err(|silence| Unheard::NoAnswer(silence.shortened()))))
     };
     Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().flatten().for_each(each))?)
 }
@@ -172,13 +172,17 @@ fn meaning(
         Ok(report) => heard(host, report),
         Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) => {
             let (name, job) = (&inquiry.host, &record.header.job_id);
-            lost(format!("{name} does not know the job {job} any more: its state was lost, or it was installed anew"))
+            lost(format!(
+                "{name} does not know the job {job} any more: it has given it up by its own retention, its state was lost, or it was \
+                 installed anew"
+            ))
         }
         // It says so itself, and why: there is nothing to wait for.
         Err(Unheard::NoAnswer(NoAnswer::Refused(failure))) if failure.is(ErrorCode::Lost) => {
             vec![News::Ended(Outcome::not_run(Verdict::Lost { error: failure.clone() }, now))]
         }
-        Err(unlisted @ Unheard::Unlisted) => vec![News::Unreachable { reason: unlisted.reason(&inquiry.host) }],
+        // Listed again, it says itself what became of the job.
+        Err(unlisted @ Unheard::Unlisted) => missed(host, "could not be asked", &unlisted.reason(&inquiry.host), (now, lost_after)),
         Err(Unheard::NoAnswer(silence)) => {
             let what = match silence {
                 NoAnswer::NotSent(_) => "could not be asked",

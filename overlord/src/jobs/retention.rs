@@ -83,15 +83,20 @@ pub(crate) fn sweep_of(fleet: &Fleet, mut ended: Vec<EndedJob<JobId>>, held: Hol
     let ended = ended.into_iter().map(|EndedJob { id, age, bytes }| EndedJob { id: (id, bytes), age, bytes });
     let mut gone = Vec::new();
     for (job, bytes) in fleet.config().retention.rule().given_up(ended, held, GIVEN_UP_MAX) {
-        if give_up(fleet, &job, bytes)? {
-            gone.push(job);
+        match give_up(fleet, &job, bytes) {
+            Ok(true) => gone.push(job),
+            Ok(false) => {}
+            // One that cannot be removed keeps no other.
+            Err(error) => fleet.warn(&format!("the job {job} cannot be given up: {}", crate::chain(&error))),
         }
     }
+    let swept = log::sweep_empty(fleet.home());
     if gone.is_empty() {
-        return Ok(());
+        return Ok(swept?);
     }
-    log::sync_logs(fleet.home())?;
-    Ok(store::forget(fleet, gone, SWEEP_WITHIN)?)
+    let synced = log::sync_logs(fleet.home());
+    store::forget(fleet, gone, SWEEP_WITHIN)?;
+    Ok(swept.and(synced)?)
 }
 
 /// Asks how those jobs stand which nobody sends, and of which nothing was heard for `quiet`: what has ended while nobody asked gets its end.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::identity::MinionName;
-use common::job::{Event, HostState, JobRecord, LogLine};
+use common::job::retention::EndedJob;
+use common::job::{Event, HostState, JobId, JobRecord, LogLine};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,12 @@ impl Now {
     pub(super) fn read() -> Self {
         Self { at: Timestamp::now(), boot: clock::boot_id().to_owned(), uptime: clock::uptime() }
     }
+}
+
+/// The jobs that ended, and how long ago as of one moment.
+pub(super) fn ages(ends: Vec<(JobId, End, u64)>) -> Vec<EndedJob<JobId>> {
+    let now = Now::read();
+    ends.into_iter().map(|(id, end, bytes)| EndedJob { id, age: end.age(&now), bytes }).collect()
 }
 
 /// A record that is being added to.
