@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tower::ServiceBuilder;
 
 use crate::config::Config;
-use crate::envelope::Letter;
+use crate::envelope::{Letter, Params};
 use broken::Broken;
 pub(crate) use broken::Sent;
 use exchange::Dial;
@@ -31,6 +31,8 @@ use exchange::Dial;
 const OUTER_MARGIN: Duration = Duration::from_secs(10);
 /// As much of an answer that cannot be understood as is shown.
 const SHOWN_MAX_CHARS: usize = 200;
+/// As much of a host's reason for giving no answer as is kept.
+pub(crate) const REASON_MAX_CHARS: usize = 1000;
 
 /// What asking hosts takes; made once for a command.
 pub(crate) struct Client {
@@ -69,6 +71,15 @@ impl NoAnswer {
         }
     }
 
+    /// The same, such that it can be kept: a host may have written the reason, however long it is.
+    pub(crate) fn shortened(self) -> Self {
+        match self {
+            Self::NotSent(reason) => Self::NotSent(kept_of(reason)),
+            Self::Silent(reason) => Self::Silent(kept_of(reason)),
+            Self::Refused(Failure { code, message, data }) => Self::Refused(Failure { code, message: kept_of(message), data }),
+        }
+    }
+
     pub(crate) fn is_refusal(&self, code: ErrorCode) -> bool {
         matches!(self, Self::Refused(failure) if failure.is(code))
     }
@@ -93,7 +104,21 @@ impl Client {
     /// Asks the letter's host, and waits `within` for the answer once it is sent. `sent` tells whether it came so far, also
     /// to whoever drops this future.
     pub(crate) async fn ask<R: DeserializeOwned>(&self, letter: &Letter, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
-        let params = letter.params().map_err(|error| NoAnswer::NotSent(format!("the call cannot be written as JSON: {error}")))?;
+        self.send(letter, written(letter)?, within, sent).await
+    }
+
+    /// The same, with what was [`written`] for it before: the very text that may have been sent already.
+    pub(crate) async fn send<R: DeserializeOwned>(
+        &self,
+        letter: &Letter,
+        params: Params,
+        within: Duration,
+        sent: &Sent,
+    ) -> Result<R, NoAnswer> {
+        self.exchange(letter, params, within, sent).await.map_err(NoAnswer::shortened)
+    }
+
+    async fn exchange<R: DeserializeOwned>(&self, letter: &Letter, params: Params, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
         let dial = Arc::new(Dial {
             connector: self.connector.clone(),
             host: letter.host.clone(),
@@ -117,6 +142,11 @@ impl Client {
             .map_err(|problem| NoAnswer::Silent(format!("it answered something {}", shortened(&problem))))?;
         serde_json::from_str(answer.get()).map_err(|error| not_understood(&error.to_string()))
     }
+}
+
+/// The text of a letter as it is sent now.
+pub(crate) fn written(letter: &Letter) -> Result<Params, NoAnswer> {
+    letter.params().map_err(|error| NoAnswer::NotSent(format!("the call cannot be written as JSON: {error}")))
 }
 
 /// The meaning of an error of jsonrpsee's.
@@ -168,6 +198,13 @@ fn not_understood(problem: &str) -> NoAnswer {
 
 fn shortened(problem: &str) -> String {
     problem.chars().take(SHOWN_MAX_CHARS).collect()
+}
+
+fn kept_of(reason: String) -> String {
+    match reason.char_indices().nth(REASON_MAX_CHARS) {
+        Some((end, _)) => format!("{}…", reason.get(..end).unwrap_or_default()),
+        None => reason,
+    }
 }
 
 fn unclear(problem: &str, sent: &Sent) -> NoAnswer {

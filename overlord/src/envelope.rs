@@ -102,6 +102,12 @@ impl Letter {
         self.params_at(Timestamp::now())
     }
 
+    /// As if it had been written long ago.
+    #[cfg(test)]
+    pub(crate) fn age(&self) {
+        *self.sheet.written.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The call id stays the same, so a host that gets both knows them for one call.
     fn params_at(&self, now: Timestamp) -> serde_json::Result<Params> {
         let mut written = self.sheet.written.lock().unwrap_or_else(PoisonError::into_inner);

@@ -81,6 +81,11 @@ impl Home {
         self.state.join("jobs.sled")
     }
 
+    /// The lock of who asks after jobs that nobody asks about.
+    pub(crate) fn asking_lock(&self) -> PathBuf {
+        self.state.join("jobs.asking")
+    }
+
     pub(crate) fn jobs_dir(&self) -> PathBuf {
         self.state.join("jobs")
     }

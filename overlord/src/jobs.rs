@@ -155,6 +155,10 @@ impl Job {
         spawned.map(|_| job.clone()).map_err(|source| StartError::Thread { job: job.id, source })
     }
 
+    fn known_as(fleet: &Fleet, id: &JobId) -> Self {
+        Self { fleet: fleet.clone(), id: id.clone() }
+    }
+
     pub(crate) fn find(fleet: &Fleet, text: &str) -> Result<Self, JobError> {
         let prefix = normal_prefix(text)?;
         if prefix.is_empty() {
@@ -162,8 +166,7 @@ impl Job {
         }
         let job = |id| Self { fleet: fleet.clone(), id };
         if let Ok(id) = text.parse::<JobId>() {
-            let is_known = fleet.home().job_log(&id).is_file();
-            return if is_known { Ok(job(id)) } else { Err(JobError::Unknown { text: prefix }) };
+            return if log::exists(fleet.home(), &id)? { Ok(job(id)) } else { Err(JobError::Unknown { text: prefix }) };
         }
         let known = log::list(fleet.home())?;
         let mut ids: Vec<JobId> = known.into_iter().map(|(id, _)| id).filter(|id| id.as_str().starts_with(&prefix)).collect();
@@ -189,12 +192,17 @@ impl Job {
     /// # Errors
     /// The job's log or the store cannot be read. That hosts cannot be asked at all is a warning.
     pub fn status(&self) -> Result<JobStatus, JobError> {
+        self.status_until(None)
+    }
+
+    /// The same, where no host is asked any more once it is `until`: it stays as it was known.
+    pub(crate) fn status_until(&self, until: Option<Instant>) -> Result<JobStatus, JobError> {
         let mut known = self.known()?;
         let inquiries = poll::inquiries(&known.record, known.is_dispatching);
         if inquiries.is_empty() {
             return Ok(known);
         }
-        match self.learn(&mut known.record, inquiries, |_| ()) {
+        match self.learn(&mut known.record, (inquiries, until), |_| ()) {
             Ok(true) => self.known(),
             Ok(false) => Ok(known),
             Err(error) => {
@@ -290,7 +298,7 @@ impl Job {
                 break;
             }
             let asked = std::mem::take(&mut inquiries).into_iter().map(Inquiry::into_cancel).collect();
-            self.learn(&mut record, asked, |answered| {
+            self.learn(&mut record, (asked, None), |answered| {
                 inquiries.extend(still_to_tell(answered));
                 told.insert(answered.0.host.clone(), self.fate(answered));
             })?;
@@ -314,7 +322,7 @@ impl Job {
     fn ask(
         &self,
         record: &mut JobRecord,
-        inquiries: Vec<Inquiry>,
+        (inquiries, until): (Vec<Inquiry>, Option<Instant>),
         mut keep: impl FnMut(&LogLine) -> Result<(), LogError>,
         mut each: impl FnMut(&Answered),
     ) -> Result<Learnt, JobError> {
@@ -326,7 +334,7 @@ impl Job {
         }
         let lost_after = self.fleet.config().lost_after;
         let mut learnt = Learnt { has_news: false, kept: Ok(()) };
-        poll::ask(&self.fleet, link, inquiries, |answered| {
+        poll::ask(&self.fleet, link, inquiries, until, |answered| {
             let lines = poll::news(record, &answered, lost_after);
             learnt.has_news |= !lines.is_empty();
             if learnt.kept.is_ok() {
@@ -338,13 +346,22 @@ impl Job {
     }
 
     /// Asks, and writes down what is new, answer by answer. Gives whether there was news, and the log has all of it.
-    fn learn(&self, record: &mut JobRecord, inquiries: Vec<Inquiry>, each: impl FnMut(&Answered)) -> Result<bool, JobError> {
-        let mut log = JobLog::open(self.fleet.home(), &self.id)?;
-        let Learnt { has_news, kept } = self.ask(record, inquiries, |line| log.append(line), each)?;
+    fn learn(
+        &self,
+        record: &mut JobRecord,
+        inquiries: (Vec<Inquiry>, Option<Instant>),
+        each: impl FnMut(&Answered),
+    ) -> Result<bool, JobError> {
+        let mut opened: Option<JobLog> = None;
+        let keep = |line: &LogLine| match &mut opened {
+            Some(log) => log.append(line),
+            None => opened.insert(JobLog::open(self.fleet.home(), &self.id)?).append(line),
+        };
+        let Learnt { has_news, kept } = self.ask(record, inquiries, keep, each)?;
         if !has_news {
             return Ok(false);
         }
-        let kept = kept.and_then(|()| log.sync());
+        let kept = kept.and_then(|()| opened.map_or(Ok(()), |log| log.sync()));
         let kept = kept.inspect_err(|error| self.fleet.warn(&format!("what the hosts said could not be kept: {}", crate::chain(error))));
         Ok(kept.is_ok())
     }

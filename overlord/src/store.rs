@@ -105,7 +105,11 @@ pub(crate) fn record(fleet: &Fleet, job: &JobId) -> Result<Option<JobRecord>, St
     match with_store(fleet, move |store| store.record(&own)) {
         Err(error) if is_of_the_store(&error) => {
             fleet.warn(&format!("this is from the job's log alone: {}", crate::chain(&error)));
-            from_log(fleet.home(), job, |problem| fleet.warn(problem))
+            match from_log(fleet.home(), job, |problem| fleet.warn(problem)) {
+                // The store may say what the log does not, once it can be used.
+                Err(StoreError::LogDamaged { .. }) => Err(error),
+                told => told,
+            }
         }
         done => done,
     }
@@ -157,13 +161,24 @@ pub(crate) fn overview(fleet: &Fleet, listed: Listed) -> Result<Overview, StoreE
     }
 }
 
-/// Every job that is known to have ended, and how much there is in all. Logs that were written to since they were last looked at are read
-/// for no longer than `within`. Of jobs whose logs are gone the store forgets what it holds.
-pub(crate) fn ended(fleet: &Fleet, within: Duration) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
-    with_store(fleet, move |store| store.ended(Instant::now() + within))
+/// How far the jobs are, as far as is known.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Those that have ended.
+    pub(crate) ended: Vec<EndedJob<JobId>>,
+    /// The others, oldest first, and when something was last heard of each.
+    pub(crate) open: Vec<(JobId, Timestamp)>,
+    /// All.
+    pub(crate) held: Holdings,
 }
 
-/// Forgets jobs whose logs are gone, for no longer than `within`; of what is left [`ended`] reminds it.
+/// Which jobs are known to have ended and which not, and how much there is in all. Logs that were written to since they were last looked at are read
+/// for no longer than `within`. Of jobs whose logs are gone the store forgets what it holds.
+pub(crate) fn standing(fleet: &Fleet, within: Duration) -> Result<Standing, StoreError> {
+    with_store(fleet, move |store| store.standing(Instant::now() + within))
+}
+
+/// Forgets jobs whose logs are gone, for no longer than `within`; of what is left [`standing`] reminds it.
 pub(crate) fn forget(fleet: &Fleet, jobs: Vec<JobId>, within: Duration) -> Result<(), StoreError> {
     with_store(fleet, move |store| store.forget(&jobs, Instant::now() + within))
 }
@@ -182,7 +197,7 @@ fn is_of_the_store(error: &StoreError) -> bool {
 
 fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobRecord>, StoreError> {
     let path = home.job_log(job);
-    if !path.exists() {
+    if !log::exists(home, job)? {
         return Ok(None);
     }
     let mut fold = Fold::default();
@@ -191,9 +206,7 @@ fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobR
         Ok(line) => fold.add(&line),
         Err(damage) => {
             warn(&damage.problem);
-            if damage.may_be_sending {
-                fold.doubt_sending();
-            }
+            fold.doubt_sending();
             if damage.is_header {
                 header_problem = Some(damage.problem);
             }

@@ -130,6 +130,24 @@ fn a_full_store_refuses_new_jobs_until_one_may_go() {
 }
 
 #[test]
+fn a_job_that_nobody_asks_about_gets_its_end_by_those_that_follow() {
+    let Some(library) = faketime() else { return };
+    let fleet = Fleet::start(1);
+    let flag = fleet.root().join("flag");
+    let id = fleet.start_job(["*", "command.run", &format!("echo done > {}", flag.display())]);
+    wait_until("it to have run", PATIENCE, || fs::read_to_string(&flag).is_ok_and(|text| text == "done\n"));
+    wait_until("the dispatcher to be gone", PATIENCE, || fleet.dispatcher(&id).is_none());
+    let spools = fleet.minion("web1").spools_dir();
+    wait_until("its end", PATIENCE, || fs::read_dir(&spools).unwrap().flatten().any(|spool| spool.path().join("outcome.json").exists()));
+    let next = later(&fleet, &library, 11, &["*", "test.ping", "--async"]).ok().out().trim().to_owned();
+    wait_until("the dispatcher to be gone", PATIENCE, || fleet.dispatcher(&next).is_none());
+    // The list asks no host.
+    let list = later(&fleet, &library, 11, &["job-list", "--output", "json"]).ok().json();
+    let job = list["jobs"].as_array().unwrap().iter().find(|job| job["job_id"] == *id).unwrap();
+    assert_eq!((&job["state"], &job["hosts"]), (&json!("FINISHED"), &json!({ "ok": 1 })), "{list}");
+}
+
+#[test]
 fn a_deleted_job_is_gone_and_hides_no_other() {
     let fleet = Fleet::start(2);
     let ids: Vec<String> = (0..3).map(|_| fleet.start_job(["*", "test.add", "23", "45"])).collect();

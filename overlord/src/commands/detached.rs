@@ -9,6 +9,7 @@ use common::job::JobId;
 use serde::{Deserialize, Serialize};
 
 use super::{HOST_UNKNOWN, OK, Refusal};
+use crate::client::REASON_MAX_CHARS;
 use crate::daemon::detach;
 use crate::fleet::Fleet;
 use crate::jobs::dispatcher::Dispatch;
@@ -18,8 +19,6 @@ use crate::output::{Format, Output, remark};
 pub(super) const WORD_WITHIN: Duration = Duration::from_secs(600);
 /// The most hosts that are told one by one why they are not sent a job again: they may be all of a large fleet.
 const LEFT_TOLD_MAX: usize = 20;
-/// As much of a reason as is told: a host may have written it.
-const REASON_MAX_CHARS: usize = 1000;
 
 /// What a dispatcher has to say to a person, who is told by the command that started it.
 #[derive(Debug, Default, Clone)]

@@ -83,7 +83,7 @@ impl Job {
             Err(error) => return unasked(&crate::chain(&error)),
         };
         let (caller, own) = (&record.header.caller, &link.caller);
-        let asked = poll::ask(&self.fleet, link, inquiries.clone(), |(inquiry, answer)| {
+        let asked = poll::ask(&self.fleet, link, inquiries.clone(), None, |(inquiry, answer)| {
             let fate = match answer {
                 Ok(_) => Deletion::Deleted,
                 // To others than who started it a host may say of any job that it knows none such.

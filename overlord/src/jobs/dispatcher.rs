@@ -16,7 +16,7 @@ use super::log::{LockedLog, LogError};
 use super::poll::{self, Question};
 use super::{Job, JobError, retention};
 use crate::buckets::fan_out;
-use crate::client::{Client, NoAnswer, Sent};
+use crate::client::{self, Client, NoAnswer, Sent};
 use crate::clock;
 use crate::envelope::{Letter, Message, fresh_id};
 use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call};
@@ -154,7 +154,7 @@ impl Dispatch {
         if let Err(error) = store::fold(&fleet, &job) {
             fleet.warn(&crate::chain(&error));
         }
-        if let Err(error) = retention::sweep(&fleet) {
+        if let Err(error) = retention::tidy(&fleet) {
             fleet.warn(&crate::chain(&error));
         }
     }
@@ -191,7 +191,7 @@ fn fence(job: &Job, record: &mut JobRecord, log: &mut LockedLog) -> Result<(), J
     let mut inquiries = poll::inquiries(record, false);
     inquiries.retain(|inquiry| matches!(inquiry.question, Question::Fence(_)));
     // Even where there is nobody to ask: it also makes sure that we are the caller.
-    job.ask(record, inquiries, |line| log.append(line), |_| ())?.kept?;
+    job.ask(record, (inquiries, None), |line| log.append(line), |_| ())?.kept?;
     Ok(log.sync()?)
 }
 
@@ -224,7 +224,14 @@ fn message(header: &JobHeader, attempt: u32) -> Message {
 }
 
 /// Sends it to one host, again if the answer got lost. Once it may have arrived, nothing but an acceptance settles it.
+///
+/// Each time the same text is sent, so that its start-before stays the first: until then, and no longer, a host remembers what it was sent.
 async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
+    let ended = |silence: NoAnswer| News::Ended(Outcome::not_run(silence.into_verdict(), Timestamp::now()));
+    let params = match client::written(letter) {
+        Ok(params) => params,
+        Err(unwritten) => return ended(unwritten),
+    };
     let mut doubt = None;
     let first_sent = clock::uptime();
     for sending in 0..SENDINGS_MAX {
@@ -234,14 +241,14 @@ async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
         if is_too_late(sending, clock::uptime().saturating_sub(first_sent)) {
             break;
         }
-        match (client.ask::<Accepted>(letter, within, &Sent::default()).await, &doubt) {
+        match (client.send::<Accepted>(letter, params.clone(), within, &Sent::default()).await, &doubt) {
             (Ok(accepted), _) => return acceptance(accepted),
             (Err(NoAnswer::Silent(reason)), _) => doubt = Some(reason),
             // It failed on the way, or does not know how far it came: the job may run there.
             (Err(NoAnswer::Refused(failure)), _) if failure.is(ErrorCode::Internal) || failure.is(ErrorCode::Lost) => {
                 doubt = Some(failure.message);
             }
-            (Err(silence), None) => return News::Ended(Outcome::not_run(silence.into_verdict(), Timestamp::now())),
+            (Err(silence), None) => return ended(silence),
             (Err(_), Some(_)) => {}
         }
     }
@@ -286,14 +293,49 @@ fn write_down(log: &mut LockedLog, attempt: u32, arrivals: &Receiver<(MinionName
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+    use std::sync::{Arc, Mutex, OnceLock};
+
     use super::*;
+    use crate::fake_minion::{Lab, Reply};
 
     #[test]
     fn what_a_host_may_have_forgotten_is_not_sent_again() {
         let minute = Duration::from_secs(60);
         assert!(!is_too_late(0, 6 * minute) && !is_too_late(1, 5 * minute));
         assert!(is_too_late(1, 5 * minute + RESEND_AFTER));
+    }
+
+    /// However much later: the text would be written anew for another host.
+    #[test]
+    fn what_is_sent_again_is_the_same_text() {
+        let lab = Lab::new();
+        let letter = Arc::new(OnceLock::<Letter>::new());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (own, times) = (letter.clone(), seen.clone());
+        lab.minion("web1", move |envelope| {
+            times.lock().unwrap().push(envelope.start_before);
+            own.get().unwrap().age();
+            Reply::Close
+        });
+        let fleet = lab.fleet();
+        let header = JobHeader {
+            job_id: fresh_id(),
+            caller: "admin".parse().unwrap(),
+            target: "*".into(),
+            method: "test.ping".into(),
+            args: Arguments::default(),
+            job_limit_ms: None,
+            retry_of: None,
+            hosts: vec![],
+        };
+        let roster = fleet.roster().unwrap();
+        let letter = letter.get_or_init(|| message(&header, 1).letters(roster.iter()).pop().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let news = runtime.block_on(deliver(&fleet.link().unwrap().client, letter, Duration::from_secs(20)));
+        assert!(matches!(news, News::Unreachable { .. }), "{news:?}");
+        let seen = seen.lock().unwrap();
+        assert!(seen.len() > 1 && seen.iter().all(|start_before| *start_before == seen[0]), "{seen:?}");
     }
 
     #[test]

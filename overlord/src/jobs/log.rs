@@ -9,7 +9,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::job::{Event, JobHeader, JobId, LogLine, News};
 use jiff::Timestamp;
@@ -21,6 +21,9 @@ pub(crate) use read::read;
 const PROBED_WITHIN: Duration = Duration::from_millis(500);
 /// How often.
 const PROBED_EVERY: Duration = Duration::from_millis(5);
+
+/// So long after it was made a log in which nothing stands is what a killed command left.
+const BEGUN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why a job's log cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -152,19 +155,33 @@ impl LockedLog {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
+        let begun = Self::begin(home, JobLog { file, path: path.clone(), is_new: true }, header);
+        if !matches!(begun, Ok(Some(_))) {
+            // Nobody was told the id. Where it cannot be removed it is swept, being empty, or told of as damaged.
+            let _left = fs::remove_file(&path);
+        }
+        begun
+    }
+
+    fn begin(home: &Home, log: JobLog, header: JobHeader) -> Result<Option<Self>, LogError> {
         // Nobody knows the id yet, so nobody but a passing probe can hold the lock.
-        let Some(mut log) = JobLog { file, path: path.clone(), is_new: true }.lock()? else {
-            return Ok(None);
-        };
+        let Some(mut log) = log.lock()? else { return Ok(None) };
         log.append(&LogLine { at: Timestamp::now(), event: Event::Created(header) })?;
         log.sync()?;
-        sync_folder(&home.jobs_dir()).map_err(failed)?;
+        sync_logs(home)?;
         Ok(Some(log))
     }
 
     /// The log, open and no longer locked. None if the lock could not be given back before the file was closed.
     pub(crate) fn unlock(self) -> Option<JobLog> {
         self.0.file.unlock().ok().map(|()| self.0)
+    }
+
+    /// Nothing stands in it, and whoever made it had the time to lock it and write.
+    fn is_left_empty(&self) -> bool {
+        let metadata = self.0.file.metadata().ok().filter(|metadata| metadata.len() == 0);
+        let made = metadata.and_then(|metadata| metadata.modified().ok());
+        made.and_then(|made| SystemTime::now().duration_since(made).ok()).is_some_and(|age| age >= BEGUN_WITHIN)
     }
 
     /// How long it is.
@@ -178,6 +195,19 @@ impl LockedLog {
         let Self(JobLog { path, .. }) = &self;
         fs::remove_file(path).map_err(|source| LogError { doing: "deleting", path: path.clone(), source })
     }
+}
+
+/// Removes logs in which nothing stands: whoever made them was killed before anyone was told their ids. Those that cannot be removed stay,
+/// and say nothing.
+pub(crate) fn sweep_empty(home: &Home) -> Result<(), LogError> {
+    for (job, _) in list(home)?.into_iter().filter(|(_, bytes)| *bytes == 0) {
+        if let Ok(Some(log)) = JobLog::open(home, &job).and_then(JobLog::try_lock)
+            && log.is_left_empty()
+        {
+            let _left = log.delete();
+        }
+    }
+    Ok(())
 }
 
 /// Returns once all logs that were deleted stay so.
@@ -229,6 +259,23 @@ pub(crate) fn is_dispatching(home: &Home, job: &JobId) -> Result<bool, LogError>
     }
 }
 
+/// Returns once all that was read of a log is on the disk.
+pub(crate) fn sync(home: &Home, job: &JobId) -> Result<(), LogError> {
+    let path = home.job_log(job);
+    let synced = File::open(&path).and_then(|file| file.sync_data());
+    synced.map_err(|source| LogError { doing: "syncing", path, source })
+}
+
+/// Whether there is such a log. That it cannot be told is an error: the job may be there.
+pub(crate) fn exists(home: &Home, job: &JobId) -> Result<bool, LogError> {
+    let path = home.job_log(job);
+    match fs::metadata(&path) {
+        Ok(metadata) => Ok(metadata.is_file()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(LogError { doing: "looking for", path, source }),
+    }
+}
+
 /// The ids of the jobs that have a log, and how long it is, oldest first.
 pub(crate) fn list(home: &Home) -> Result<Vec<(JobId, u64)>, LogError> {
     let path = home.jobs_dir();
@@ -259,111 +306,4 @@ pub(crate) fn list(home: &Home) -> Result<Vec<(JobId, u64)>, LogError> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-    use super::*;
-    use common::outcome::{Outcome, Verdict};
-    use common::protocol::Arguments;
-
-    fn header(id: &str) -> JobHeader {
-        JobHeader {
-            job_id: id.parse().unwrap(),
-            caller: "admin".parse().unwrap(),
-            target: "*".into(),
-            method: "test.ping".into(),
-            args: Arguments::default(),
-            job_limit_ms: None,
-            retry_of: None,
-            hosts: vec!["web1".parse().unwrap()],
-        }
-    }
-
-    fn heard(reason: &str) -> LogLine {
-        let news = News::Unreachable { reason: reason.into() };
-        LogLine { at: Timestamp::UNIX_EPOCH, event: Event::Heard { host: "web1".parse().unwrap(), attempt: 1, news } }
-    }
-
-    fn lines(home: &Home, id: &JobId, from: u64) -> (Vec<LogLine>, usize, u64) {
-        let (mut good, mut bad) = (Vec::new(), 0);
-        let offset = read(&home.job_log(id), from, |line| match line {
-            Ok(line) => good.push(line),
-            Err(_) => bad += 1,
-        });
-        (good, bad, offset.unwrap())
-    }
-
-    #[test]
-    fn a_log_is_locked_while_its_dispatcher_lives_and_no_longer() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path()).unwrap();
-        let id: JobId = "54k2-9xqd-4fz1".parse().unwrap();
-        let log = LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap().unwrap();
-        assert!(LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap().is_none());
-        assert!(is_dispatching(&home, &id).unwrap());
-        assert!(JobLog::open(&home, &id).unwrap().lock().unwrap().is_none());
-        drop(log);
-        assert!(!is_dispatching(&home, &id).unwrap());
-        assert!(JobLog::open(&home, &id).unwrap().lock().unwrap().is_some());
-        assert_eq!(list(&home).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn nobody_works_on_a_log_that_was_deleted_while_they_waited_for_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path()).unwrap();
-        let id: JobId = "54k2-9xqd-4fz1".parse().unwrap();
-        let log = LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap().unwrap();
-        let waiting = JobLog::open(&home, &id).unwrap();
-        log.delete().unwrap();
-        assert!(waiting.lock().unwrap_err().is_missing());
-    }
-
-    #[test]
-    fn a_line_that_was_cut_off_swallows_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path()).unwrap();
-        let id: JobId = "54k2-9xqd-4fz1".parse().unwrap();
-        drop(LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap());
-        let mut raw = OpenOptions::new().append(true).open(home.job_log(&id)).unwrap();
-        raw.write_all(b"{\"at\":\"2026-").unwrap();
-        let (good, bad, offset) = lines(&home, &id, 0);
-        assert_eq!((good.len(), bad), (1, 1), "what was cut off is told");
-
-        let mut log = JobLog::open(&home, &id).unwrap();
-        log.append(&heard("cut")).unwrap();
-        // Another writer is cut off while this one has the log open.
-        raw.write_all(b"{\"at\":\"2026-").unwrap();
-        log.append(&heard("still cut")).unwrap();
-        let (good, bad, end) = lines(&home, &id, offset);
-        assert_eq!((good, bad), (vec![heard("cut"), heard("still cut")], 2));
-        assert_eq!(end, raw.metadata().unwrap().len());
-    }
-
-    #[test]
-    fn what_would_not_read_back_is_not_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path()).unwrap();
-        let id: JobId = "54k2-9xqd-4fz1".parse().unwrap();
-        let mut log = LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap().unwrap();
-        let deep = (0..127).fold(serde_json::json!(0), |value, _| serde_json::json!([value]));
-        let sly = serde_json::json!({ "$serde_json::private::RawValue": "[[[" });
-        for result in [deep, sly] {
-            let ended = Outcome::not_run(Verdict::Ok { result }, Timestamp::UNIX_EPOCH);
-            let event = Event::Heard { host: "web1".parse().unwrap(), attempt: 1, news: News::Ended(ended) };
-            log.append(&LogLine { at: Timestamp::UNIX_EPOCH, event }).unwrap();
-        }
-        let (good, bad, _) = lines(&home, &id, 0);
-        assert_eq!((good.len(), bad), (3, 0));
-        assert!(matches!(&good[2].event, Event::Heard { news: News::Unreachable { reason }, .. } if reason.contains("cannot be kept")));
-    }
-
-    #[test]
-    fn what_is_no_log_is_not_listed() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path()).unwrap();
-        drop(LockedLog::create(&home, header("54k2-9xqd-4fz1")).unwrap());
-        fs::create_dir(home.jobs_dir().join("0000-0000-0000.log")).unwrap();
-        fs::copy(home.jobs_dir().join("54k2-9xqd-4fz1.log"), home.jobs_dir().join("54k29xqd4fz1.log")).unwrap();
-        assert_eq!(list(&home).unwrap().len(), 1);
-    }
-}
+mod tests;

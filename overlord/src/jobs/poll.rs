@@ -1,6 +1,6 @@
 //! Asking hosts how far a job is: whom to ask what, and what the answers mean. Only [`ask`] talks to hosts; the rest is pure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::{CallId, Event, HostRecord, HostState, JobRecord, LogLine, MinionJobId, News};
@@ -94,8 +94,14 @@ pub(crate) fn inquiries(record: &JobRecord, is_dispatching: bool) -> Vec<Inquiry
 }
 
 /// Asks all of them, each with a deadline of its own, and gives the answers to `each` as they come. A host that is not in the
-/// roster cannot be asked.
-pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>, mut each: impl FnMut(Answered)) -> Result<(), JobError> {
+/// roster cannot be asked. Of those whose turn has not come when it is `until`, nothing is said.
+pub(crate) fn ask(
+    fleet: &Fleet,
+    link: &Link,
+    inquiries: Vec<Inquiry>,
+    until: Option<Instant>,
+    mut each: impl FnMut(Answered),
+) -> Result<(), JobError> {
     let roster = fleet.roster()?;
     let mut letters: Vec<(Inquiry, Letter)> = Vec::new();
     for inquiry in inquiries {
@@ -109,11 +115,14 @@ pub(crate) fn ask(fleet: &Fleet, link: &Link, inquiries: Vec<Inquiry>, mut each:
     }
     let within = fleet.config().poll_timeout;
     let work = |(inquiry, letter): (Inquiry, Letter)| async move {
-        let answer =
-            link.client.ask::<Outcome>(&letter, within, &Sent::default()).await.and_then(|outcome| result(outcome, "a job's report"));
-        (inquiry, answer.map_err(Unheard::NoAnswer))
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return None;
+        }
+        let answer = link.client.ask::<Outcome>(&letter, within, &Sent::default()).await;
+        let answer = answer.and_then(|outcome| result(outcome, "a job's report"));
+        Some((inquiry, answer.map_err(|silence| Unheard::NoAnswer(silence.shortened()))))
     };
-    Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().for_each(each))?)
+    Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().flatten().for_each(each))?)
 }
 
 /// The result within the answer to a question about a job; `what` it should be is told where it is not.
@@ -163,13 +172,17 @@ fn meaning(
         Ok(report) => heard(host, report),
         Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) => {
             let (name, job) = (&inquiry.host, &record.header.job_id);
-            lost(format!("{name} does not know the job {job} any more: its state was lost, or it was installed anew"))
+            lost(format!(
+                "{name} does not know the job {job} any more: it has given it up by its own retention, its state was lost, or it was \
+                 installed anew"
+            ))
         }
         // It says so itself, and why: there is nothing to wait for.
         Err(Unheard::NoAnswer(NoAnswer::Refused(failure))) if failure.is(ErrorCode::Lost) => {
             vec![News::Ended(Outcome::not_run(Verdict::Lost { error: failure.clone() }, now))]
         }
-        Err(unlisted @ Unheard::Unlisted) => vec![News::Unreachable { reason: unlisted.reason(&inquiry.host) }],
+        // Listed again, it says itself what became of the job.
+        Err(unlisted @ Unheard::Unlisted) => missed(host, "could not be asked", &unlisted.reason(&inquiry.host), (now, lost_after)),
         Err(Unheard::NoAnswer(silence)) => {
             let what = match silence {
                 NoAnswer::NotSent(_) => "could not be asked",

@@ -257,7 +257,7 @@ fn a_status_beside_a_sending_that_has_just_begun_fences_nothing() {
 }
 
 #[test]
-fn silence_and_refusal_are_told_apart_and_our_own_roster_loses_no_job() {
+fn silence_and_refusal_are_told_apart_and_a_host_that_left_the_roster_is_lost_until_it_is_back() {
     let lab = Lab::new();
     FakeHost::start(&lab, "web1", |_, envelope| envelope.method.starts_with("jobs.").then_some(Reply::Error(ErrorCode::Denied, "no rule")));
     FakeHost::start(&lab, "web2", |_, _| None).is_at(running());
@@ -270,7 +270,12 @@ fn silence_and_refusal_are_told_apart_and_our_own_roster_loses_no_job() {
     let status = job.status().unwrap();
     let words = host(&status, "web1").outcome.unwrap().verdict.error().unwrap().message.clone();
     assert!(words.contains("has refused to say: no rule"), "{words}");
-    assert_eq!(host(&status, "web2").state, HostState::Queued);
+    let left = host(&status, "web2");
+    let words = left.outcome.unwrap().verdict.error().unwrap().message.clone();
+    assert!(left.state == HostState::Lost && words.contains("no longer in hosts.toml"), "{words}");
+    assert!(status.state().has_ended(), "{status:?}");
+    std::fs::write(lab.dir.path().join("hosts.toml"), roster).unwrap();
+    assert_eq!(host(&job.status().unwrap(), "web2").state, HostState::Running);
 }
 
 #[test]
@@ -291,7 +296,7 @@ fn a_host_that_forgot_the_job_is_lost_until_it_remembers() {
     let remembered = std::mem::take(&mut *web1.jobs.lock().unwrap());
     let status = job.status().unwrap();
     assert_eq!((status.state(), host(&status, "web1").state), (JobState::Lost, HostState::Lost));
-    assert!(host(&status, "web1").outcome.unwrap().verdict.error().unwrap().message.contains("does not know the job"));
+    assert!(host(&status, "web1").outcome.unwrap().verdict.error().unwrap().message.contains("retention"));
     *web1.jobs.lock().unwrap() = remembered;
     assert_eq!(job.status().unwrap().state(), JobState::Finished);
 }

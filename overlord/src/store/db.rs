@@ -12,7 +12,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use common::identity::MinionName;
-use common::job::retention::{EndedJob, Holdings};
 use common::job::{HostRecord, JobHeader, JobId, JobRecord};
 use common::seal;
 use jiff::Timestamp;
@@ -21,8 +20,8 @@ use serde::de::DeserializeOwned;
 use sled::{Batch, Db, Tree};
 
 use super::access::pause;
-use super::fold::{End, Fold, Mark, Now, counts};
-use super::{JobSummary, Listed, Overview, StoreError, of_job};
+use super::fold::{End, Fold, Mark, ages, counts};
+use super::{JobSummary, Listed, Overview, Standing, StoreError, of_job};
 use crate::fleet::Fleet;
 use crate::home::Home;
 use crate::jobs::log;
@@ -102,7 +101,7 @@ impl Store {
             overview.held.count += 1;
             overview.held.bytes += length;
             // One log that cannot be read hides no other.
-            if let Some(mark) = self.mark_or_warn(&job, length)? {
+            if let Some(mark) = self.or_warn(&job, self.mark(&job, length))? {
                 if let Some(end) = &mark.ended {
                     ends.push((job.clone(), end.clone(), length));
                 }
@@ -120,26 +119,34 @@ impl Store {
                 continue;
             }
             left -= usize::from(mark.ended.is_some());
-            if let Some((created_at, JobHeader { job_id, method, target, .. })) = self.read(&self.jobs, job.as_str())? {
-                overview.jobs.push(JobSummary { job_id, method, target, created_at, counts: mark.counts });
-            }
+            overview.jobs.extend(self.summary(&job, mark)?);
         }
         overview.jobs.reverse();
         Ok(overview)
     }
 
-    pub(super) fn ended(&self, deadline: Instant) -> Result<(Vec<EndedJob<JobId>>, Holdings), StoreError> {
-        let (mut ends, mut held, mut logs) = (Vec::new(), Holdings::default(), BTreeSet::new());
+    fn summary(&self, job: &JobId, mark: Mark) -> Result<Option<JobSummary>, StoreError> {
+        if let Some((created_at, JobHeader { job_id, method, target, .. })) = self.read(&self.jobs, job.as_str())? {
+            return Ok(Some(JobSummary { job_id, method, target, created_at, counts: mark.counts }));
+        }
+        // The store has forgotten what the job is, or remembers it wrongly; the log has not.
+        Ok(self.or_warn(job, self.catch_up(job, mark.folded))?.map(|(record, _)| JobSummary::of(record)))
+    }
+
+    pub(super) fn standing(&self, deadline: Instant) -> Result<Standing, StoreError> {
+        let (mut standing, mut ends, mut logs) = (Standing::default(), Vec::new(), BTreeSet::new());
         for (job, length) in log::list(&self.home)? {
             let mark = match self.read::<Mark>(&self.marks, job.as_str())?.filter(|mark| mark.folded == length) {
-                None if Instant::now() < deadline => self.mark_or_warn(&job, length)?,
+                None if Instant::now() < deadline => self.or_warn(&job, self.mark(&job, length))?,
                 mark => mark,
             };
-            if let Some(end) = mark.and_then(|mark| mark.ended) {
-                ends.push((job.clone(), end, length));
+            match mark {
+                Some(Mark { ended: Some(end), .. }) => ends.push((job.clone(), end, length)),
+                Some(mark) => standing.open.push((job.clone(), mark.changed_at)),
+                None => {}
             }
-            held.count += 1;
-            held.bytes += length;
+            standing.held.count += 1;
+            standing.held.bytes += length;
             logs.insert(job);
         }
         let mut gone = Vec::new();
@@ -150,7 +157,8 @@ impl Store {
         }
         // A job that was made since the logs were listed has no mark yet: its dispatcher waits for this store to be closed.
         self.forget(&gone, deadline)?;
-        Ok((ages(ends), held))
+        standing.ended = ages(ends);
+        Ok(standing)
     }
 
     pub(super) fn forget(&self, jobs: &[JobId], deadline: Instant) -> Result<(), StoreError> {
@@ -165,13 +173,14 @@ impl Store {
         Ok(())
     }
 
-    fn mark_or_warn(&self, job: &JobId, length: u64) -> Result<Option<Mark>, StoreError> {
-        match self.mark(job, length) {
+    /// None, and a warning, where it is the job's log that cannot be read.
+    fn or_warn<T>(&self, job: &JobId, told: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+        match told {
             Err(error @ (StoreError::Log(_) | StoreError::LogDamaged { .. })) => {
                 self.warn(of_job(job, &error));
                 Ok(None)
             }
-            mark => mark,
+            told => told,
         }
     }
 
@@ -201,7 +210,11 @@ impl Store {
         };
         let mark = match before {
             Some(mark) if mark.folded == end && changed.is_empty() => mark,
-            before => self.write(&record, &changed, ended_at, (before, end))?,
+            before => {
+                // What the store remembers from here on must not be forgotten by the log when the power fails.
+                log::sync(&self.home, job)?;
+                self.write(&record, &changed, ended_at, (before, end))?
+            }
         };
         Ok(Some((record, mark)))
     }
@@ -224,9 +237,7 @@ impl Store {
             Ok(line) => fold.add(&line),
             Err(damage) => {
                 self.warn(damage.problem.clone());
-                if damage.may_be_sending {
-                    fold.doubt_sending();
-                }
+                fold.doubt_sending();
                 if damage.is_header {
                     header_problem = Some(damage.problem);
                 }
@@ -358,12 +369,6 @@ impl Store {
     fn warn(&self, text: String) {
         self.warnings.borrow_mut().push(text);
     }
-}
-
-/// The jobs that ended, and how long ago as of one moment.
-fn ages(ends: Vec<(JobId, End, u64)>) -> Vec<EndedJob<JobId>> {
-    let now = Now::read();
-    ends.into_iter().map(|(id, end, bytes)| EndedJob { id, age: end.age(&now), proven: end.proven_age(&now), bytes }).collect()
 }
 
 fn behind<'k>(key: &'k [u8], prefix: &str) -> Option<&'k str> {

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::identity::MinionName;
-use common::job::{Event, HostState, JobRecord, LogLine};
+use common::job::retention::EndedJob;
+use common::job::{Event, HostState, JobId, JobRecord, LogLine};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -42,22 +43,19 @@ impl End {
     }
 
     /// How long ago that is: as long as the machine has been up since it was noticed, whatever its clock was set to; after a reboot
-    /// the clock is all there is.
+    /// what the clock says, and at least what is certain.
     pub(super) fn age(&self, now: &Now) -> Duration {
-        if self.is_in_boot_of(now) {
-            return self.proven_age(now);
+        let proven = self.proven(now);
+        if self.boot == now.boot && !now.boot.is_empty() {
+            return proven;
         }
-        Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default().max(self.proven_age(now))
+        proven.max(Duration::try_from(now.at.duration_since(self.at)).unwrap_or_default())
     }
 
-    /// How long ago that is for certain: what was in an earlier boot is at least as old as this one.
-    pub(super) fn proven_age(&self, now: &Now) -> Duration {
-        let before_boot_ms = if self.is_in_boot_of(now) { self.uptime_ms } else { 0 };
-        now.uptime.saturating_sub(Duration::from_millis(before_boot_ms))
-    }
-
-    fn is_in_boot_of(&self, now: &Now) -> bool {
-        self.boot == now.boot && !now.boot.is_empty()
+    /// How long ago that is for certain, whatever the clock was set to: after a reboot, as long as the machine has been up. Boots without a
+    /// name may be the same.
+    pub(super) fn proven(&self, now: &Now) -> Duration {
+        if self.boot == now.boot { now.uptime.saturating_sub(Duration::from_millis(self.uptime_ms)) } else { now.uptime }
     }
 }
 
@@ -73,6 +71,12 @@ impl Now {
     pub(super) fn read() -> Self {
         Self { at: Timestamp::now(), boot: clock::boot_id().to_owned(), uptime: clock::uptime() }
     }
+}
+
+/// The jobs that ended, and how long ago as of one moment.
+pub(super) fn ages(ends: Vec<(JobId, End, u64)>) -> Vec<EndedJob<JobId>> {
+    let now = Now::read();
+    ends.into_iter().map(|(id, end, bytes)| EndedJob { id, age: end.age(&now), proven: end.proven(&now), bytes }).collect()
 }
 
 /// A record that is being added to.
@@ -199,6 +203,10 @@ mod tests {
         let age = |at, boot: &str, uptime_secs| end.age(&Now { at, boot: boot.into(), uptime: Duration::from_secs(uptime_secs) });
         let minute = Duration::from_secs(60);
         assert_eq!((age(at(1000) + year, "a", 65), age(at(1), "a", 65)), (minute, minute));
-        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, Duration::from_secs(1)));
+        let second = Duration::from_secs(1);
+        assert_eq!((age(at(1060), "b", 1), age(at(1), "b", 1)), (minute, second), "after a reboot, at least as long as that is ago");
+        let proven =
+            |boot: &str, uptime_secs| end.proven(&Now { at: at(1000) + year, boot: boot.into(), uptime: Duration::from_secs(uptime_secs) });
+        assert_eq!((proven("a", 65), proven("a", 1), proven("b", 1)), (minute, Duration::ZERO, second));
     }
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::jobs::JobError;
 use crate::jobs::log::{JobLog, LockedLog};
 
 const JOB: &str = "54k2-9xqd-4fz1";
@@ -230,6 +231,55 @@ fn a_damaged_line_that_may_have_told_of_a_sending_leaves_nothing_undelivered() {
     assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Undelivered);
 }
 
+/// A line of a host and one of a sending, of which damage to the line's end between them makes one.
+#[test]
+fn a_damaged_stretch_that_looks_like_a_hosts_line_may_have_told_of_a_sending_too() {
+    let (_dir, fleet, _) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, News::Ended(Outcome::not_run(Verdict::undelivered("off"), Timestamp::UNIX_EPOCH)));
+    hear(&fleet, "web2", 1, ended(1));
+    let again = Event::Resumed { attempt: 2, hosts: vec![host("web1")] };
+    JobLog::open(fleet.home(), &job()).unwrap().append(&LogLine { at: Timestamp::now(), event: again }).unwrap();
+    let path = fleet.home().job_log(&job());
+    let text = String::from_utf8(fs::read(&path).unwrap()).unwrap();
+    let (before, sending) = text.trim_end().rsplit_once("\n\n").unwrap();
+    fs::write(&path, format!("{before}  {}\n", sending.replace("resumed", "resumes"))).unwrap();
+    assert_eq!(record(&fleet).hosts[&host("web1")].state, HostState::Pending);
+}
+
+#[test]
+fn a_damaged_log_beside_a_store_that_cannot_be_used_is_the_stores_trouble() {
+    let (dir, fleet, warnings) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, ended(3));
+    let known = record(&fleet);
+    damage_line(&fleet, 0);
+    let _ = record(&fleet);
+    fs::write(dir.path().join("overlord.toml"), "store_wait = \"50ms\"").unwrap();
+    let hasty = Fleet::open(dir.path()).unwrap();
+    let asked = with_store(&fleet, move |_| Ok((super::record(&hasty, &job()), hasty.job(JOB).unwrap().delete()))).unwrap();
+    assert!(matches!(asked, (Err(StoreError::Busy { .. }), Err(JobError::Store(StoreError::Busy { .. })))), "{asked:?}");
+    assert_eq!(record(&fleet), known, "and the store knows it");
+    drop(warnings);
+}
+
+#[test]
+fn a_list_has_a_job_whose_header_the_store_has_forgotten() {
+    let (_dir, fleet, warnings) = fleet();
+    drop(create(&fleet));
+    hear(&fleet, "web1", 1, ended(3));
+    let listed = overview(&fleet, Listed::All).unwrap().jobs;
+    assert_eq!(listed.len(), 1);
+    with_store(&fleet, move |store| {
+        store.db.open_tree("jobs").unwrap().clear().unwrap();
+        store.has_changed.set(true);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(overview(&fleet, Listed::All).unwrap().jobs, listed);
+    assert!(warnings.try_recv().is_err());
+}
+
 #[test]
 fn what_is_left_of_a_job_whose_log_is_gone_is_forgotten() {
     let (_dir, fleet, _) = fleet();
@@ -239,9 +289,9 @@ fn what_is_left_of_a_job_whose_log_is_gone_is_forgotten() {
     hear(&fleet, "web2", 1, ended(3));
     let second = Duration::from_secs(1);
     // It has ended, though nobody asked for it since.
-    assert_eq!(super::ended(&fleet, second).unwrap().0.len(), 1);
+    assert_eq!(super::standing(&fleet, second).unwrap().ended.len(), 1);
     fs::remove_file(fleet.home().job_log(&job())).unwrap();
-    assert!(super::ended(&fleet, second).unwrap().0.is_empty());
+    assert!(super::standing(&fleet, second).unwrap().ended.is_empty());
     let left =
         with_store(&fleet, |store| Ok(store.db.tree_names().iter().map(|name| store.db.open_tree(name).unwrap().len()).sum::<usize>()));
     assert_eq!(left.unwrap(), 0);

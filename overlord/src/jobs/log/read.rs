@@ -17,17 +17,13 @@ const LINE_MAX_BYTES: u64 = 256 << 20;
 const TORN_AFTER: Duration = Duration::from_millis(50);
 /// How often it is read again because it had grown: then it is left to the next reader.
 const READ_AGAIN_MAX: usize = 10;
-/// What stands in every line that tells of a host; never in one that tells of a sending.
-const OF_A_HOST: &[u8] = b"\"event\":\"heard\"";
-const OF_A_SENDING: &[u8] = b"resumed";
 
-/// A line that cannot be believed.
+/// A line that cannot be believed. Whatever is left of it, it may have told that hosts were sent the job again: of two lines between which
+/// the line's end was damaged one is seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Damage {
     /// Where, and what is wrong, for a person.
     pub(crate) problem: String,
-    /// It may have told that hosts were sent the job again.
-    pub(crate) may_be_sending: bool,
     /// It is the first line, which says what the job is.
     pub(crate) is_header: bool,
 }
@@ -37,8 +33,6 @@ pub(crate) struct Damage {
 pub(crate) fn read(path: &Path, from: u64, mut each: impl FnMut(Result<LogLine, Damage>)) -> Result<u64, LogError> {
     let failed = |source| LogError { doing: "reading", path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
-    // What is folded from here on must not be forgotten by the log when the power fails and the store remembers it.
-    file.sync_data().map_err(failed)?;
     let mut offset = if is_line_end(&mut file, from).map_err(failed)? { from } else { 0 };
     for _ in 0..READ_AGAIN_MAX {
         let (end, torn) = whole_lines(path, &mut file, offset, &mut each).map_err(failed)?;
@@ -49,7 +43,7 @@ pub(crate) fn read(path: &Path, from: u64, mut each: impl FnMut(Result<LogLine, 
         }
         sleep(TORN_AFTER);
         if file.metadata().map_err(failed)?.len() == length {
-            each(Err(Damage::at(path, offset, &torn, &seal::SealError::Torn)));
+            each(Err(Damage::at(path, offset, &seal::SealError::Torn)));
             return Ok(offset);
         }
     }
@@ -78,20 +72,15 @@ fn whole_lines(path: &Path, file: &mut File, from: u64, each: &mut impl FnMut(Re
             return Ok((offset, line));
         }
         if !line.trim_ascii().is_empty() {
-            each(seal::open(&line).map_err(|error| Damage::at(path, offset, &line, &error)));
+            each(seal::open(&line).map_err(|error| Damage::at(path, offset, &error)));
         }
         offset += length;
     }
 }
 
 impl Damage {
-    fn at(path: &Path, offset: u64, line: &[u8], why: &seal::SealError) -> Self {
-        let has = |words: &[u8]| line.windows(words.len()).any(|part| part == words);
-        Self {
-            problem: format!("{}: the line at byte {offset} is damaged and passed over: {why}", path.display()),
-            may_be_sending: !has(OF_A_HOST) || has(OF_A_SENDING),
-            is_header: offset == 0,
-        }
+    fn at(path: &Path, offset: u64, why: &seal::SealError) -> Self {
+        Self { problem: format!("{}: the line at byte {offset} is damaged and passed over: {why}", path.display()), is_header: offset == 0 }
     }
 }
 
@@ -139,8 +128,6 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             let (lines, damages) = damages(&flipped);
             assert!(lines.iter().all(|line| all.contains(line)) && !damages.is_empty(), "bit {bit}");
-            let sending_is_read = lines.iter().any(|line| matches!(line.event, Event::Resumed { .. }));
-            assert!(sending_is_read || damages.iter().any(|damage| damage.may_be_sending), "bit {bit}: {damages:?}");
             assert!(damages[0].problem.contains("at byte "));
         }
     }
@@ -150,6 +137,6 @@ mod tests {
         let whole = [heard("a"), heard("b"), vec![]].join(&b'\n');
         let (lines, damages) = damages(&whole[..whole.len() - 5]);
         assert_eq!((lines.len(), damages.len()), (1, 1));
-        assert!(damages[0].problem.contains("torn") && !damages[0].may_be_sending, "{damages:?}");
+        assert!(damages[0].problem.contains("torn"), "{damages:?}");
     }
 }
