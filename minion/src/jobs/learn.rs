@@ -53,6 +53,10 @@ impl Jobs {
         if found.is_to_be_settled() {
             self.carry_out(&Order::Settle(id.clone())).await?;
             found = Self::read(&spool).await?;
+            if found.is_to_be_settled() {
+                // Somebody works under its lock; what he makes of it is not known yet, and nothing else must be told.
+                return Err(internal(format!("the end of the job {id} is being written down: ask again")));
+            }
         }
         let Read { request, life, bytes } = found;
         let request = match request {
@@ -126,14 +130,15 @@ impl Jobs {
     }
 }
 
+/// How far it is; what is dead or damaged was settled before.
 fn progress(life: Life) -> JobProgress {
+    let going = |state, started_at| JobProgress::Going { state, started_at };
     match life {
         Life::Ended(outcome) => JobProgress::Ended(outcome),
-        Life::Running(started) => JobProgress::Going { state: HostState::Running, started_at: started.at },
-        // What is dead could not be settled, because somebody works under its lock.
-        Life::Queued | Life::Dead(None) => JobProgress::Going { state: HostState::Queued, started_at: None },
-        Life::Dead(started) => JobProgress::Going { state: HostState::Running, started_at: started.and_then(|started| started.at) },
-        Life::Damaged(_) => JobProgress::Going { state: HostState::Running, started_at: None },
+        Life::Running(started) => going(HostState::Running, started.at),
+        Life::Queued | Life::Dead(None) => going(HostState::Queued, None),
+        Life::Dead(Some(started)) => going(HostState::Running, started.at),
+        Life::Damaged(_) => going(HostState::Running, None),
     }
 }
 

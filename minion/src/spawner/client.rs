@@ -14,8 +14,11 @@ use super::order::{LINE_MAX_BYTES, Order, Reply};
 use super::{Origin, READY};
 use crate::config::Config;
 
-/// How long a spawner that is being started, or started again, may take until it listens.
-const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a spawner that is executed may take until it listens: a busy disk takes seconds for its first files.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long an order waits for a spawner that is being started, or started again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait between two attempts to reach a spawner that is a unit of its own and being restarted.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -100,7 +103,7 @@ impl Spawner {
 
     async fn connect(&self) -> Result<UnixStream, SpawnError> {
         let unreachable = |source| SpawnError::Unreachable { path: self.socket.clone(), source };
-        let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+        let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
         loop {
             match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),

@@ -40,7 +40,9 @@ impl Spool {
             return Ok(end);
         }
         if self.daemon_lives()? {
-            return Ok(self.started()?.map_or(Life::Queued, Life::Running));
+            // Between its last file and the mark lies an instant; where the mark stays away it was lost.
+            let is_starting = || Ok(self.has(STDOUT)?.then(Started::default));
+            return Ok(self.started()?.map_or_else(is_starting, |started| Ok(Some(started)))?.map_or(Life::Queued, Life::Running));
         }
         // It may have ended between the two looks: the outcome is written before the lock is let go.
         self.last_words()
