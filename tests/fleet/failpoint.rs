@@ -4,21 +4,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
-
-use crate::{PATIENCE, tools, wait};
-
-/// What strace says once it holds a process that it was attached to.
-const ATTACHED: &str = "attached";
-
-/// How long strace may take to let go. It never does of a process with threads that died while it was told to, and is killed then.
-const LET_GO_WITHIN: Duration = Duration::from_millis(500);
+use crate::strace::Strace;
 
 /// Of which call a process dies.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +29,7 @@ pub enum Follow {
 /// A fail point that waits in a running process. Dropped, it lets go of those that live.
 #[derive(Debug)]
 pub struct FailPoint {
-    strace: Child,
-    folder: TempDir,
+    strace: Strace,
     /// The step at which it kills.
     number: usize,
 }
@@ -50,8 +37,9 @@ pub struct FailPoint {
 impl Step<'_> {
     /// The words before a command that run it with this fail point, with what it forks; what happens is noted in `record`.
     pub(crate) fn words(self, record: &Path) -> Vec<String> {
-        let mut words = ["strace", "-f"].map(str::to_owned).to_vec();
-        words.extend(self.options(record));
+        let mut words = ["strace", "-f", "-o"].map(str::to_owned).to_vec();
+        words.push(record.display().to_string());
+        words.extend(self.options());
         words.push("--".to_owned());
         words
     }
@@ -62,26 +50,16 @@ impl Step<'_> {
     /// That process cannot be traced.
     #[must_use]
     pub fn wait_in(self, pid: i32, follow: Follow) -> FailPoint {
-        let folder = tempfile::Builder::new().prefix("failpoint-").tempdir().unwrap();
-        let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
-        let mut strace: Command = tools::with(tools::tool("strace"), self.options(&folder.path().join("record")));
+        let mut options = self.options();
         if follow == Follow::Children {
-            strace.arg("-f");
+            options.push("-f".to_owned());
         }
-        let strace = strace.arg("-p").arg(pid.to_string()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
-        let point = FailPoint { strace, folder, number: self.number };
-        wait::wait_until("strace to attach", PATIENCE, || point.said().contains(ATTACHED));
-        point
+        FailPoint { strace: Strace::attach(&options, &[pid]), number: self.number }
     }
 
-    fn options(self, record: &Path) -> Vec<String> {
+    fn options(self) -> Vec<String> {
         let calls = self.calls.join(",");
-        vec![
-            "-o".to_owned(),
-            record.display().to_string(),
-            format!("--trace={calls}"),
-            format!("--inject={calls}:signal=SIGKILL:when={}", self.number),
-        ]
+        vec![format!("--trace={calls}"), format!("--inject={calls}:signal=SIGKILL:when={}", self.number)]
     }
 }
 
@@ -89,32 +67,8 @@ impl FailPoint {
     /// Lets go of all that lives, and says whether something has died of it.
     #[must_use]
     pub fn let_go(mut self) -> bool {
-        self.detach();
-        has_struck(&self.record(), self.number)
-    }
-
-    fn record(&self) -> PathBuf {
-        self.folder.path().join("record")
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
-    }
-
-    fn detach(&mut self) {
-        if matches!(self.strace.try_wait(), Ok(None)) {
-            let _ = kill(Pid::from_raw(i32::try_from(self.strace.id()).unwrap()), Signal::SIGTERM);
-            if !wait::until(LET_GO_WITHIN, || !matches!(self.strace.try_wait(), Ok(None))) {
-                let _ = self.strace.kill();
-                let _ = self.strace.wait();
-            }
-        }
-    }
-}
-
-impl Drop for FailPoint {
-    fn drop(&mut self) {
-        self.detach();
+        self.strace.let_go();
+        has_struck(&self.strace.record_file(), self.number)
     }
 }
 

@@ -33,9 +33,11 @@ mod proxy;
 pub mod raw;
 mod run;
 mod simulated;
+mod strace;
 mod stranger;
 mod surroundings;
 mod tools;
+mod trace;
 mod wait;
 
 use std::ffi::OsStr;
@@ -59,6 +61,7 @@ pub use proxy::Proxy;
 pub use run::{Run, Running};
 pub use simulated::Simulated;
 pub use stranger::Stranger;
+pub use trace::{Call, Recorder, Trace};
 pub use wait::{wait_for, wait_until};
 
 /// How long a process may take to start, to stop, or to be gone once it was killed.

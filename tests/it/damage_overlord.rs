@@ -80,18 +80,18 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn flip(path: &Path, bit: usize) {
+pub(crate) fn flip(path: &Path, bit: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[bit / 8] ^= 1 << (bit % 8);
     fs::write(path, bytes).unwrap();
 }
 
-fn cut(path: &Path, length: usize) {
+pub(crate) fn cut(path: &Path, length: usize) {
     fs::OpenOptions::new().write(true).open(path).unwrap().set_len(u64::try_from(length).unwrap()).unwrap();
 }
 
 /// So many numbers below `end`, spread over all, the first and the last among them.
-fn spread(end: usize, count: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn spread(end: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |number| number * (end - 1) / (count - 1))
 }
 

@@ -3,11 +3,14 @@
 
 mod clock;
 mod cycles;
+mod damage;
+mod damage_store;
 mod disk;
 mod kills;
 mod minion_steps;
 mod network;
 mod overlord_steps;
+mod power;
 mod processes;
 
 use std::fs::{self, File};
