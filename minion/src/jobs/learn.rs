@@ -1,5 +1,7 @@
 //! What becomes known of a job: by the store if it has ended, else by its spool, which is the truth.
 
+use std::time::{Duration, Instant};
+
 use common::job::{HostState, MinionJobId};
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use common::protocol::{JobProgress, JobReport, ListedJob};
@@ -11,6 +13,11 @@ use crate::moment::Moment;
 use crate::spawner::Order;
 use crate::spool::{Life, Spool, SpoolError, SpoolRequest};
 use crate::store::{Kept, Known, StoreError};
+
+/// How long others may take to write down the end of a job that nobody runs any more.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is looked whether they have.
+const SETTLE_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a spool says.
 struct Read {
@@ -50,12 +57,16 @@ impl Jobs {
             return Ok(known.map(|known| spool_gone(known, &spool)));
         }
         let mut found = Self::read(&spool).await?;
-        if found.is_to_be_settled() {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        while found.is_to_be_settled() {
             self.carry_out(&Order::Settle(id.clone())).await?;
             found = Self::read(&spool).await?;
             if found.is_to_be_settled() {
-                // Somebody works under its lock; what he makes of it is not known yet, and nothing else must be told.
-                return Err(internal(format!("the end of the job {id} is being written down: ask again")));
+                // Somebody else works under its lock; what he makes of it is not known yet, and nothing else must be told.
+                if Instant::now() >= deadline {
+                    return Err(internal(format!("the end of the job {id} is being written down: ask again")));
+                }
+                tokio::time::sleep(SETTLE_AGAIN).await;
             }
         }
         let Read { request, life, bytes } = found;

@@ -18,10 +18,14 @@ struct Host {
 impl Host {
     fn new(minion_toml: &str) -> Self {
         let host = Self { fleet: Fleet::builder().hosts(1).minion_toml(minion_toml).start() };
-        // A server that has just started lets jobs wait until it has looked at its spools.
-        let first = host.ask("async.test.ping", json!([]));
-        host.wait_for_end(first["result"]["minion_job_id"].as_str().unwrap_or_else(|| panic!("{first}")));
+        host.wait_until_open();
         host
+    }
+
+    /// A server that has just started lets jobs wait until it has looked at its spools.
+    fn wait_until_open(&self) {
+        let first = self.ask("async.test.ping", json!([]));
+        self.wait_for_end(first["result"]["minion_job_id"].as_str().unwrap_or_else(|| panic!("{first}")));
     }
 
     fn web1(&self) -> &Minion {
@@ -168,8 +172,9 @@ fn the_mark_of_a_job_that_waited_is_on_disk_before_its_method_is_forked() {
 /// is a job that may have run.
 #[test]
 fn a_job_whose_mark_a_power_cut_took_is_never_said_not_to_have_started() {
-    let host = Host::new("");
     for kept in [&["stdout", "stderr"][..], &["stderr"], &[]] {
+        let host = Host::new("");
+        host.wait_until_open();
         let id = host.start(&host.gated(), "running");
         let spool = host.web1().spool(&id);
         kill9(host.web1().job_daemon(&id).unwrap().pid);
