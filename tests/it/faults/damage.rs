@@ -269,6 +269,8 @@ fn what_is_told_of_jobs_that_run_with_damaged_files_is_true() {
             ));
         }
     }
+    let _gate = host.open_gate();
+    host.wait_until_ended();
     assert!(untrue.is_empty(), "{untrue:#?}");
     host.fleet.assert_no_leaks();
 }
