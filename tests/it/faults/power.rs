@@ -174,10 +174,6 @@ fn the_mark_of_a_job_that_waited_is_on_disk_before_its_method_is_forked() {
 fn a_job_whose_mark_a_power_cut_took_is_never_said_not_to_have_started() {
     for kept in [&["stdout", "stderr"][..], &["stderr"], &[]] {
         let host = Host::new("");
-<<<<<<< HEAD
-        host.wait_until_open();
-=======
->>>>>>> faults
         let id = host.start(&host.gated(), "running");
         let spool = host.web1().spool(&id);
         kill9(host.web1().job_daemon(&id).unwrap().pid);
