@@ -41,6 +41,9 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much longer than its limit a synchronous method may take to be killed and reported.
 const CALL_MARGIN: Duration = Duration::from_secs(20);
 
+/// How long the lock of a server that was killed may be held: by what it was about to execute as a spawner, which lets go of it then.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// One method to run, its arguments bound: what the spawner is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MethodRun {
@@ -310,9 +313,13 @@ fn lock_state(config: &Config) -> Result<Option<File>, JobsError> {
     let Ok(lock) = std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600).open(&path).or_else(|_| File::open(&path)) else {
         return Ok(None);
     };
-    match lock.try_lock() {
-        Err(std::fs::TryLockError::WouldBlock) => Err(JobsError::InUse(path)),
-        Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Some(lock)),
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => return Ok(Some(lock)),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(JobsError::InUse(path)),
+            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+        }
     }
 }
 
