@@ -165,7 +165,13 @@ impl LockedLog {
 
     fn begin(home: &Home, log: JobLog, header: JobHeader) -> Result<Option<Self>, LogError> {
         // Nobody knows the id yet, so nobody but a passing probe can hold the lock.
-        let Some(mut log) = log.lock()? else { return Ok(None) };
+        let mut log = match log.lock() {
+            Ok(Some(log)) => log,
+            Ok(None) => return Ok(None),
+            // Whose clock was set meanwhile took it for one that was left empty, and has swept it away: another id will do.
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error),
+        };
         log.append(&LogLine { at: Timestamp::now(), event: Event::Created(header) })?;
         log.sync()?;
         sync_logs(home)?;
