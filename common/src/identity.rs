@@ -95,13 +95,18 @@ name_type!(
     CallerName
 );
 
-/// What a certificate lets its bearer be. Written into it as a URI: `fleet:overlord/NAME` or `fleet:minion/NAME`.
+/// The URI of the role that has no name, for there is one authority alone.
+const AUTHORITY_URI: &str = "fleet:authority";
+
+/// What a certificate lets its bearer be. Written into it as a URI: `fleet:overlord/NAME`, `fleet:minion/NAME` or `fleet:authority`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// May call minions, as this caller.
     Overlord(CallerName),
     /// May serve as this host.
     Minion(MinionName),
+    /// May speak for the fleet's authority: `overlord certs serve`.
+    Authority,
 }
 
 impl Role {
@@ -111,30 +116,35 @@ impl Role {
         match self {
             Self::Overlord(name) => name.as_str(),
             Self::Minion(name) => name.as_str(),
+            Self::Authority => self.kind(),
         }
     }
 
-    /// `overlord` or `minion`.
+    /// `overlord`, `minion` or `authority`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Overlord(_) => "overlord",
             Self::Minion(_) => "minion",
+            Self::Authority => "authority",
         }
     }
 }
 
 impl fmt::Display for Role {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{ROLE_SCHEME}{}/{}", self.kind(), self.name())
+        match self {
+            Self::Authority => out.write_str(AUTHORITY_URI),
+            Self::Overlord(_) | Self::Minion(_) => write!(out, "{ROLE_SCHEME}{}/{}", self.kind(), self.name()),
+        }
     }
 }
 
 /// Why a URI is not a role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRole {
-    /// It is not of the form `fleet:overlord/NAME` or `fleet:minion/NAME`.
-    #[error("\"{}\" is not a role: fleet:overlord/NAME or fleet:minion/NAME", .0.escape_debug())]
+    /// It is none of `fleet:overlord/NAME`, `fleet:minion/NAME` and `fleet:authority`.
+    #[error("\"{}\" is not a role: fleet:overlord/NAME, fleet:minion/NAME or fleet:authority", .0.escape_debug())]
     Form(String),
     /// The name in it is not a name.
     #[error(transparent)]
@@ -145,6 +155,9 @@ impl FromStr for Role {
     type Err = InvalidRole;
 
     fn from_str(uri: &str) -> Result<Self, InvalidRole> {
+        if uri == AUTHORITY_URI {
+            return Ok(Self::Authority);
+        }
         let form = || InvalidRole::Form(uri.to_owned());
         let (kind, name) = uri.strip_prefix(ROLE_SCHEME).and_then(|rest| rest.split_once('/')).ok_or_else(form)?;
         match kind {
@@ -170,10 +183,10 @@ mod tests {
 
     #[test]
     fn a_role_reads_back_as_it_was_written() {
-        for uri in ["fleet:overlord/admin", "fleet:minion/web1.example.com"] {
+        for uri in ["fleet:overlord/admin", "fleet:minion/web1.example.com", "fleet:authority"] {
             assert_eq!(uri.parse::<Role>().unwrap().to_string(), uri);
         }
-        for bad in ["fleet:root/a", "overlord/a", "fleet:minion/", "fleet:minion/a/b", "fleet:minion"] {
+        for bad in ["fleet:root/a", "overlord/a", "fleet:minion/", "fleet:minion/a/b", "fleet:minion", "fleet:authority/a"] {
             assert!(bad.parse::<Role>().is_err(), "{bad:?}");
         }
     }

@@ -5,6 +5,7 @@
 //! A refusal before anything ran is a JSON-RPC error whose fields are those of [`Failure`](crate::outcome::Failure).
 //! Unknown fields are ignored everywhere, so that neighbouring versions understand each other.
 
+pub mod certs;
 mod logs;
 
 use std::time::Duration;

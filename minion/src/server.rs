@@ -39,7 +39,7 @@ impl Caller {
         let peer = certs::tls::peer(chain).map_err(|error| error.to_string())?;
         match peer.role {
             Role::Overlord(name) => Ok(Self { name, fingerprint: peer.fingerprint, address }),
-            Role::Minion(name) => Err(format!("{name} is a minion, and minions call nobody")),
+            Role::Minion(_) | Role::Authority => Err(format!("{} is no overlord, and nobody else calls", peer.role)),
         }
     }
 

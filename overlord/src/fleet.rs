@@ -217,7 +217,7 @@ impl Link {
         let client = Client::new(&credentials, config)?;
         match credentials.role() {
             Role::Overlord(caller) => Ok(Self { caller: caller.clone(), client }),
-            Role::Minion(_) => Err(TlsError::Role { needs: "overlord", has: credentials.role().clone() }.into()),
+            Role::Minion(_) | Role::Authority => Err(TlsError::Role { needs: "overlord", has: credentials.role().clone() }.into()),
         }
     }
 }

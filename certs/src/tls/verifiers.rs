@@ -47,7 +47,7 @@ impl ClientCertVerifier for OverlordVerifier {
         let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
         match role(end_entity)? {
             Role::Overlord(_) => Ok(verified),
-            Role::Minion(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            Role::Minion(_) | Role::Authority => Err(CertificateError::ApplicationVerificationFailure.into()),
         }
     }
 
