@@ -3,23 +3,32 @@
 //! Who issued them, and what they are used for, is the business of `authority` and `tls`.
 
 use std::fmt;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::identity::Role;
 use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use tempfile::NamedTempFile;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::authority::CLOCK_SKEW;
+use crate::crl::{Crl, StaleCrl};
 use crate::leaf::{Leaf, LeafError};
 
 /// The largest file that is read: a certificate takes 1 KiB.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// How long others who replace files in a folder are waited for: what they do takes milliseconds.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+/// How often a locked folder is looked at again.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// What unfinished files and folders begin with; what a crash left of them can be deleted.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
 
@@ -38,6 +47,14 @@ pub enum FileError {
     #[error("writing {}", .path.display())]
     Write {
         /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The folder stays locked.
+    #[error("waiting for whoever else writes files in {}", .path.display())]
+    Lock {
+        /// The folder.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -110,12 +127,20 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_folder_of(path)
 }
 
-/// A certificate with its key and the authority it comes from, checked against each other.
+/// A certificate with its key and the authority it comes from, checked against each other, and what that authority has revoked.
 #[derive(Clone)]
 pub struct Credentials {
-    pub(crate) authorities: Vec<CertificateDer<'static>>,
+    authorities: Vec<CertificateDer<'static>>,
     pub(crate) certified_key: Arc<CertifiedKey>,
     leaf: Leaf,
+    pub(crate) revocations: Revocations,
+}
+
+/// What is known of revoked certificates, and what it means if that is old.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Revocations {
+    pub(crate) crl: Option<Crl>,
+    pub(crate) stale: StaleCrl,
 }
 
 impl Credentials {
@@ -125,9 +150,26 @@ impl Credentials {
     /// A file cannot be read, the key can be read by others, the key does not belong to the certificate, the certificate does
     /// not come from the authority, or it carries no role or several.
     pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Self, FileError> {
-        let authorities = read_certificates(ca)?;
-        let chain = read_certificates(cert)?;
-        let key_der = read_key(key)?;
+        Self::assemble([ca, cert, key], read_certificates(ca)?, read_certificates(cert)?, read_key(key)?)
+    }
+
+    /// As [`Credentials::load`], of PEM texts that lie in no file. Nothing is known of what is revoked.
+    ///
+    /// # Errors
+    /// As [`Credentials::load`].
+    pub fn from_pem(ca: &str, cert: &str, key: &str) -> Result<Self, FileError> {
+        let names = [Path::new("of the authority"), Path::new("just made"), Path::new("just made")];
+        let [ca_name, cert_name, key_name] = names;
+        let key = parse_key(key.as_bytes(), key_name)?;
+        Self::assemble(names, parse_certificates(ca.as_bytes(), ca_name)?, parse_certificates(cert.as_bytes(), cert_name)?, key)
+    }
+
+    fn assemble(
+        [ca, cert, key]: [&Path; 3],
+        authorities: Vec<CertificateDer<'static>>,
+        chain: Vec<CertificateDer<'static>>,
+        key_der: PrivateKeyDer<'static>,
+    ) -> Result<Self, FileError> {
         let end_entity = chain.first().ok_or_else(|| FileError::NotPem { path: cert.to_owned(), what: "certificate" })?;
         let leaf = Leaf::read(end_entity).map_err(|source| FileError::Certificate { path: cert.to_owned(), source })?;
         if !authorities.iter().any(|authority| has_issued(authority, end_entity)) {
@@ -135,7 +177,26 @@ impl Credentials {
         }
         let certified_key = CertifiedKey::from_der(chain, key_der, &rustls::crypto::ring::default_provider())
             .map_err(|source| FileError::KeyMismatch { cert: cert.to_owned(), key: key.to_owned(), source })?;
-        Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf })
+        Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf, revocations: Revocations::default() })
+    }
+
+    /// The same, going by a revocation list: peers that it names are refused in the handshake.
+    #[must_use]
+    pub fn with_crl(mut self, crl: Option<Crl>, stale: StaleCrl) -> Self {
+        self.revocations = Revocations { crl, stale };
+        self
+    }
+
+    /// The revocation list that they go by, if there is one.
+    #[must_use]
+    pub fn crl(&self) -> Option<&Crl> {
+        self.revocations.crl.as_ref()
+    }
+
+    /// The certificates of the authorities that are trusted, at least one.
+    #[must_use]
+    pub fn authorities(&self) -> &[CertificateDer<'static>] {
+        &self.authorities
     }
 
     /// What its bearer may be.
@@ -156,10 +217,46 @@ impl Credentials {
         self.leaf.not_before
     }
 
+    /// Which of the authorities has issued it.
+    pub(crate) fn issuer(&self) -> Option<&CertificateDer<'static>> {
+        let end_entity = self.certified_key.cert.first()?;
+        self.authorities.iter().find(|authority| has_issued(authority, end_entity))
+    }
+
     /// Until when it is valid.
     #[must_use]
     pub fn not_after(&self) -> Timestamp {
         self.leaf.not_after
+    }
+
+    /// Its serial number, in small hexadecimal digits.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.leaf.serial
+    }
+
+    /// When it was issued: its life is counted from here, not from [`Credentials::not_before`], which lies [`CLOCK_SKEW`] earlier.
+    #[must_use]
+    pub fn issued_at(&self) -> Timestamp {
+        self.leaf.not_before.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX).min(self.leaf.not_after)
+    }
+
+    /// When half of its life is over: from then on it is to be renewed.
+    #[must_use]
+    pub fn renewal_due_at(&self) -> Timestamp {
+        self.at_share_of_life(1, 2)
+    }
+
+    /// When two thirds of its life are over: if it has not been renewed by then, something is wrong.
+    #[must_use]
+    pub fn overdue_at(&self) -> Timestamp {
+        self.at_share_of_life(2, 3)
+    }
+
+    fn at_share_of_life(&self, part: i32, of: i32) -> Timestamp {
+        let issued_at = self.issued_at();
+        let life = self.leaf.not_after.duration_since(issued_at);
+        issued_at.checked_add(life * part / of).unwrap_or(self.leaf.not_after)
     }
 }
 
@@ -171,9 +268,13 @@ impl fmt::Debug for Credentials {
 
 /// Every certificate of a PEM file, at least one.
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    parse_certificates(&read_limited(path, None)?, path)
+}
+
+/// As [`read_certificates`], of a text that `path` is named for in errors.
+pub(crate) fn parse_certificates(text: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let not_pem = || FileError::NotPem { path: path.to_owned(), what: "certificate" };
-    let text = read_limited(path, None)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|_| not_pem())?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|_| not_pem())?;
     if certificates.is_empty() { Err(not_pem()) } else { Ok(certificates) }
 }
 
@@ -185,18 +286,42 @@ pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
 /// Writes `path` by way of an unfinished file beside it; its folder is not synced yet.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
-    let mut unfinished = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(folder_of(path))
-        .map_err(failed)?;
-    unfinished.write_all(bytes).map_err(failed)?;
-    unfinished.as_file().sync_all().map_err(failed)?;
-    match unfinished.persist_noclobber(path) {
+    match unfinished_file(path, bytes, mode).map_err(failed)?.persist_noclobber(path) {
         Ok(_) => Ok(()),
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(FileError::Exists { path: path.to_owned() }),
         Err(error) => Err(failed(error.error)),
     }
+}
+
+/// Puts a file in the place of what lies at `path`, durably: at any moment it is the old one or the new one, whole.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let failed = |source| FileError::Write { path: path.to_owned(), source };
+    unfinished_file(path, bytes, mode).map_err(failed)?.persist(path).map_err(|error| failed(error.error))?;
+    sync_folder_of(path)
+}
+
+/// Locks the folder in which `path` lies against others who replace files in it. Ends with the file that is given.
+pub(crate) fn lock_folder_of(path: &Path) -> Result<File, FileError> {
+    let folder = folder_of(path);
+    let failed = |source| FileError::Lock { path: folder.to_owned(), source };
+    let file = File::open(folder).map_err(failed)?;
+    let deadline = Instant::now() + LOCK_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+    }
+}
+
+fn unfinished_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
+    let permissions = Permissions::from_mode(mode);
+    let mut unfinished = tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(folder_of(path))?;
+    unfinished.write_all(bytes)?;
+    unfinished.as_file().sync_all()?;
+    Ok(unfinished)
 }
 
 /// Makes the names in a folder last.
@@ -224,7 +349,11 @@ pub(crate) fn sweep(folder: &Path, prefix: &str) {
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
-    PrivateKeyDer::from_pem_slice(&read_secret(path)?).map_err(|_| FileError::NotPem { path: path.to_owned(), what: "private key" })
+    parse_key(&read_secret(path)?, path)
+}
+
+fn parse_key(text: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+    PrivateKeyDer::from_pem_slice(text).map_err(|_| FileError::NotPem { path: path.to_owned(), what: "private key" })
 }
 
 /// The mode is asked of the open file, so that what was checked is what is read.
@@ -240,7 +369,8 @@ fn read_limited(path: &Path, forbidden_mode: Option<u32>) -> Result<Vec<u8>, Fil
     Ok(bytes)
 }
 
-fn has_issued(authority: &CertificateDer<'_>, cert: &CertificateDer<'_>) -> bool {
+/// Whether the authority has signed the certificate. Of validity it says nothing.
+pub(crate) fn has_issued(authority: &CertificateDer<'_>, cert: &CertificateDer<'_>) -> bool {
     let (Ok((_, authority)), Ok((_, cert))) = (X509Certificate::from_der(authority), X509Certificate::from_der(cert)) else {
         return false;
     };

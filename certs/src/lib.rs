@@ -5,9 +5,12 @@
 //! connection, and never installs a process-wide default for cryptography.
 
 pub mod authority;
+pub mod crl;
 pub mod files;
 mod leaf;
+pub mod renewal;
 mod request;
 pub mod tls;
+pub mod trust;
 
 pub use leaf::LeafError;
