@@ -17,7 +17,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::files::Credentials;
-use crate::leaf::{Leaf, LeafError, fingerprint};
+use crate::leaf::{Leaf, LeafError};
 pub use refusal::{Refusal, client_refusal, refusal, refusal_within};
 use verifiers::{MinionVerifier, OverlordVerifier};
 
@@ -52,13 +52,18 @@ pub enum TlsError {
     Peer(#[from] LeafError),
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection. Only [`peer`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Peer {
     /// What it may be.
     pub role: Role,
+    /// The serial number of its certificate, in small hexadecimal digits.
+    pub serial: String,
     /// The SHA-256 of its certificate's DER, in small hexadecimal digits.
     pub fingerprint: String,
+    /// Its certificate.
+    pub cert: CertificateDer<'static>,
 }
 
 /// For a minion: a client must show a certificate of our authority that has the overlord role, or the handshake fails; a
@@ -118,7 +123,8 @@ pub fn server_name(host: &MinionName) -> Result<ServerName<'static>, TlsError> {
 /// The chain is empty, or its first certificate carries not exactly one role.
 pub fn peer(chain: &[CertificateDer<'_>]) -> Result<Peer, TlsError> {
     let end_entity = chain.first().ok_or(TlsError::NoCertificate)?;
-    Ok(Peer { role: Leaf::read(end_entity)?.role, fingerprint: fingerprint(end_entity) })
+    let Leaf { role, serial, fingerprint, .. } = Leaf::read(end_entity)?;
+    Ok(Peer { role, serial, fingerprint, cert: end_entity.clone().into_owned() })
 }
 
 fn provider() -> Arc<CryptoProvider> {
