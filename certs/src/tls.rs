@@ -69,10 +69,10 @@ pub const AUTHORITY_NAME: &str = "fleet-authority";
 pub struct Peer {
     /// What it may be.
     pub role: Role,
-    /// The SHA-256 of its certificate's DER, in small hexadecimal digits.
-    pub fingerprint: String,
     /// The serial number of its certificate, in small hexadecimal digits.
     pub serial: String,
+    /// The SHA-256 of its certificate's DER, in small hexadecimal digits.
+    pub fingerprint: String,
     /// Its certificate.
     pub cert: CertificateDer<'static>,
 }
@@ -197,8 +197,8 @@ pub fn authority_name() -> Result<ServerName<'static>, TlsError> {
 /// The chain is empty, or its first certificate carries not exactly one role.
 pub fn peer(chain: &[CertificateDer<'_>]) -> Result<Peer, TlsError> {
     let end_entity = chain.first().ok_or(TlsError::NoCertificate)?;
-    let Leaf { role, fingerprint, serial, .. } = Leaf::read(end_entity)?;
-    Ok(Peer { role, fingerprint, serial, cert: end_entity.clone().into_owned() })
+    let Leaf { role, serial, fingerprint, .. } = Leaf::read(end_entity)?;
+    Ok(Peer { role, serial, fingerprint, cert: end_entity.clone().into_owned() })
 }
 
 fn provider() -> Arc<CryptoProvider> {
