@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use tempfile::NamedTempFile;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::leaf::{Leaf, LeafError};
@@ -184,6 +185,14 @@ pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
 
 /// Writes `path` by way of an unfinished file beside it; its folder is not synced yet.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    match write_unfinished(path, bytes, mode)?.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(FileError::Exists { path: path.to_owned() }),
+        Err(error) => Err(FileError::Write { path: path.to_owned(), source: error.error }),
+    }
+}
+
+fn write_unfinished(path: &Path, bytes: &[u8], mode: u32) -> Result<NamedTempFile, FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     let mut unfinished = tempfile::Builder::new()
         .prefix(UNFINISHED)
@@ -192,11 +201,13 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), File
         .map_err(failed)?;
     unfinished.write_all(bytes).map_err(failed)?;
     unfinished.as_file().sync_all().map_err(failed)?;
-    match unfinished.persist_noclobber(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(FileError::Exists { path: path.to_owned() }),
-        Err(error) => Err(failed(error.error)),
-    }
+    Ok(unfinished)
+}
+
+/// As [`write_new`], in place of what lies at `path`: whoever reads finds the one or the other, whole.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let unfinished = write_unfinished(path, bytes, mode)?;
+    unfinished.persist(path).map(drop).map_err(|error| FileError::Write { path: path.to_owned(), source: error.error })
 }
 
 /// Makes the names in a folder last.

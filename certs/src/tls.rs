@@ -21,6 +21,9 @@ use crate::leaf::{Leaf, LeafError, fingerprint};
 pub use refusal::{Refusal, client_refusal, refusal, refusal_within};
 use verifiers::{MinionVerifier, OverlordVerifier};
 
+/// The one server name under which the authority's server is dialled, wherever it is. Its role, not its name, is what is believed.
+pub const AUTHORITY_NAME: &str = "fleet-authority";
+
 /// Why a configuration cannot be made, or a peer not be told.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
