@@ -1,10 +1,15 @@
 //! The fleet's certificate authority: made once, it issues a certificate for every host and caller, and remembers each.
 //!
 //! Its folder holds `ca.pem`, `ca.key` and `issued/SERIAL.pem`. It never hands out a certificate that it has not recorded,
-//! and never a certificate that outlasts its own.
+//! and never a certificate that outlasts its own. What is asked of it from outside is decided by its [`desk`].
 
+pub mod desk;
 mod error;
 mod folder;
+mod records;
+mod refusal;
+mod revoked;
+mod token;
 
 use std::fmt;
 use std::fs;
@@ -15,20 +20,18 @@ use std::time::Duration;
 use common::identity::Role;
 use jiff::Timestamp;
 use rayon::prelude::*;
-use rcgen::{Issuer, KeyPair};
-use rustls::pki_types::CertificateDer;
+use rcgen::{Certificate, Issuer, KeyPair, PublicKeyData};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::files::{self, FileError};
-use crate::leaf::{Leaf, LeafError, timestamp};
-use crate::request::Request;
-pub use crate::request::{RequestError, Validity};
+use crate::leaf::{Leaf, LeafError, issued_at, part_of_life, timestamp};
+pub use crate::request::{CLOCK_SKEW, RequestError, Validity};
+use crate::request::{Particulars, key, validity};
 pub use error::AuthorityError;
 pub use folder::write_folder;
 use folder::{make_folder, publish, unfinished_folder};
-
-/// How far in the past a certificate begins, so that a host whose clock is slow accepts it at once.
-pub const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// The authority's certificate within its folder.
 const CERT_FILE: &str = "ca.pem";
@@ -72,6 +75,8 @@ pub struct IssuedEntry {
     pub not_after: Timestamp,
     /// The SHA-256 of its DER, in small hexadecimal digits.
     pub fingerprint: String,
+    /// The SHA-256 of its public key (SubjectPublicKeyInfo), in small hexadecimal digits.
+    pub key: String,
 }
 
 impl Authority {
@@ -125,8 +130,8 @@ impl Authority {
     /// # Errors
     /// They would outlast the authority, a host's name can be no server's name, or they cannot be recorded.
     pub fn issue(&self, roles: &[Role], valid: Duration) -> Result<Vec<Issued>, AuthorityError> {
-        let validity = validity_from_now(valid).map_err(|source| AuthorityError::Request { subject: "the fleet".into(), source })?;
-        self.issue_within(roles, validity)
+        let validity = validity(Timestamp::now(), valid);
+        self.issue_within(roles, validity.map_err(|source| AuthorityError::Request { subject: "the fleet".into(), source })?)
     }
 
     /// As [`Authority::issue`], with the validity given outright.
@@ -138,7 +143,7 @@ impl Authority {
             return Err(AuthorityError::Outlasts { asked: validity.not_after, authority: self.not_after });
         }
         let issued = roles.par_iter().map(|role| self.issue_one(role, validity)).collect::<Result<_, _>>()?;
-        files::sync_folder(&self.dir.join(ISSUED_FOLDER))?;
+        files::sync_folder(&self.issued_dir())?;
         Ok(issued)
     }
 
@@ -160,13 +165,46 @@ impl Authority {
         Ok(entries)
     }
 
+    /// What the server of the authority shows: a key and a certificate that are written nowhere, good for `valid`, and the authority's
+    /// own certificate behind it.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn server_identity(&self, valid: Duration) -> Result<CertifiedKey, AuthorityError> {
+        let failed = |source| AuthorityError::Request { subject: "the authority's server".into(), source };
+        let until = |now| validity(now, valid).map(|validity| self.within_our_own(validity));
+        let particulars = Particulars::leaf(&Role::Authority, until(Timestamp::now()).map_err(failed)?).map_err(failed)?;
+        let key = key().map_err(failed)?;
+        let cert = particulars.params.signed_by(&key, &self.issuer).map_err(|error| failed(error.into()))?;
+        let chain = [vec![cert.der().clone()], files::read_certificates(&self.dir.join(CERT_FILE))?].concat();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = rustls::crypto::ring::default_provider();
+        CertifiedKey::from_der(chain, key, &provider).map_err(|_| AuthorityError::Damaged { dir: self.dir.clone() })
+    }
+
     fn issue_one(&self, role: &Role, validity: Validity) -> Result<Issued, AuthorityError> {
+        let key = key().map_err(|source| AuthorityError::Request { subject: role.to_string(), source })?;
+        let (cert, serial) = self.certify(role, &key, validity)?;
+        Ok(Issued { role: role.clone(), cert_pem: cert.pem(), serial, key_pem: key.serialize_pem() })
+    }
+
+    /// Signs a certificate for that key and records it; the record's name is not synced yet.
+    fn certify(&self, role: &Role, key: &impl PublicKeyData, validity: Validity) -> Result<(Certificate, String), AuthorityError> {
         let failed = |source| AuthorityError::Request { subject: role.to_string(), source };
-        let request = Request::leaf(role, validity).map_err(failed)?;
-        let cert = request.params.signed_by(&request.key, &self.issuer).map_err(|error| failed(error.into()))?;
-        let record = self.dir.join(ISSUED_FOLDER).join(format!("{}.pem", request.serial));
-        files::write_new(&record, cert.pem().as_bytes(), 0o644)?;
-        Ok(Issued { role: role.clone(), cert_pem: cert.pem(), serial: request.serial, key_pem: request.key.serialize_pem() })
+        let Particulars { params, serial } = Particulars::leaf(role, validity).map_err(failed)?;
+        let cert = params.signed_by(key, &self.issuer).map_err(|error| failed(error.into()))?;
+        // A serial number is the name of a file that is never overwritten: no two certificates have one.
+        files::write_new(&self.issued_dir().join(format!("{serial}.pem")), cert.pem().as_bytes(), 0o644)?;
+        Ok((cert, serial))
+    }
+
+    /// The same validity, ending no later than the authority.
+    fn within_our_own(&self, Validity { not_before, not_after }: Validity) -> Validity {
+        Validity { not_before, not_after: not_after.min(self.not_after) }
+    }
+
+    fn issued_dir(&self) -> PathBuf {
+        self.dir.join(ISSUED_FOLDER)
     }
 }
 
@@ -184,6 +222,33 @@ impl Issued {
     }
 }
 
+impl IssuedEntry {
+    /// When it was issued.
+    #[must_use]
+    pub fn issued_at(&self) -> Timestamp {
+        issued_at(self.not_before)
+    }
+
+    /// When its bearer is to ask for the next one: at half of its life.
+    #[must_use]
+    pub fn renewal_due_at(&self) -> Timestamp {
+        part_of_life(self.not_before, self.not_after, 1, 2)
+    }
+
+    /// When its bearer should have asked: at two thirds of its life.
+    #[must_use]
+    pub fn overdue_at(&self) -> Timestamp {
+        part_of_life(self.not_before, self.not_after, 2, 3)
+    }
+}
+
+impl From<Leaf> for IssuedEntry {
+    fn from(leaf: Leaf) -> Self {
+        let Leaf { role, serial, not_before, not_after, fingerprint, key, public_key: _ } = leaf;
+        Self { role, serial, not_before, not_after, fingerprint, key }
+    }
+}
+
 impl fmt::Debug for Issued {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Issued").field("role", &self.role).field("serial", &self.serial).finish_non_exhaustive()
@@ -192,13 +257,14 @@ impl fmt::Debug for Issued {
 
 fn build(dir: &Path, valid: Duration) -> Result<(), AuthorityError> {
     let failed = |source| AuthorityError::Request { subject: "the authority".into(), source };
-    let request = Request::authority(validity_from_now(valid).map_err(failed)?).map_err(failed)?;
-    let cert = request.params.self_signed(&request.key).map_err(|error| failed(error.into()))?;
+    let particulars = Particulars::authority(validity(Timestamp::now(), valid).map_err(failed)?).map_err(failed)?;
+    let key = key().map_err(failed)?;
+    let cert = particulars.params.self_signed(&key).map_err(|error| failed(error.into()))?;
 
     let parent = files::folder_of(dir);
     make_folder(parent)?;
     let unfinished = unfinished_folder(parent, UNFINISHED_AUTHORITY)?;
-    files::write_new(&unfinished.path().join(KEY_FILE), request.key.serialize_pem().as_bytes(), 0o600)?;
+    files::write_new(&unfinished.path().join(KEY_FILE), key.serialize_pem().as_bytes(), 0o600)?;
     files::write_new(&unfinished.path().join(CERT_FILE), cert.pem().as_bytes(), 0o644)?;
     make_folder(&unfinished.path().join(ISSUED_FOLDER))?;
     publish(unfinished, dir)?;
@@ -218,13 +284,6 @@ fn refuse_occupied(dir: &Path) -> Result<(), AuthorityError> {
     }
 }
 
-fn validity_from_now(valid: Duration) -> Result<Validity, RequestError> {
-    let now = Timestamp::now();
-    let not_before = now.checked_sub(CLOCK_SKEW).map_err(|_| RequestError::Range)?;
-    let not_after = now.checked_add(valid).map_err(|_| RequestError::Range)?;
-    Ok(Validity { not_before, not_after })
-}
-
 /// Until when the authority's certificate is valid, if it is one and the key is its own.
 fn own_end(cert: &CertificateDer<'_>, key: &KeyPair) -> Option<Timestamp> {
     let (_, cert) = X509Certificate::from_der(cert).ok()?;
@@ -236,6 +295,5 @@ fn read_record(path: &Path) -> Result<IssuedEntry, AuthorityError> {
     let damaged = |source| AuthorityError::Record { path: path.to_owned(), source };
     let certs = files::read_certificates(path)?;
     let leaf = Leaf::read(certs.first().ok_or_else(|| damaged(LeafError::NotX509))?).map_err(damaged)?;
-    let Leaf { role, serial, not_before, not_after, fingerprint } = leaf;
-    Ok(IssuedEntry { role, serial, not_before, not_after, fingerprint })
+    Ok(leaf.into())
 }

@@ -121,6 +121,7 @@ impl Crl {
             return Ok(false);
         }
         files::replace(path, format!("{}\n", self.pem()).as_bytes(), 0o644)?;
+        files::sync_folder_of(path)?;
         Ok(true)
     }
 

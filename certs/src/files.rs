@@ -19,9 +19,8 @@ use rustls::sign::CertifiedKey;
 use tempfile::NamedTempFile;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::authority::CLOCK_SKEW;
 use crate::crl::{Crl, StaleCrl};
-use crate::leaf::{Leaf, LeafError};
+use crate::leaf::{Leaf, LeafError, issued_at, part_of_life};
 
 /// The largest file that is read: a certificate takes 1 KiB.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
@@ -150,33 +149,22 @@ impl Credentials {
     /// A file cannot be read, the key can be read by others, the key does not belong to the certificate, the certificate does
     /// not come from the authority, or it carries no role or several.
     pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Self, FileError> {
-        Self::assemble([ca, cert, key], read_certificates(ca)?, read_certificates(cert)?, read_key(key)?)
+        let authorities = read_certificates(ca)?;
+        let chain = read_certificates(cert)?;
+        let key_der = read_key(key)?;
+        let leaf = issued_leaf(ca, &authorities, cert, &chain)?;
+        let certified_key = CertifiedKey::from_der(chain, key_der, &rustls::crypto::ring::default_provider())
+            .map_err(|source| FileError::KeyMismatch { cert: cert.to_owned(), key: key.to_owned(), source })?;
+        Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf, revocations: Revocations::default() })
     }
 
-    /// As [`Credentials::load`], of PEM texts that lie in no file. Nothing is known of what is revoked.
+    /// As [`Credentials::load`], with a certificate and a key that lie in no file.
     ///
     /// # Errors
     /// As [`Credentials::load`].
-    pub fn from_pem(ca: &str, cert: &str, key: &str) -> Result<Self, FileError> {
-        let names = [Path::new("of the authority"), Path::new("just made"), Path::new("just made")];
-        let [ca_name, cert_name, key_name] = names;
-        let key = parse_key(key.as_bytes(), key_name)?;
-        Self::assemble(names, parse_certificates(ca.as_bytes(), ca_name)?, parse_certificates(cert.as_bytes(), cert_name)?, key)
-    }
-
-    fn assemble(
-        [ca, cert, key]: [&Path; 3],
-        authorities: Vec<CertificateDer<'static>>,
-        chain: Vec<CertificateDer<'static>>,
-        key_der: PrivateKeyDer<'static>,
-    ) -> Result<Self, FileError> {
-        let end_entity = chain.first().ok_or_else(|| FileError::NotPem { path: cert.to_owned(), what: "certificate" })?;
-        let leaf = Leaf::read(end_entity).map_err(|source| FileError::Certificate { path: cert.to_owned(), source })?;
-        if !authorities.iter().any(|authority| has_issued(authority, end_entity)) {
-            return Err(FileError::ForeignAuthority { cert: cert.to_owned(), ca: ca.to_owned() });
-        }
-        let certified_key = CertifiedKey::from_der(chain, key_der, &rustls::crypto::ring::default_provider())
-            .map_err(|source| FileError::KeyMismatch { cert: cert.to_owned(), key: key.to_owned(), source })?;
+    pub fn made(ca: &Path, certified_key: CertifiedKey) -> Result<Self, FileError> {
+        let authorities = read_certificates(ca)?;
+        let leaf = issued_leaf(ca, &authorities, Path::new("that was just made"), &certified_key.cert)?;
         Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf, revocations: Revocations::default() })
     }
 
@@ -217,6 +205,11 @@ impl Credentials {
         self.leaf.not_before
     }
 
+    /// Its key's SubjectPublicKeyInfo.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        &self.leaf.public_key
+    }
+
     /// Which of the authorities has issued it.
     pub(crate) fn issuer(&self) -> Option<&CertificateDer<'static>> {
         let end_entity = self.certified_key.cert.first()?;
@@ -235,28 +228,23 @@ impl Credentials {
         &self.leaf.serial
     }
 
-    /// When it was issued: its life is counted from here, not from [`Credentials::not_before`], which lies [`CLOCK_SKEW`] earlier.
+    /// When it was issued: its life is counted from here, not from [`Credentials::not_before`], which lies
+    /// [`CLOCK_SKEW`](crate::authority::CLOCK_SKEW) earlier.
     #[must_use]
     pub fn issued_at(&self) -> Timestamp {
-        self.leaf.not_before.checked_add(CLOCK_SKEW).unwrap_or(Timestamp::MAX).min(self.leaf.not_after)
+        issued_at(self.leaf.not_before)
     }
 
     /// When half of its life is over: from then on it is to be renewed.
     #[must_use]
     pub fn renewal_due_at(&self) -> Timestamp {
-        self.at_share_of_life(1, 2)
+        part_of_life(self.leaf.not_before, self.leaf.not_after, 1, 2)
     }
 
     /// When two thirds of its life are over: if it has not been renewed by then, something is wrong.
     #[must_use]
     pub fn overdue_at(&self) -> Timestamp {
-        self.at_share_of_life(2, 3)
-    }
-
-    fn at_share_of_life(&self, part: i32, of: i32) -> Timestamp {
-        let issued_at = self.issued_at();
-        let life = self.leaf.not_after.duration_since(issued_at);
-        issued_at.checked_add(life * part / of).unwrap_or(self.leaf.not_after)
+        part_of_life(self.leaf.not_before, self.leaf.not_after, 2, 3)
     }
 }
 
@@ -285,19 +273,29 @@ pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
 
 /// Writes `path` by way of an unfinished file beside it; its folder is not synced yet.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let failed = |source| FileError::Write { path: path.to_owned(), source };
-    match unfinished_file(path, bytes, mode).map_err(failed)?.persist_noclobber(path) {
+    match write_unfinished(path, bytes, mode)?.persist_noclobber(path) {
         Ok(_) => Ok(()),
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(FileError::Exists { path: path.to_owned() }),
-        Err(error) => Err(failed(error.error)),
+        Err(error) => Err(FileError::Write { path: path.to_owned(), source: error.error }),
     }
 }
 
-/// Puts a file in the place of what lies at `path`, durably: at any moment it is the old one or the new one, whole.
-pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+fn write_unfinished(path: &Path, bytes: &[u8], mode: u32) -> Result<NamedTempFile, FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
-    unfinished_file(path, bytes, mode).map_err(failed)?.persist(path).map_err(|error| failed(error.error))?;
-    sync_folder_of(path)
+    let mut unfinished = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(folder_of(path))
+        .map_err(failed)?;
+    unfinished.write_all(bytes).map_err(failed)?;
+    unfinished.as_file().sync_all().map_err(failed)?;
+    Ok(unfinished)
+}
+
+/// As [`write_new`], in place of what lies at `path`: whoever reads finds the one or the other, whole.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let unfinished = write_unfinished(path, bytes, mode)?;
+    unfinished.persist(path).map(drop).map_err(|error| FileError::Write { path: path.to_owned(), source: error.error })
 }
 
 /// Locks the folder in which `path` lies against others who replace files in it. Ends with the file that is given.
@@ -314,14 +312,6 @@ pub(crate) fn lock_folder_of(path: &Path) -> Result<File, FileError> {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
     }
-}
-
-fn unfinished_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
-    let permissions = Permissions::from_mode(mode);
-    let mut unfinished = tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(folder_of(path))?;
-    unfinished.write_all(bytes)?;
-    unfinished.as_file().sync_all()?;
-    Ok(unfinished)
 }
 
 /// Makes the names in a folder last.
@@ -367,6 +357,16 @@ fn read_limited(path: &Path, forbidden_mode: Option<u32>) -> Result<Vec<u8>, Fil
     let mut bytes = Vec::new();
     file.take(FILE_MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
+}
+
+/// What the first certificate of a chain says, if one of the authorities has issued it.
+fn issued_leaf(ca: &Path, authorities: &[CertificateDer<'_>], cert: &Path, chain: &[CertificateDer<'_>]) -> Result<Leaf, FileError> {
+    let end_entity = chain.first().ok_or_else(|| FileError::NotPem { path: cert.to_owned(), what: "certificate" })?;
+    let leaf = Leaf::read(end_entity).map_err(|source| FileError::Certificate { path: cert.to_owned(), source })?;
+    if !authorities.iter().any(|authority| has_issued(authority, end_entity)) {
+        return Err(FileError::ForeignAuthority { cert: cert.to_owned(), ca: ca.to_owned() });
+    }
+    Ok(leaf)
 }
 
 /// Whether the authority has signed the certificate. Of validity it says nothing.

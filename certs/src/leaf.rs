@@ -8,6 +8,8 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::time::ASN1Time;
 
+use crate::request::CLOCK_SKEW;
+
 /// What every role URI begins with.
 const ROLE_SCHEME: &str = "fleet:";
 
@@ -38,6 +40,10 @@ pub(crate) struct Leaf {
     pub(crate) not_after: Timestamp,
     /// The SHA-256 of the certificate's DER, in small hexadecimal digits.
     pub(crate) fingerprint: String,
+    /// The [`key_id`] of its key.
+    pub(crate) key: String,
+    /// The key's SubjectPublicKeyInfo.
+    pub(crate) public_key: Vec<u8>,
 }
 
 impl Leaf {
@@ -52,6 +58,8 @@ impl Leaf {
             not_before: timestamp(cert.validity().not_before)?,
             not_after: timestamp(cert.validity().not_after)?,
             fingerprint: fingerprint(der),
+            key: key_id(cert.public_key().raw),
+            public_key: cert.public_key().raw.to_vec(),
         })
     }
 }
@@ -66,8 +74,30 @@ pub(crate) fn fingerprint(der: &[u8]) -> String {
     hex(ring::digest::digest(&ring::digest::SHA256, der).as_ref())
 }
 
+/// When a certificate was issued that begins at `not_before`.
+pub(crate) fn issued_at(not_before: Timestamp) -> Timestamp {
+    not_before.checked_add(CLOCK_SKEW).unwrap_or(not_before)
+}
+
+/// When `parts` of `of` parts of a certificate's life are over, counted from its issue.
+pub(crate) fn part_of_life(not_before: Timestamp, not_after: Timestamp, parts: i32, of: i32) -> Timestamp {
+    let from = issued_at(not_before).min(not_after);
+    not_after.duration_since(from).checked_mul(parts).map_or(not_after, |life| from + life / of)
+}
+
+/// What a key is known by: the SHA-256 of its SubjectPublicKeyInfo's DER, in small hexadecimal digits.
+pub(crate) fn key_id(public_key: &[u8]) -> String {
+    fingerprint(public_key)
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes that hexadecimal digits stand for; what is no pair of digits is left out.
+pub(crate) fn unhex(digits: &str) -> Vec<u8> {
+    let pair = |at: usize| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    (0..digits.len() / 2).filter_map(|byte| pair(2 * byte)).collect()
 }
 
 pub(crate) fn timestamp(time: ASN1Time) -> Result<Timestamp, LeafError> {

@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod crl;
+pub mod csr;
 pub mod files;
 mod leaf;
 pub mod renewal;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use common::identity::Role;
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::files::{self, FileError};
 use crate::leaf::{Leaf, LeafError};
@@ -80,13 +79,14 @@ pub fn replace_cert(ca: &Path, cert: &Path, key: &Path, pem: &str) -> Result<(),
     if leaf.role != *present.role() {
         return Err(RenewalError::OtherRole { has: leaf.role, ours: present.role().clone() });
     }
-    if public_key(&offered) != present.certified_key.cert.first().and_then(|cert| public_key(cert)) {
+    if leaf.public_key != present.public_key() {
         return Err(RenewalError::OtherKey { key: key.to_owned() });
     }
     if leaf.not_before < present.not_before() || leaf.not_after <= Timestamp::now() {
         return Err(RenewalError::Older { from: leaf.not_before, until: leaf.not_after });
     }
-    Ok(files::replace(cert, pem.as_bytes(), 0o644)?)
+    files::replace(cert, pem.as_bytes(), 0o644)?;
+    Ok(files::sync_folder_of(cert)?)
 }
 
 fn only_certificate(cert: &Path, pem: &str) -> Result<CertificateDer<'static>, RenewalError> {
@@ -99,9 +99,4 @@ fn only_certificate(cert: &Path, pem: &str) -> Result<CertificateDer<'static>, R
         (Some(only), true) => Ok(only),
         _ => Err(not_pem()),
     }
-}
-
-/// The SubjectPublicKeyInfo of a certificate.
-fn public_key(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    X509Certificate::from_der(cert).ok().map(|(_, cert)| cert.public_key().raw.to_vec())
 }

@@ -1,4 +1,4 @@
-//! What is asked of the authority: a fresh key, and the particulars of the certificate for it.
+//! Keys, and the particulars of certificates for them, which are the authority's alone to decide.
 //!
 //! Nothing here signs or writes. Keys are ECDSA on P-256, which every TLS stack verifies, and which is the cheapest to sign with.
 
@@ -14,9 +14,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
 
 use crate::leaf::hex;
+use crate::tls::AUTHORITY_NAME;
+
+/// How far in the past a certificate begins, so that a host whose clock is slow accepts it at once.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// The most characters of a common name (X.520, ub-common-name). The role, not the common name, says who the bearer is.
-const COMMON_NAME_MAX: usize = 64;
+pub(crate) const COMMON_NAME_MAX: usize = 64;
 /// Bytes of a serial number: enough to be drawn at random (CA/Browser Forum, 7.1: at least 8).
 const SERIAL_BYTES: usize = 16;
 
@@ -51,38 +55,43 @@ pub struct Validity {
     pub not_after: Timestamp,
 }
 
-/// A key, and what its certificate shall say.
-pub(crate) struct Request {
-    pub(crate) key: KeyPair,
+/// What a certificate shall say, whatever its key.
+pub(crate) struct Particulars {
     pub(crate) params: CertificateParams,
     /// In small hexadecimal digits.
     pub(crate) serial: String,
 }
 
-impl Request {
+impl Particulars {
     /// For a host or a caller.
     pub(crate) fn leaf(role: &Role, validity: Validity) -> Result<Self, RequestError> {
-        let mut request = Self::new(role.name(), validity)?;
-        let params = &mut request.params;
+        let mut particulars = Self::new(role.name(), validity)?;
+        let params = &mut particulars.params;
         params.subject_alt_names = vec![SanType::URI(role.to_string().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        if let Role::Minion(name) = role {
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-            params.subject_alt_names.push(server_name(name.as_str())?);
+        let (client, server) = (ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth);
+        params.extended_key_usages = match role {
+            Role::Overlord(_) => vec![client],
+            Role::Minion(_) => vec![client, server],
+            Role::Authority => vec![server],
+        };
+        match role {
+            Role::Overlord(_) => {}
+            Role::Minion(name) => params.subject_alt_names.push(server_name(name.as_str())?),
+            Role::Authority => params.subject_alt_names.push(server_name(AUTHORITY_NAME)?),
         }
-        Ok(request)
+        Ok(particulars)
     }
 
     /// For an authority: its name is its own, so that the certificates of two fleets are never mistaken for each other.
     pub(crate) fn authority(validity: Validity) -> Result<Self, RequestError> {
         let name = format!("Overlord fleet CA {}", hex(&random::<4>()?));
-        let mut request = Self::new(&name, validity)?;
-        let params = &mut request.params;
+        let mut particulars = Self::new(&name, validity)?;
+        let params = &mut particulars.params;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Ok(request)
+        Ok(particulars)
     }
 
     fn new(name: &str, validity: Validity) -> Result<Self, RequestError> {
@@ -94,8 +103,20 @@ impl Request {
         params.not_before = epoch + since_1970(validity.not_before)?;
         params.not_after = epoch + since_1970(validity.not_after)?;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        Ok(Self { key: KeyPair::generate()?, params, serial: hex(&serial) })
+        Ok(Self { params, serial: hex(&serial) })
     }
+}
+
+/// A fresh key.
+pub(crate) fn key() -> Result<KeyPair, RequestError> {
+    Ok(KeyPair::generate()?)
+}
+
+/// From [`CLOCK_SKEW`] before `now` for `valid` after it.
+pub(crate) fn validity(now: Timestamp, valid: Duration) -> Result<Validity, RequestError> {
+    let not_before = now.checked_sub(CLOCK_SKEW).map_err(|_| RequestError::Range)?;
+    let not_after = now.checked_add(valid).map_err(|_| RequestError::Range)?;
+    Ok(Validity { not_before, not_after })
 }
 
 fn server_name(name: &str) -> Result<SanType, RequestError> {
@@ -106,7 +127,7 @@ fn server_name(name: &str) -> Result<SanType, RequestError> {
     }
 }
 
-fn since_1970(at: Timestamp) -> Result<Duration, RequestError> {
+pub(crate) fn since_1970(at: Timestamp) -> Result<Duration, RequestError> {
     u64::try_from(at.as_second()).map(Duration::from_secs).map_err(|_| RequestError::Range)
 }
 
@@ -119,7 +140,7 @@ fn serial() -> Result<[u8; SERIAL_BYTES], RequestError> {
     Ok(bytes)
 }
 
-fn random<const N: usize>() -> Result<[u8; N], RequestError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], RequestError> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_| RequestError::Random)?;
     Ok(bytes)

@@ -26,6 +26,9 @@ pub use pin::{CaPin, InvalidPin};
 pub use refusal::{Refusal, authority_refusal_within, client_refusal, refusal, refusal_within};
 use verifiers::{AuthorityVerifier, ClientVerifier, Clients, MinionVerifier, PinVerifier};
 
+/// The one server name under which the authority's server is dialled, wherever it is. Its role, not its name, is what is believed.
+pub const AUTHORITY_NAME: &str = "fleet-authority";
+
 /// Why a configuration cannot be made, or a peer not be told.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -59,9 +62,6 @@ pub enum TlsError {
     #[error("the peer's certificate cannot be used")]
     Peer(#[from] LeafError),
 }
-
-/// The one name under which the authority's server is dialled, wherever it is.
-pub const AUTHORITY_NAME: &str = "fleet-authority";
 
 /// Who is at the other end of a connection. Only [`peer`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! used (half written, not belonging together, an older list) is told once, and what was there before goes on until the files change
 //! again. Nothing here writes but [`Trust::take_crl`] and [`Trust::take_cert`].
 
+mod configurations;
 mod source;
 mod stamp;
 
@@ -14,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use common::identity::Role;
 use jiff::Timestamp;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::ServerConfig;
 
 use crate::crl::{Crl, CrlError, StaleCrl};
 use crate::files::{Credentials, FileError};
 use crate::renewal::{RenewalError, replace_cert};
 use crate::tls::checks::refuse_revoked;
-use crate::tls::{self, Anchor, Peer, TlsError};
+use crate::tls::{self, Peer, TlsError};
+pub use configurations::{AuthorityTls, Configurations, MinionTls, OverlordTls, Serving};
 use source::Source;
 use stamp::Stamps;
 
@@ -77,76 +79,6 @@ pub enum TrustError {
         /// What it was.
         before: Role,
     },
-}
-
-/// The TLS configurations of one kind of side, made of its credentials.
-pub trait Configurations: Sized + Send + Sync + 'static {
-    /// Makes them.
-    ///
-    /// # Errors
-    /// The credentials are not of this kind, or their authority is not sound.
-    fn of(credentials: &Credentials) -> Result<Self, TlsError>;
-}
-
-/// The configurations of a side that serves.
-pub trait Serving: Configurations {
-    /// With which it accepts.
-    fn server(&self) -> &Arc<ServerConfig>;
-}
-
-/// A minion's.
-#[derive(Debug)]
-pub struct MinionTls {
-    /// For calls.
-    pub server: Arc<ServerConfig>,
-    /// For asking the authority.
-    pub authority: Arc<ClientConfig>,
-}
-
-/// An overlord's.
-#[derive(Debug)]
-pub struct OverlordTls {
-    /// For calling minions.
-    pub client: Arc<ClientConfig>,
-    /// For asking the authority.
-    pub authority: Arc<ClientConfig>,
-}
-
-/// That of `overlord certs serve`.
-#[derive(Debug)]
-pub struct AuthorityTls {
-    /// For whoever asks.
-    pub server: Arc<ServerConfig>,
-}
-
-impl Configurations for MinionTls {
-    fn of(credentials: &Credentials) -> Result<Self, TlsError> {
-        Ok(Self { server: tls::server_config(credentials)?, authority: asking_authority(credentials)? })
-    }
-}
-
-impl Configurations for OverlordTls {
-    fn of(credentials: &Credentials) -> Result<Self, TlsError> {
-        Ok(Self { client: tls::client_config(credentials)?, authority: asking_authority(credentials)? })
-    }
-}
-
-impl Configurations for AuthorityTls {
-    fn of(credentials: &Credentials) -> Result<Self, TlsError> {
-        Ok(Self { server: tls::authority_server_config(credentials)? })
-    }
-}
-
-impl Serving for MinionTls {
-    fn server(&self) -> &Arc<ServerConfig> {
-        &self.server
-    }
-}
-
-impl Serving for AuthorityTls {
-    fn server(&self) -> &Arc<ServerConfig> {
-        &self.server
-    }
 }
 
 /// What a side goes by at one moment.
@@ -372,10 +304,6 @@ impl<T> fmt::Debug for Trust<T> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Trust").field("crl", &self.crl).field("stale", &self.stale).finish_non_exhaustive()
     }
-}
-
-fn asking_authority(credentials: &Credentials) -> Result<Arc<ClientConfig>, TlsError> {
-    tls::authority_client_config(&Anchor::Authorities(credentials.authorities().to_vec()), Some(credentials))
 }
 
 fn trusted<T: Configurations>(credentials: Credentials) -> Result<Trusted<T>, TrustError> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -68,6 +69,36 @@ pub enum AuthorityError {
     FolderExists {
         /// The folder.
         path: PathBuf,
+    },
+    /// A request that is kept is damaged.
+    #[error("the request {} cannot be used: delete the file, and let the host ask again", .path.display())]
+    DamagedRequest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process changes the authority, and does not come to an end.
+    #[error("another program has held {} for {within:?}: see what it is with `fuser {}`", .path.display(), .path.display())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// How long was waited.
+        within: Duration,
+    },
+    /// The names for a token are no glob.
+    #[error("\"{glob}\" is no glob for names: {problem}")]
+    Glob {
+        /// As it was given.
+        glob: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something of what was asked cannot be done, so nothing was.
+    #[error("nothing was {done}: {}", .problems.join("; "))]
+    NotAll {
+        /// `signed`, `rejected`, `revoked` or `cleaned`.
+        done: &'static str,
+        /// What cannot be done and why, for each name.
+        problems: Vec<String>,
     },
     /// A folder cannot be made or read.
     #[error("{doing} {}", .path.display())]

@@ -1,0 +1,240 @@
+//! What the authority does for others: it takes requests, signs them, renews, revokes, and makes tokens.
+//!
+//! Every change is made under `authority.lock`, by way of files that are whole or not there, in an order in which a kill at any point
+//! leaves what the next one can finish: a request disappears last. What a request gets is decided in [`decide`], purely.
+
+mod decide;
+mod enroll;
+mod revoke;
+mod view;
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::identity::{MinionName, Role};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::records::{Folder, read_sealed};
+use super::revoked::Revoked;
+use super::token::{self, Token};
+use super::{Authority, AuthorityError, ISSUED_FOLDER, IssuedEntry, folder, read_record};
+use crate::files::FileError;
+
+pub use super::refusal::Refused;
+pub use super::revoked::SignedList;
+pub use super::token::{NewToken, TokenProblem};
+pub use enroll::{Asked, Certified, Enrolled};
+pub use view::{Bearer, Listed, Standing, View, Waiting};
+
+/// The list of what was revoked, within the authority's folder.
+pub const CRL_FILE: &str = "crl.pem";
+const REQUESTS_FOLDER: &str = "requests";
+const REVOKED_FOLDER: &str = "revoked";
+const TOKENS_FOLDER: &str = "tokens";
+const LOCK_FILE: &str = "authority.lock";
+
+/// How long to wait while another process changes the authority, and how often to look.
+const LOCK_WITHIN: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// How long what is over is kept, so that it can be told why: rejected requests, expired tokens and certificates.
+const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// By what the authority issues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// How long a certificate is valid.
+    pub valid: Duration,
+    /// How long a revocation list is; another one is signed at half of it.
+    pub crl_valid: Duration,
+    /// So many requests may wait.
+    pub requests_max: usize,
+}
+
+/// The authority of a folder, with all that was asked of it, issued, revoked and promised.
+#[derive(Debug)]
+pub struct Desk {
+    authority: Authority,
+    terms: Terms,
+    issued: Folder<IssuedEntry>,
+    revoked: Folder<Revoked>,
+    requests: Folder<Request>,
+    tokens: Folder<Token>,
+    /// The serial numbers of each role's certificates, oldest first, without those whose end has freed the name.
+    bound: HashMap<Role, Vec<String>>,
+}
+
+/// A request as it is kept, under the name that it is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Request {
+    name: MinionName,
+    /// The key's SubjectPublicKeyInfo in hexadecimal digits, and what it is known by.
+    public_key: String,
+    key: String,
+    since: Timestamp,
+    /// Where it came from.
+    from: String,
+    answer: Answer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    /// Nobody has said anything yet.
+    Waiting,
+    /// An administrator has said no.
+    Rejected { at: Timestamp },
+    /// A token, by its digest, has said yes.
+    Granted { token: String },
+}
+
+/// The authority is changed by nobody else while this lives.
+#[derive(Debug)]
+struct Held(#[expect(dead_code, reason = "it is the lock, which goes with the open file")] File);
+
+impl Desk {
+    /// Opens the authority in `dir`. Nothing is read of what it has issued before it is asked for something.
+    ///
+    /// # Errors
+    /// There is none, its key can be read by others, or it is damaged.
+    pub fn open(dir: &Path, terms: Terms) -> Result<Self, AuthorityError> {
+        let authority = Authority::open(dir)?;
+        Ok(Self {
+            authority,
+            terms,
+            issued: Folder::new(dir.join(ISSUED_FOLDER), "pem", |path| read_record(path).ok()),
+            revoked: Folder::new(dir.join(REVOKED_FOLDER), "json", read_sealed),
+            requests: Folder::new(dir.join(REQUESTS_FOLDER), "json", read_sealed),
+            tokens: Folder::new(dir.join(TOKENS_FOLDER), "json", read_sealed),
+            bound: HashMap::new(),
+        })
+    }
+
+    /// The authority itself.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Makes a token that signs one request for a name that `names`, a glob, matches, or for any name, within `ttl`.
+    ///
+    /// # Errors
+    /// `names` is no glob, or the token cannot be written.
+    pub fn token(&mut self, names: Option<String>, ttl: Duration) -> Result<NewToken, AuthorityError> {
+        if let Some((glob, problem)) = names.as_ref().and_then(|glob| Some((glob, token::check_glob(glob).err()?))) {
+            return Err(AuthorityError::Glob { glob: glob.clone(), problem });
+        }
+        let _held = self.hold()?;
+        let failed = |source| AuthorityError::Request { subject: "a token".into(), source };
+        let text = token::draw().map_err(failed)?;
+        let kept = Token::new(names, Timestamp::now(), ttl).map_err(failed)?;
+        self.tokens.write(&token::digest(&text), &kept)?;
+        self.tokens.sync()?;
+        Ok(NewToken { token: text, expires_at: kept.expires_at })
+    }
+
+    /// Does what time alone asks for: signs the revocation list anew at half of its life, and forgets what is long over.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written.
+    pub fn tend(&mut self) -> Result<(), AuthorityError> {
+        let _held = self.hold()?;
+        let now = Timestamp::now();
+        let is_over = |since: Timestamp| now.duration_since(since).unsigned_abs() > REMEMBERED && since < now;
+        let rejected = |request: &Request| matches!(request.answer, Answer::Rejected { at } if is_over(at));
+        for (name, _) in self.requests.iter().filter(|(_, request)| rejected(request)) {
+            self.requests.remove(name)?;
+        }
+        for (name, _) in self.tokens.iter().filter(|(_, token)| is_over(token.expires_at)) {
+            self.tokens.remove(name)?;
+        }
+        for serial in self.superseded(is_over) {
+            // The mark goes last: a certificate without a record is known by it.
+            self.issued.remove(&serial)?;
+            self.revoked.remove(&serial)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the lock, reads what has changed, and finishes what a kill has left half done.
+    fn hold(&mut self) -> Result<Held, AuthorityError> {
+        let held = self.lock()?;
+        for folder in [REQUESTS_FOLDER, REVOKED_FOLDER, TOKENS_FOLDER] {
+            folder::make_folder(&self.authority.dir.join(folder))?;
+        }
+        self.refresh()?;
+        self.finish_granted()?;
+        self.finish_revoked()?;
+        Ok(held)
+    }
+
+    /// Reads what has changed, without the lock: for answers that change nothing.
+    fn refresh(&mut self) -> Result<(), AuthorityError> {
+        // Requests before what is made of them, so that none is missed on its way.
+        self.requests.refresh()?;
+        self.tokens.refresh()?;
+        self.revoked.refresh()?;
+        self.issued.refresh()?;
+        let frees = |serial: &str| self.revoked.get(serial).is_some_and(|revoked| revoked.frees_name);
+        let mut bound: HashMap<Role, Vec<&IssuedEntry>> = HashMap::new();
+        for (serial, entry) in self.issued.iter().filter(|(serial, _)| !frees(serial)) {
+            debug_assert_eq!(serial, entry.serial);
+            bound.entry(entry.role.clone()).or_default().push(entry);
+        }
+        let sorted = |mut entries: Vec<&IssuedEntry>| {
+            entries.sort_by_key(|entry| (entry.not_before, entry.not_after));
+            entries.into_iter().map(|entry| entry.serial.clone()).collect()
+        };
+        self.bound = bound.into_iter().map(|(role, entries)| (role, sorted(entries))).collect();
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Held, AuthorityError> {
+        let path = self.authority.dir.join(LOCK_FILE);
+        let failed = |source| AuthorityError::File(FileError::Write { path: path.clone(), source });
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+        let deadline = Instant::now() + LOCK_WITHIN;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Held(file)),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(AuthorityError::Locked { path, within: LOCK_WITHIN });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            }
+        }
+    }
+
+    /// The certificates of `role`, oldest first, without those whose end has freed the name.
+    fn records(&self, role: &Role) -> impl DoubleEndedIterator<Item = &IssuedEntry> {
+        self.bound.get(role).into_iter().flatten().filter_map(|serial| self.issued.get(serial))
+    }
+
+    /// The newest certificate of `role` for that key, if it is good at `now`.
+    fn good(&self, role: &Role, key: &str, now: Timestamp) -> Option<&IssuedEntry> {
+        let is_good = |entry: &&IssuedEntry| entry.key == key && now < entry.not_after && self.revoked_at(&entry.serial).is_none();
+        self.records(role).rev().find(is_good)
+    }
+
+    fn revoked_at(&self, serial: &str) -> Option<Timestamp> {
+        // A mark that is damaged is a mark: what is revoked stays so.
+        let is_damaged = || self.revoked.damaged().contains(&self.revoked.file(serial));
+        self.revoked.get(serial).map(|revoked| revoked.at).or_else(|| is_damaged().then_some(Timestamp::UNIX_EPOCH))
+    }
+
+    /// The certificates that expired long ago and bind no name any more: a later one does.
+    fn superseded(&self, is_over: impl Fn(Timestamp) -> bool) -> Vec<String> {
+        let is_newest = |entry: &IssuedEntry| self.records(&entry.role).next_back().is_some_and(|newest| newest.serial == entry.serial);
+        let entries = self.issued.iter().map(|(_, entry)| entry);
+        entries.filter(|entry| is_over(entry.not_after) && !is_newest(entry)).map(|entry| entry.serial.clone()).collect()
+    }
+
+    fn crl_file(&self) -> PathBuf {
+        self.authority.dir.join(CRL_FILE)
+    }
+}

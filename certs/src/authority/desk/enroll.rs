@@ -1,0 +1,303 @@
+//! Requests taken, signed, rejected, and certificates renewed: many at once, each step of all of them before the next step of any.
+
+use common::identity::{MinionName, Role};
+use jiff::Timestamp;
+use rayon::prelude::*;
+use rustls::pki_types::CertificateDer;
+
+use super::decide::{Decision, decide, require_bound};
+use super::{Answer, Desk, Refused, Request};
+use crate::authority::token::{self, Token, Used};
+use crate::authority::{AuthorityError, IssuedEntry};
+use crate::csr::{Csr, CsrProblem, usable_key};
+use crate::files::FileError;
+use crate::leaf::{Leaf, hex, unhex};
+use crate::request::validity;
+
+/// One request for a first certificate.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The name of the host.
+    pub name: MinionName,
+    /// Its request: PEM text.
+    pub csr: String,
+    /// A token, if it brought one.
+    pub token: Option<String>,
+    /// Where it comes from, for the administrator.
+    pub from: String,
+}
+
+/// How a request stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It has its certificate.
+    Issued(Certified),
+    /// It waits for an administrator.
+    Waiting {
+        /// The SHA-256 of the public key in small hexadecimal digits.
+        key: String,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// An administrator has said no.
+    Rejected {
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// A certificate that is recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// Its serial number, in small hexadecimal digits.
+    pub serial: String,
+    /// The certificate: PEM text.
+    pub cert_pem: String,
+}
+
+impl Desk {
+    /// Takes requests for first certificates, as many as came at once; what each gets, in their order. All that is said is on the disk.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written; then nobody is told anything, and whoever asks again finds how it stands.
+    pub fn enroll(&mut self, asked: &[Asked]) -> Result<Vec<Result<Enrolled, Refused>>, AuthorityError> {
+        let read: Vec<_> = asked.par_iter().map(|asked| Csr::read(&asked.csr)).collect();
+        let _held = self.hold()?;
+        let now = Timestamp::now();
+        let mut waiting = self.requests.iter().filter(|(_, request)| request.answer == Answer::Waiting).count();
+        let mut decided = Vec::with_capacity(asked.len());
+        for (asked, csr) in asked.iter().zip(read) {
+            decided.push(self.take(asked, csr, &mut waiting, now));
+        }
+        let names: Vec<&str> =
+            asked.iter().zip(&decided).filter(|(_, decided)| is_new(decided)).map(|(asked, _)| asked.name.as_str()).collect();
+        self.write_requests(&names)?;
+        self.finish_granted()?;
+        let told = |(asked, decided)| match decided {
+            Ok(decision) => self.told(asked, decision, now).map(Ok),
+            Err(refused) => Ok(Err(refused)),
+        };
+        asked.iter().zip(decided).map(told).collect()
+    }
+
+    /// Signs the requests of `names`, all that wait if none is named: all of them, or, if one cannot be, none.
+    ///
+    /// # Errors
+    /// A name has no request that waits, or it cannot be written.
+    pub fn sign(&mut self, names: Option<&[MinionName]>) -> Result<Vec<IssuedEntry>, AuthorityError> {
+        let _held = self.hold()?;
+        let now = Timestamp::now();
+        let waiting: Vec<MinionName> = self.waiting().map(|request| request.name.clone()).collect();
+        let names = names.unwrap_or(&waiting);
+        let problems: Vec<String> = names.iter().filter_map(|name| self.why_not_signed(name, now)).collect();
+        if !problems.is_empty() {
+            return Err(AuthorityError::NotAll { done: "signed", problems });
+        }
+        let requests: Vec<Request> = names.iter().filter_map(|name| self.requests.get(name.as_str()).cloned()).collect();
+        self.certify_all(&requests, now)
+    }
+
+    /// Says no to the requests of `names`: to all of them, or, if one has none that waits, to none.
+    ///
+    /// # Errors
+    /// A name has no request that waits, or it cannot be written.
+    pub fn reject(&mut self, names: &[MinionName]) -> Result<(), AuthorityError> {
+        let _held = self.hold()?;
+        let now = Timestamp::now();
+        let problems: Vec<String> = names.iter().filter(|name| !self.has_waiting(name)).map(|name| self.no_request(name)).collect();
+        if !problems.is_empty() {
+            return Err(AuthorityError::NotAll { done: "rejected", problems });
+        }
+        for name in names {
+            let rejected =
+                self.requests.get(name.as_str()).map(|request| Request { answer: Answer::Rejected { at: now }, ..request.clone() });
+            if let Some(rejected) = rejected {
+                self.requests.write(name.as_str(), &rejected)?;
+            }
+        }
+        self.requests.sync()
+    }
+
+    /// New certificates for the keys, names and roles of those that were shown in handshakes; what each gets, in their order.
+    ///
+    /// # Errors
+    /// As [`Desk::enroll`].
+    pub fn renew(&mut self, shown: &[CertificateDer<'_>]) -> Result<Vec<Result<Certified, Refused>>, AuthorityError> {
+        let _held = self.hold()?;
+        let now = Timestamp::now();
+        let renewed: Result<Vec<_>, AuthorityError> = shown.par_iter().map(|cert| self.renew_one(cert, now)).collect();
+        self.issued.sync()?;
+        renewed
+    }
+
+    fn renew_one(&self, shown: &CertificateDer<'_>, now: Timestamp) -> Result<Result<Certified, Refused>, AuthorityError> {
+        let not_renewable = |problem: String| Refused::NotRenewable { problem };
+        let leaf = match Leaf::read(shown) {
+            Ok(leaf) if leaf.role == Role::Authority => return Ok(Err(not_renewable("it is the authority's own".to_owned()))),
+            Ok(leaf) => leaf,
+            Err(error) => return Ok(Err(not_renewable(error.to_string()))),
+        };
+        if let Some(at) = self.revoked_at(&leaf.serial) {
+            return Ok(Err(Refused::Revoked { subject: leaf.role.name().to_owned(), at }));
+        }
+        if self.records(&leaf.role).next_back().is_some_and(|newest| newest.key != leaf.key) {
+            return Ok(Err(Refused::NotCurrent { role: leaf.role }));
+        }
+        // Who did not hear our answer asks again.
+        let already = self.good(&leaf.role, &leaf.key, now).filter(|entry| entry.serial != leaf.serial && now < entry.renewal_due_at());
+        if let Some(entry) = already {
+            return self.certified(entry).map(Ok);
+        }
+        let key = match usable_key(&leaf.public_key) {
+            Ok(key) => key,
+            Err(problem) => return Ok(Err(not_renewable(problem.to_string()))),
+        };
+        let validity = self.validity(&leaf.role, now)?;
+        let (cert, serial) = self.authority.certify(&leaf.role, &key, validity)?;
+        Ok(Ok(Certified { serial, cert_pem: cert.pem() }))
+    }
+
+    /// Decides on one request, and notes what is to be written.
+    fn take(&mut self, asked: &Asked, csr: Result<Csr, CsrProblem>, waiting: &mut usize, now: Timestamp) -> Result<Decision, Refused> {
+        let csr = csr.map_err(|problem| Refused::Csr { name: asked.name.clone(), problem })?;
+        let digest = asked.token.as_deref().map(token::digest);
+        let decision = decide(self, &asked.name, &csr, digest.as_deref(), *waiting, now)?;
+        let answer = match &decision {
+            Decision::Keep => {
+                *waiting += 1;
+                Answer::Waiting
+            }
+            Decision::Grant(token) => {
+                self.note_used(token, &asked.name, now);
+                Answer::Granted { token: token.clone() }
+            }
+            Decision::Issued(_) | Decision::Waits(_) | Decision::Rejected(_) => return Ok(decision),
+        };
+        let request = Request {
+            name: asked.name.clone(),
+            public_key: hex(&csr.public_key),
+            key: csr.key,
+            since: now,
+            from: asked.from.clone(),
+            answer,
+        };
+        self.requests.note(asked.name.as_str(), request);
+        Ok(decision)
+    }
+
+    fn note_used(&mut self, token: &str, by: &MinionName, now: Timestamp) -> Option<Token> {
+        let used = Token { used: Some(Used { by: by.clone(), at: now }), ..self.tokens.get(token)?.clone() };
+        self.tokens.note(token, used.clone());
+        Some(used)
+    }
+
+    fn write_requests(&self, names: &[&str]) -> Result<(), AuthorityError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let write = |name: &&str| self.requests.get(name).map_or(Ok(()), |request| self.requests.write(name, request));
+        names.par_iter().try_for_each(write)?;
+        self.requests.sync()
+    }
+
+    /// Burns the tokens that have said yes to a request, and signs those requests.
+    pub(super) fn finish_granted(&mut self) -> Result<(), AuthorityError> {
+        let now = Timestamp::now();
+        let granted = |request: &&Request| matches!(request.answer, Answer::Granted { .. });
+        let requests: Vec<Request> = self.requests.iter().map(|(_, request)| request).filter(granted).cloned().collect();
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let mut burnt = Vec::new();
+        for request in &requests {
+            if let Answer::Granted { token } = &request.answer {
+                burnt.extend(self.note_used(token, &request.name, now).map(|used| (token.clone(), used)));
+            }
+        }
+        burnt.par_iter().try_for_each(|(token, used)| self.tokens.write(token, used))?;
+        self.tokens.sync()?;
+        self.certify_all(&requests, now).map(drop)
+    }
+
+    /// Signs requests that were decided on: records the certificates, then removes the requests.
+    fn certify_all(&mut self, requests: &[Request], now: Timestamp) -> Result<Vec<IssuedEntry>, AuthorityError> {
+        let entries: Vec<IssuedEntry> = requests.par_iter().map(|request| self.certify_request(request, now)).collect::<Result<_, _>>()?;
+        self.issued.sync()?;
+        requests.par_iter().try_for_each(|request| self.requests.remove(request.name.as_str()))?;
+        self.requests.sync()?;
+        self.refresh()?;
+        Ok(entries)
+    }
+
+    fn certify_request(&self, request: &Request, now: Timestamp) -> Result<IssuedEntry, AuthorityError> {
+        let role = Role::Minion(request.name.clone());
+        // A kill came between its record and the request's end.
+        if let Some(entry) = self.good(&role, &request.key, now) {
+            return Ok(entry.clone());
+        }
+        let damaged = || AuthorityError::DamagedRequest { path: self.requests.file(request.name.as_str()) };
+        let key = usable_key(&unhex(&request.public_key)).map_err(|_| damaged())?;
+        let (cert, _) = self.authority.certify(&role, &key, self.validity(&role, now)?)?;
+        let leaf = Leaf::read(cert.der()).map_err(|_| damaged())?;
+        Ok(leaf.into())
+    }
+
+    fn validity(&self, role: &Role, now: Timestamp) -> Result<crate::request::Validity, AuthorityError> {
+        let failed = |source| AuthorityError::Request { subject: role.to_string(), source };
+        Ok(self.authority.within_our_own(validity(now, self.terms.valid).map_err(failed)?))
+    }
+
+    fn told(&self, asked: &Asked, decision: Decision, now: Timestamp) -> Result<Enrolled, AuthorityError> {
+        match decision {
+            Decision::Issued(entry) => self.certified(&entry).map(Enrolled::Issued),
+            Decision::Rejected(at) => Ok(Enrolled::Rejected { at }),
+            Decision::Waits(since) => Ok(self.waits(asked, since)),
+            Decision::Keep => Ok(self.waits(asked, now)),
+            Decision::Grant(_) => match self.records(&Role::Minion(asked.name.clone())).next_back() {
+                Some(entry) => self.certified(entry).map(Enrolled::Issued),
+                None => Ok(self.waits(asked, now)),
+            },
+        }
+    }
+
+    fn waits(&self, asked: &Asked, since: Timestamp) -> Enrolled {
+        let key = self.requests.get(asked.name.as_str()).map(|request| request.key.clone()).unwrap_or_default();
+        Enrolled::Waiting { key, since }
+    }
+
+    fn certified(&self, entry: &IssuedEntry) -> Result<Certified, AuthorityError> {
+        let path = self.issued.file(&entry.serial);
+        let cert_pem = std::fs::read_to_string(&path).map_err(|source| FileError::Read { path, source })?;
+        Ok(Certified { serial: entry.serial.clone(), cert_pem })
+    }
+
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Request> {
+        self.requests.iter().map(|(_, request)| request).filter(|request| request.answer == Answer::Waiting)
+    }
+
+    fn has_waiting(&self, name: &MinionName) -> bool {
+        self.requests.get(name.as_str()).is_some_and(|request| request.answer == Answer::Waiting)
+    }
+
+    fn why_not_signed(&self, name: &MinionName, now: Timestamp) -> Option<String> {
+        if !self.has_waiting(name) {
+            return Some(self.no_request(name));
+        }
+        let request = self.requests.get(name.as_str())?;
+        require_bound(self, name, &request.key, now).err().map(|refused| refused.to_string())
+    }
+
+    fn no_request(&self, name: &MinionName) -> String {
+        match self.requests.get(name.as_str()).map(|request| &request.answer) {
+            Some(Answer::Rejected { at }) => format!("{name}'s request was rejected on {at}"),
+            _ => match self.records(&Role::Minion(name.clone())).next_back() {
+                Some(entry) => format!("{name} has no request that waits, and has a certificate until {}", entry.not_after),
+                None => format!("{name} has no request that waits"),
+            },
+        }
+    }
+}
+
+fn is_new(decided: &Result<Decision, Refused>) -> bool {
+    matches!(decided, Ok(Decision::Keep | Decision::Grant(_)))
+}

@@ -1,0 +1,157 @@
+//! Certificates revoked, names freed, and the list of it signed.
+
+use std::collections::BTreeSet;
+
+use common::identity::Role;
+use jiff::Timestamp;
+
+use super::{Desk, REVOKED_FOLDER};
+use crate::authority::revoked::{self, Revoked, SignedList};
+use crate::authority::{AuthorityError, IssuedEntry, folder};
+
+/// What becomes of the names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    /// They stay bound to the key that was revoked.
+    Bound,
+    /// Another key may have them.
+    Free,
+}
+
+impl Desk {
+    /// Revokes what `subjects` name (a host, a caller, `minion/NAME` or `overlord/NAME`, a serial number), and signs the list: all of it, or,
+    /// if one of them names nothing that is good, nothing. Gives the certificates that were revoked.
+    ///
+    /// `ours` is the serial number of the certificate of whoever asks, who would lock himself out.
+    ///
+    /// # Errors
+    /// A subject names nothing that is good, or several things; or it cannot be written.
+    pub fn revoke(&mut self, subjects: &[String], ours: Option<&str>) -> Result<Vec<IssuedEntry>, AuthorityError> {
+        let _held = self.hold()?;
+        let found = self.found(subjects, ours, "revoked", |desk, subject, role| {
+            let now = Timestamp::now();
+            let is_good = |entry: &&IssuedEntry| now < entry.not_after && desk.revoked_at(&entry.serial).is_none();
+            let good: Vec<_> = desk.of_subject(subject, role).filter(is_good).cloned().collect();
+            if good.is_empty() { Err(format!("{subject} has no certificate that is still good")) } else { Ok(good) }
+        })?;
+        self.mark(&found, Name::Bound)?;
+        Ok(found)
+    }
+
+    /// Revokes all that the names have, forgets their requests, and lets other keys have the names: all of them, or, if one of them has
+    /// nothing, none. Gives the certificates that were revoked only now.
+    ///
+    /// # Errors
+    /// As [`Desk::revoke`].
+    pub fn clean(&mut self, subjects: &[String], ours: Option<&str>) -> Result<Vec<IssuedEntry>, AuthorityError> {
+        let _held = self.hold()?;
+        let found = self.found(subjects, ours, "cleaned", |desk, subject, role| {
+            let bound: Vec<_> = desk.of_subject(subject, role).cloned().collect();
+            let asks = desk.requests.get(role.name()).is_some();
+            if bound.is_empty() && !asks { Err(format!("{subject} has no certificate and no request")) } else { Ok(bound) }
+        })?;
+        let now = Timestamp::now();
+        let fresh = found.iter().filter(|entry| now < entry.not_after && self.revoked_at(&entry.serial).is_none()).cloned().collect();
+        self.mark(&found, Name::Free)?;
+        for subject in subjects {
+            self.requests.remove(&bare_name(subject).to_lowercase())?;
+        }
+        self.requests.sync()?;
+        Ok(fresh)
+    }
+
+    /// The list that was signed last.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn signed_list(&self) -> Result<Option<SignedList>, AuthorityError> {
+        revoked::read(&self.crl_file())
+    }
+
+    /// Signs the list if what was revoked is not in it, or if half its time is over.
+    pub(super) fn finish_revoked(&mut self) -> Result<(), AuthorityError> {
+        let (now, list) = (Timestamp::now(), self.signed_list()?);
+        let missing = |list: &SignedList| self.in_list(now).any(|(serial, _)| !list.serials.contains(serial));
+        match &list {
+            Some(list) if !missing(list) && now < list.half_time() => Ok(()),
+            list => self.sign_list(list.as_ref().map_or(0, |list| list.number)),
+        }
+    }
+
+    fn sign_list(&self, last_number: u64) -> Result<(), AuthorityError> {
+        let now = Timestamp::now();
+        revoked::sign(&self.crl_file(), &self.authority.issuer, last_number, self.in_list(now), self.terms.crl_valid)
+    }
+
+    /// What belongs into the list: what was revoked and would still be good.
+    fn in_list(&self, now: Timestamp) -> impl Iterator<Item = (&str, &Revoked)> {
+        self.revoked.iter().filter(move |(_, revoked)| now < revoked.not_after)
+    }
+
+    fn mark(&mut self, entries: &[IssuedEntry], name: Name) -> Result<(), AuthorityError> {
+        folder::make_folder(&self.authority.dir.join(REVOKED_FOLDER))?;
+        let now = Timestamp::now();
+        for entry in entries {
+            let revoked = Revoked {
+                role: entry.role.to_string(),
+                at: self.revoked_at(&entry.serial).unwrap_or(now),
+                not_after: entry.not_after,
+                frees_name: name == Name::Free,
+            };
+            self.revoked.write(&entry.serial, &revoked)?;
+        }
+        self.revoked.sync()?;
+        self.refresh()?;
+        self.finish_revoked()
+    }
+
+    /// What all `subjects` mean, each certificate once.
+    fn found(
+        &self,
+        subjects: &[String],
+        ours: Option<&str>,
+        done: &'static str,
+        entries: impl Fn(&Self, &str, &Role) -> Result<Vec<IssuedEntry>, String>,
+    ) -> Result<Vec<IssuedEntry>, AuthorityError> {
+        let (mut found, mut problems, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for subject in subjects {
+            match self.role_of(subject).and_then(|role| entries(self, subject, &role)) {
+                Ok(entries) if entries.iter().any(|entry| Some(entry.serial.as_str()) == ours) => {
+                    problems.push(format!("{subject} is this overlord's own certificate: every call from here would be refused"));
+                }
+                Ok(entries) => found.extend(entries.into_iter().filter(|entry| seen.insert(entry.serial.clone()))),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if problems.is_empty() { Ok(found) } else { Err(AuthorityError::NotAll { done, problems }) }
+    }
+
+    /// Whose role a subject names.
+    fn role_of(&self, subject: &str) -> Result<Role, String> {
+        if let Some(entry) = self.issued.get(&subject.to_lowercase()) {
+            return Ok(entry.role.clone());
+        }
+        if subject.contains('/') {
+            return format!("fleet:{subject}").parse().map_err(|_| format!("{subject} is neither minion/NAME nor overlord/NAME"));
+        }
+        let host = Role::Minion(subject.parse().map_err(|error| format!("{error}"))?);
+        let caller = Role::Overlord(subject.parse().map_err(|error| format!("{error}"))?);
+        let is_known = |role: &Role| self.records(role).next().is_some();
+        match (is_known(&host), is_known(&caller)) {
+            (true, true) => Err(format!("{subject} is a host and a caller: say minion/{subject} or overlord/{subject}")),
+            (false, true) => Ok(caller),
+            (_, false) => Ok(host),
+        }
+    }
+
+    /// The certificates that a subject of this role means: one if it is a serial number, else all that bind the name.
+    fn of_subject<'d>(&'d self, subject: &str, role: &Role) -> impl Iterator<Item = &'d IssuedEntry> {
+        let serial = self.issued.get(&subject.to_lowercase()).map(|entry| entry.serial.clone());
+        let is_meant = move |entry: &&IssuedEntry| serial.as_ref().is_none_or(|serial| entry.serial == *serial);
+        self.records(role).filter(is_meant).collect::<Vec<_>>().into_iter()
+    }
+}
+
+fn bare_name(subject: &str) -> &str {
+    subject.rsplit_once('/').map_or(subject, |(_, name)| name)
+}
