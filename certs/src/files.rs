@@ -3,11 +3,13 @@
 //! Who issued them, and what they are used for, is the business of `authority` and `tls`.
 
 use std::fmt;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::identity::Role;
 use jiff::Timestamp;
@@ -17,10 +19,15 @@ use rustls::sign::CertifiedKey;
 use tempfile::NamedTempFile;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::leaf::{Leaf, LeafError};
+use crate::crl::{Crl, StaleCrl};
+use crate::leaf::{Leaf, LeafError, issued_at, part_of_life};
 
 /// The largest file that is read: a certificate takes 1 KiB.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// How long others who replace files in a folder are waited for: what they do takes milliseconds.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+/// How often a locked folder is looked at again.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// What unfinished files and folders begin with; what a crash left of them can be deleted.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
 
@@ -39,6 +46,14 @@ pub enum FileError {
     #[error("writing {}", .path.display())]
     Write {
         /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The folder stays locked.
+    #[error("waiting for whoever else writes files in {}", .path.display())]
+    Lock {
+        /// The folder.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -111,12 +126,20 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_folder_of(path)
 }
 
-/// A certificate with its key and the authority it comes from, checked against each other.
+/// A certificate with its key and the authority it comes from, checked against each other, and what that authority has revoked.
 #[derive(Clone)]
 pub struct Credentials {
-    pub(crate) authorities: Vec<CertificateDer<'static>>,
+    authorities: Vec<CertificateDer<'static>>,
     pub(crate) certified_key: Arc<CertifiedKey>,
     leaf: Leaf,
+    pub(crate) revocations: Revocations,
+}
+
+/// What is known of revoked certificates, and what it means if that is old.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Revocations {
+    pub(crate) crl: Option<Crl>,
+    pub(crate) stale: StaleCrl,
 }
 
 impl Credentials {
@@ -129,14 +152,39 @@ impl Credentials {
         let authorities = read_certificates(ca)?;
         let chain = read_certificates(cert)?;
         let key_der = read_key(key)?;
-        let end_entity = chain.first().ok_or_else(|| FileError::NotPem { path: cert.to_owned(), what: "certificate" })?;
-        let leaf = Leaf::read(end_entity).map_err(|source| FileError::Certificate { path: cert.to_owned(), source })?;
-        if !authorities.iter().any(|authority| has_issued(authority, end_entity)) {
-            return Err(FileError::ForeignAuthority { cert: cert.to_owned(), ca: ca.to_owned() });
-        }
+        let leaf = issued_leaf(ca, &authorities, cert, &chain)?;
         let certified_key = CertifiedKey::from_der(chain, key_der, &rustls::crypto::ring::default_provider())
             .map_err(|source| FileError::KeyMismatch { cert: cert.to_owned(), key: key.to_owned(), source })?;
-        Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf })
+        Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf, revocations: Revocations::default() })
+    }
+
+    /// As [`Credentials::load`], with a certificate and a key that lie in no file.
+    ///
+    /// # Errors
+    /// As [`Credentials::load`].
+    pub fn made(ca: &Path, certified_key: CertifiedKey) -> Result<Self, FileError> {
+        let authorities = read_certificates(ca)?;
+        let leaf = issued_leaf(ca, &authorities, Path::new("that was just made"), &certified_key.cert)?;
+        Ok(Self { authorities, certified_key: Arc::new(certified_key), leaf, revocations: Revocations::default() })
+    }
+
+    /// The same, going by a revocation list: peers that it names are refused in the handshake.
+    #[must_use]
+    pub fn with_crl(mut self, crl: Option<Crl>, stale: StaleCrl) -> Self {
+        self.revocations = Revocations { crl, stale };
+        self
+    }
+
+    /// The revocation list that they go by, if there is one.
+    #[must_use]
+    pub fn crl(&self) -> Option<&Crl> {
+        self.revocations.crl.as_ref()
+    }
+
+    /// The certificates of the authorities that are trusted, at least one.
+    #[must_use]
+    pub fn authorities(&self) -> &[CertificateDer<'static>] {
+        &self.authorities
     }
 
     /// What its bearer may be.
@@ -157,10 +205,46 @@ impl Credentials {
         self.leaf.not_before
     }
 
+    /// Its key's SubjectPublicKeyInfo.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        &self.leaf.public_key
+    }
+
+    /// Which of the authorities has issued it.
+    pub(crate) fn issuer(&self) -> Option<&CertificateDer<'static>> {
+        let end_entity = self.certified_key.cert.first()?;
+        self.authorities.iter().find(|authority| has_issued(authority, end_entity))
+    }
+
     /// Until when it is valid.
     #[must_use]
     pub fn not_after(&self) -> Timestamp {
         self.leaf.not_after
+    }
+
+    /// Its serial number, in small hexadecimal digits.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.leaf.serial
+    }
+
+    /// When it was issued: its life is counted from here, not from [`Credentials::not_before`], which lies
+    /// [`CLOCK_SKEW`](crate::authority::CLOCK_SKEW) earlier.
+    #[must_use]
+    pub fn issued_at(&self) -> Timestamp {
+        issued_at(self.leaf.not_before)
+    }
+
+    /// When half of its life is over: from then on it is to be renewed.
+    #[must_use]
+    pub fn renewal_due_at(&self) -> Timestamp {
+        part_of_life(self.leaf.not_before, self.leaf.not_after, 1, 2)
+    }
+
+    /// When two thirds of its life are over: if it has not been renewed by then, something is wrong.
+    #[must_use]
+    pub fn overdue_at(&self) -> Timestamp {
+        part_of_life(self.leaf.not_before, self.leaf.not_after, 2, 3)
     }
 }
 
@@ -172,9 +256,13 @@ impl fmt::Debug for Credentials {
 
 /// Every certificate of a PEM file, at least one.
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    parse_certificates(&read_limited(path, None)?, path)
+}
+
+/// As [`read_certificates`], of a text that `path` is named for in errors.
+pub(crate) fn parse_certificates(text: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let not_pem = || FileError::NotPem { path: path.to_owned(), what: "certificate" };
-    let text = read_limited(path, None)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|_| not_pem())?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|_| not_pem())?;
     if certificates.is_empty() { Err(not_pem()) } else { Ok(certificates) }
 }
 
@@ -210,6 +298,22 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileEr
     unfinished.persist(path).map(drop).map_err(|error| FileError::Write { path: path.to_owned(), source: error.error })
 }
 
+/// Locks the folder in which `path` lies against others who replace files in it. Ends with the file that is given.
+pub(crate) fn lock_folder_of(path: &Path) -> Result<File, FileError> {
+    let folder = folder_of(path);
+    let failed = |source| FileError::Lock { path: folder.to_owned(), source };
+    let file = File::open(folder).map_err(failed)?;
+    let deadline = Instant::now() + LOCK_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+    }
+}
+
 /// Makes the names in a folder last.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), FileError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| FileError::Write { path: folder.to_owned(), source })
@@ -235,7 +339,11 @@ pub(crate) fn sweep(folder: &Path, prefix: &str) {
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
-    PrivateKeyDer::from_pem_slice(&read_secret(path)?).map_err(|_| FileError::NotPem { path: path.to_owned(), what: "private key" })
+    parse_key(&read_secret(path)?, path)
+}
+
+fn parse_key(text: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+    PrivateKeyDer::from_pem_slice(text).map_err(|_| FileError::NotPem { path: path.to_owned(), what: "private key" })
 }
 
 /// The mode is asked of the open file, so that what was checked is what is read.
@@ -251,7 +359,18 @@ fn read_limited(path: &Path, forbidden_mode: Option<u32>) -> Result<Vec<u8>, Fil
     Ok(bytes)
 }
 
-fn has_issued(authority: &CertificateDer<'_>, cert: &CertificateDer<'_>) -> bool {
+/// What the first certificate of a chain says, if one of the authorities has issued it.
+fn issued_leaf(ca: &Path, authorities: &[CertificateDer<'_>], cert: &Path, chain: &[CertificateDer<'_>]) -> Result<Leaf, FileError> {
+    let end_entity = chain.first().ok_or_else(|| FileError::NotPem { path: cert.to_owned(), what: "certificate" })?;
+    let leaf = Leaf::read(end_entity).map_err(|source| FileError::Certificate { path: cert.to_owned(), source })?;
+    if !authorities.iter().any(|authority| has_issued(authority, end_entity)) {
+        return Err(FileError::ForeignAuthority { cert: cert.to_owned(), ca: ca.to_owned() });
+    }
+    Ok(leaf)
+}
+
+/// Whether the authority has signed the certificate. Of validity it says nothing.
+pub(crate) fn has_issued(authority: &CertificateDer<'_>, cert: &CertificateDer<'_>) -> bool {
     let (Ok((_, authority)), Ok((_, cert))) = (X509Certificate::from_der(authority), X509Certificate::from_der(cert)) else {
         return false;
     };

@@ -64,6 +64,11 @@ impl Leaf {
     }
 }
 
+/// Whether it is a certificate that may issue others.
+pub(crate) fn is_authority(der: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(rest, cert)| rest.is_empty() && cert.is_ca())
+}
+
 /// The SHA-256 of a certificate's DER, in small hexadecimal digits.
 pub(crate) fn fingerprint(der: &[u8]) -> String {
     hex(ring::digest::digest(&ring::digest::SHA256, der).as_ref())

@@ -5,10 +5,13 @@
 //! connection, and never installs a process-wide default for cryptography.
 
 pub mod authority;
+pub mod crl;
 pub mod csr;
 pub mod files;
 mod leaf;
+pub mod renewal;
 mod request;
 pub mod tls;
+pub mod trust;
 
 pub use leaf::LeafError;

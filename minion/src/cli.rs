@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand};
+use service::FixedGate;
+use service::audit::Audit;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,13 +18,11 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::acl::Acl;
-use crate::audit::Audit;
 use crate::check::{self, check};
 use crate::config::Config;
 use crate::dispatch::Door;
 use crate::jobs::Jobs;
 use crate::modules::Registry;
-use crate::server;
 use crate::spawner::{self, Origin};
 
 /// Threads that carry connections. A minion serves few callers, and each thread costs memory.
@@ -120,7 +120,7 @@ fn spawn(path: &Path, origin: Origin) -> anyhow::Result<()> {
 fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let credentials = check::credentials(&config).map_err(|problem| anyhow!(problem))?;
-    let tls = certs::tls::server_config(&credentials)?;
+    let gate = Arc::new(FixedGate::new(certs::tls::server_config(&credentials)?));
     let jobs = Arc::new(Jobs::open(&config, origin)?);
     let audit = Arc::new(Audit::open(&config.audit_log())?);
     let acl = Arc::new(Acl::open(&config.acl_dir));
@@ -134,7 +134,7 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
         let tending = tokio::spawn(jobs.tend());
         info!(address = %listener.local_addr()?, name = %config.name, until = %credentials.not_after(), "listening");
         tokio::select! {
-            () = server::serve(listener, tls, door, Arc::new(config.limits), stop) => Ok(()),
+            () = service::serve(listener, gate, door, Arc::new(config.limits.listener()), stop) => Ok(()),
             ended = tending => Err(match ended {
                 Ok(Err(error)) => anyhow!(error).context("listening for the ends of jobs"),
                 Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),

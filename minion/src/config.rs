@@ -117,6 +117,15 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Those of the listener.
+    #[must_use]
+    pub fn listener(&self) -> service::Limits {
+        let Self { body_max_bytes, connections_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace, .. } = *self;
+        service::Limits { body_max_bytes, connections_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace }
+    }
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

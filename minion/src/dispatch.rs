@@ -1,8 +1,7 @@
-//! The door. Every request of every connection comes through [`Door::enter`], and nothing reaches a method in any other way:
+//! The door. Every request of every connection comes through its [`Reception::enter`], and nothing reaches a method in any other way:
 //! read → decide → audit → in time? → look up → bind → run.
 
 mod read;
-mod service;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,41 +13,20 @@ use common::protocol::Accepted;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
+use service::audit::{Audit, AuditError};
+use service::{Knock, Reception, Visitor};
 use tracing::{debug, error, info};
 
 use crate::acl::{Acl, Decision, Scope};
-use crate::audit::{Audit, AuditError, Entry, Ruling};
+use crate::audit::{Entry, Ruling};
+use crate::caller::Caller;
 use crate::config::Limits;
 use crate::jobs::{JobCall, Jobs, MethodRun, Reader};
 use crate::modules::{Context, JobsCall, Method, Place, Registry};
-use crate::server::Caller;
 use read::{Call, Form};
-
-pub(crate) use service::DoorService;
 
 /// How far ahead a call's start-before may be. Until then a job cannot be given up; callers write five minutes, and clocks differ.
 const START_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
-
-/// What stands before the door.
-#[derive(Debug, Clone, Copy)]
-pub enum Knock<'a> {
-    /// One JSON-RPC call with an id.
-    Call {
-        /// The request's `method`.
-        method: &'a str,
-        /// The request's `params`, as JSON text.
-        params: &'a str,
-    },
-    /// Several requests in one: refused as a whole.
-    Batch,
-    /// A request without an id, or with one that is none: nobody could be answered.
-    WithoutId {
-        /// The request's `method`.
-        method: &'a str,
-    },
-    /// Anything else, and why it is no call.
-    Malformed(&'static str),
-}
 
 /// What a caller who was let in gets: the `result` of the JSON-RPC response.
 #[derive(Debug, Clone, Serialize)]
@@ -93,12 +71,21 @@ impl Door {
         let Limits { call_time_max, job_time_max, result_max_bytes, .. } = *limits;
         Self { name, acl, audit, registry, jobs, call_time_max, job_time_max, result_max_bytes }
     }
+}
+
+impl Reception for Door {
+    type Caller = Caller;
+    type Reply = Reply;
+
+    fn admit(&self, visitor: Visitor) -> Result<Caller, String> {
+        visitor.try_into()
+    }
 
     /// Does what `caller` asks for, if it may. Dropping the future stops a call that runs; a job goes on.
     ///
     /// # Errors
     /// A refusal: nothing was run. How a method that did run ended, badly too, is an [`Outcome`].
-    pub async fn enter(&self, caller: &Caller, knock: Knock<'_>) -> Result<Reply, Failure> {
+    async fn enter(&self, caller: &Caller, knock: Knock<'_>) -> Result<Reply, Failure> {
         let call = match read::read(&self.name, caller.name(), knock) {
             Ok(call) => call,
             Err(failure) => return Err(self.refuse(caller, knock, failure)),
@@ -124,13 +111,19 @@ impl Door {
         }
     }
 
-    /// The most that a reply to a caller may be, beside what JSON-RPC puts around it.
-    pub(crate) fn reply_max_bytes(&self) -> usize {
+    fn reply_max_bytes(&self) -> usize {
         /// A report's fields around a result, and an answer's own margin.
         const MARGIN_BYTES: usize = 256 * 1024;
         self.result_max_bytes.saturating_add(MARGIN_BYTES)
     }
 
+    fn reply_too_large(&self) -> Failure {
+        let message = format!("{}: the reply would be larger than limits.result_max_bytes allows; ask for less at once", self.name);
+        Failure::new(ErrorCode::ResultTooLarge, message)
+    }
+}
+
+impl Door {
     fn refuse(&self, caller: &Caller, knock: Knock<'_>, failure: Failure) -> Failure {
         info!(caller = %caller.name(), peer = %caller.address(), reason = failure.message, "request refused");
         let entry = Entry {
@@ -138,7 +131,7 @@ impl Door {
             caller: caller.name().as_str(),
             fingerprint: caller.fingerprint(),
             peer: caller.address(),
-            method: &knock.method_shown(),
+            method: &read::method_shown(knock),
             args_sha256: None,
             decision: Ruling::Refuse,
             rule: Some(&failure.message),
@@ -251,3 +244,6 @@ fn bind(method: &Method, call: &Call) -> Result<Value, Failure> {
     let args = bound.map_err(|error| Failure::new(ErrorCode::InvalidArguments, error.to_string()))?;
     method.check(&args).map(|()| args)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,10 @@
 //! The daemon on each host of an Overlord fleet: checks who asks, runs the method, remembers the outcome.
 //!
-//! ARCHITECTURE.md has the map. `cli` is where a program begins, `server` and `dispatch` are the way of a call.
+//! ARCHITECTURE.md has the map. `cli` is where a program begins, `dispatch` is the way of a call.
 
 pub mod acl;
 pub mod audit;
+pub mod caller;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -13,7 +14,6 @@ pub mod jobs;
 pub mod modules;
 pub mod moment;
 pub mod process;
-pub mod server;
 pub mod spawner;
 pub mod spool;
 pub mod store;

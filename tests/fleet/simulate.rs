@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use certs::files::Credentials;
 use minion::acl::Acl;
-use minion::audit::Audit;
 use minion::config::Config;
 use minion::dispatch::Door;
 use minion::jobs::Jobs;
 use minion::modules::Registry;
 use minion::spawner::Origin;
+use service::FixedGate;
+use service::audit::Audit;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -57,7 +58,7 @@ fn simulate(folder: &Path, echo_port: u16) -> Result<(), AnyError> {
     let jobs = Arc::new(Jobs::open(&config, Origin::Server)?);
     let audit = Arc::new(Audit::open(&config.audit_log())?);
     let registry = Arc::new(Registry::builtin());
-    let limits = Arc::new(config.limits.clone());
+    let (limits, served) = (&config.limits, Arc::new(config.limits.listener()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (_stop, stopped) = tokio::sync::watch::channel(false);
@@ -68,10 +69,11 @@ fn simulate(folder: &Path, echo_port: u16) -> Result<(), AnyError> {
             let credentials = Credentials::load(&certs.join("ca.pem"), &certs.join("cert.pem"), &certs.join("key.pem"))?;
             let tls = certs::tls::server_config(&credentials)?;
             let acl = Arc::new(Acl::open(&config.acl_dir));
-            let door = Door::new(name.parse()?, acl, Arc::clone(&audit), Arc::clone(&registry), Arc::clone(&jobs), &limits);
+            let door = Door::new(name.parse()?, acl, Arc::clone(&audit), Arc::clone(&registry), Arc::clone(&jobs), limits);
             let address: SocketAddr = address.parse()?;
             let listener = TcpListener::bind(address).await?;
-            tokio::spawn(minion::server::serve(listener, Arc::clone(&tls), Arc::new(door), Arc::clone(&limits), stopped.clone()));
+            let gate = Arc::new(FixedGate::new(Arc::clone(&tls)));
+            tokio::spawn(service::serve(listener, gate, Arc::new(door), Arc::clone(&served), stopped.clone()));
             let echo = TcpListener::bind(SocketAddr::new(address.ip(), echo_port)).await?;
             tokio::spawn(serve_echo(echo, TlsAcceptor::from(tls)));
         }

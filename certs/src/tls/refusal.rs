@@ -3,13 +3,17 @@
 //! In TLS 1.3 the client's side of the handshake is over before the server has seen its certificate: the server's refusal, an
 //! alert, comes with the first read. All functions here take the error whenever it surfaced.
 
+mod authority;
+
 use std::error::Error as StdError;
 use std::io;
 
-use common::identity::MinionName;
+use common::identity::{MinionName, Role};
 use jiff::Timestamp;
 use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error};
+
+use super::checks::unproven;
 
 /// One side did not accept the other's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +43,25 @@ pub fn refusal_within(host: &MinionName, error: &(dyn StdError + 'static)) -> Op
     refusal(host, tls_error_within(error)?)
 }
 
-/// What `error`, of a connection that a minion accepted, says about the client's certificate: one line for the minion's log.
+/// What `error`, of a connection from whoever bears the role `ours`, or nobody yet, to the authority's server at `address`, says about
+/// certificates; nothing if it is about something else.
+#[must_use]
+pub fn authority_refusal_within(address: &str, ours: Option<&Role>, error: &(dyn StdError + 'static)) -> Option<Refusal> {
+    match tls_error_within(error)? {
+        Error::AlertReceived(alert) => {
+            authority::refused_by(address, ours, *alert).map(|message| Refusal { message, refused_by_peer: true })
+        }
+        Error::InvalidCertificate(reason) => {
+            Some(Refusal { message: authority::refused_authority(address, reason), refused_by_peer: false })
+        }
+        Error::NoCertificatesPresented => {
+            Some(Refusal { message: format!("what answers at {address} shows no certificate"), refused_by_peer: false })
+        }
+        _ => None,
+    }
+}
+
+/// What `error`, of a connection that a minion or the authority accepted, says about the client's certificate: one line for its log.
 #[must_use]
 pub fn client_refusal(error: &(dyn StdError + 'static)) -> Option<String> {
     let reason = match tls_error_within(error)? {
@@ -50,7 +72,11 @@ pub fn client_refusal(error: &(dyn StdError + 'static)) -> Option<String> {
                 "its certificate was issued by another authority than ours".to_owned()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired".to_owned(),
-            other => other.to_string(),
+            CertificateError::Revoked => "its certificate has been revoked".to_owned(),
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "its certificate is not one of a client".to_owned()
+            }
+            other => unproven(other).map_or_else(|| other.to_string(), ToString::to_string),
         },
         Error::AlertReceived(alert) => format!("it refuses our certificate ({alert:?})"),
         _ => return None,
@@ -88,11 +114,15 @@ fn refused_by(host: &MinionName, alert: AlertDescription) -> Option<String> {
         AlertDescription::CertificateRequired => {
             return Some(format!("{host} refuses us: it requires a certificate, and we showed none"));
         }
-        AlertDescription::CertificateRevoked => "it has been revoked".to_owned(),
-        AlertDescription::BadCertificate
-        | AlertDescription::CertificateUnknown
-        | AlertDescription::CertificateUnobtainable
-        | AlertDescription::DecryptError => format!("it cannot verify it ({alert:?})"),
+        AlertDescription::CertificateRevoked => {
+            "it has been revoked; `overlord certs status` says when, `overlord certs issue --role overlord NAME` makes another".to_owned()
+        }
+        AlertDescription::CertificateUnknown => {
+            format!("it cannot tell whether it is good; perhaps its revocation list is stale: the log of {host} says it")
+        }
+        AlertDescription::BadCertificate | AlertDescription::CertificateUnobtainable | AlertDescription::DecryptError => {
+            format!("it cannot verify it ({alert:?})")
+        }
         _ => return None,
     };
     Some(format!("{host} refuses our certificate: {reason}"))
@@ -121,7 +151,14 @@ fn refused_host(host: &MinionName, reason: &CertificateError) -> String {
         | CertificateError::ApplicationVerificationFailure => {
             format!("what answers at {host}'s address shows a certificate that has not the minion role: {renew}")
         }
-        CertificateError::Revoked => format!("the certificate of {host} has been revoked: {renew}"),
+        CertificateError::Revoked => format!(
+            "the certificate of {host} has been revoked: if {host} is to be one of the fleet again, run `overlord certs clean {host}`, \
+             and `minion enroll` on {host}"
+        ),
+        other if unproven(other).is_some() => {
+            let reason = unproven(other).map(ToString::to_string).unwrap_or_default();
+            format!("nothing is asked of {host}: {reason}; `overlord certs status` says how to get a newer one")
+        }
         other => format!("the certificate of {host} cannot be verified ({other}): {renew}"),
     }
 }

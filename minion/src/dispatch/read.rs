@@ -6,11 +6,11 @@ use common::method::{METHOD_MAX_BYTES, MethodName};
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::{ASYNC_PREFIX, AUDIENCE_MAX, CallParams, Envelope};
 use jiff::Timestamp;
+use service::Knock;
 
-use super::Knock;
 use crate::acl::Decision;
 use crate::audit::{Entry, Ruling};
-use crate::server::Caller;
+use crate::caller::Caller;
 
 /// How much of a reader's complaint is repeated.
 const QUOTED_MAX_LETTERS: usize = 200;
@@ -100,13 +100,11 @@ impl Call {
     }
 }
 
-impl Knock<'_> {
-    /// The method that it names, for the audit log: bounded, control characters escaped.
-    pub(super) fn method_shown(&self) -> String {
-        match self {
-            Self::Call { method, .. } | Self::WithoutId { method } => method.escape_debug().take(METHOD_MAX_BYTES).collect(),
-            Self::Batch | Self::Malformed(_) => String::new(),
-        }
+/// The method that `knock` names, for the audit log: bounded, control characters escaped.
+pub(super) fn method_shown(knock: Knock<'_>) -> String {
+    match knock {
+        Knock::Call { method, .. } | Knock::WithoutId { method } => method.escape_debug().take(METHOD_MAX_BYTES).collect(),
+        Knock::Batch | Knock::Malformed(_) => String::new(),
     }
 }
 

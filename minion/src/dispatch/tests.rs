@@ -19,11 +19,12 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::serve;
+use service::audit::Audit;
+use service::{FixedGate, serve};
+
+use super::Door;
 use crate::acl::Acl;
-use crate::audit::Audit;
 use crate::config::Config;
-use crate::dispatch::Door;
 use crate::jobs::Jobs;
 use crate::modules::Registry;
 use crate::spawner::Origin;
@@ -68,9 +69,9 @@ impl Host {
         let door = Door::new(config.name.clone(), acl, audit, Arc::new(Registry::builtin()), jobs, &config.limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let tls = certs::tls::server_config(&credentials(dir.path(), "fleet:minion/web1")).unwrap();
+        let gate = FixedGate::new(certs::tls::server_config(&credentials(dir.path(), "fleet:minion/web1")).unwrap());
         let (stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve(listener, tls, Arc::new(door), Arc::new(config.limits), stopped));
+        let served = tokio::spawn(serve(listener, Arc::new(gate), Arc::new(door), Arc::new(config.limits.listener()), stopped));
         Self { dir, address, stop, served }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::Limits;
+use super::Limits;
 
 /// What a connection is doing, and since when.
 #[derive(Debug)]

@@ -1,0 +1,48 @@
+//! What a listener needs to know of trust.
+
+use std::fmt;
+use std::sync::Arc;
+
+use certs::tls::Peer;
+use tokio_rustls::rustls::ServerConfig;
+
+/// What a listener needs to know of trust, which changes while the listener runs.
+pub trait Gate: Send + Sync + 'static {
+    /// What the next handshake goes by. Asked at every connection that is accepted.
+    fn tls(&self) -> Arc<ServerConfig>;
+
+    /// Whether this peer may stay connected. Asked after the handshake, and then of every open connection a few times a second, so it must be
+    /// quick.
+    ///
+    /// # Errors
+    /// Why not: its connections are cut at once, whatever they are doing, and the reason is logged.
+    fn admits(&self, peer: &Peer) -> Result<(), String>;
+}
+
+/// A gate that never changes: whoever came through the handshake stays.
+#[derive(Clone)]
+pub struct FixedGate(Arc<ServerConfig>);
+
+impl FixedGate {
+    /// The gate whose handshakes all go by `tls`.
+    #[must_use]
+    pub fn new(tls: Arc<ServerConfig>) -> Self {
+        Self(tls)
+    }
+}
+
+impl fmt::Debug for FixedGate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("FixedGate").finish_non_exhaustive()
+    }
+}
+
+impl Gate for FixedGate {
+    fn tls(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0)
+    }
+
+    fn admits(&self, _: &Peer) -> Result<(), String> {
+        Ok(())
+    }
+}
