@@ -11,6 +11,7 @@
 mod calls;
 mod certs;
 mod damage_overlord;
+mod enrolment;
 mod faults;
 mod harness;
 mod hostile;
