@@ -127,6 +127,13 @@ impl Builder {
         self
     }
 
+    /// Each host has a place for a systemd journal of its own, where the test can be the journal: see [`Minion::journal`].
+    #[must_use]
+    pub fn own_journal(mut self) -> Self {
+        self.own.journal = true;
+        self
+    }
+
     /// Each host's state lies on a disk of its own, of so many bytes.
     #[must_use]
     pub fn small_disk(mut self, bytes: u64) -> Self {
@@ -215,6 +222,7 @@ impl Builder {
         );
         fs::write(minion.config_file(), config).unwrap();
         minion.mount_disk();
+        minion.mount_journal();
     }
 }
 

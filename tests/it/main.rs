@@ -8,6 +8,7 @@
     reason = "a test may panic"
 )]
 
+mod audit;
 mod calls;
 mod certs;
 mod damage_overlord;
