@@ -11,8 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use certs::authority::Authority;
-use fleet::{Fleet, Follow, PATIENCE, Run, Secrets, Step, ca_fingerprint, wait_until};
+use certs::csr::{make_key, write_csr};
+use common::protocol::certs::{EnrollParams, EnrollReply};
+use fleet::{COMMAND_TIMEOUT, Fleet, Follow, PATIENCE, Run, Secrets, Step, ca_fingerprint, wait_until};
 use serde_json::Value;
+use service::authority::{AuthorityClient, Deadlines};
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::ring, sign::SingleCertAndKey, version};
 
 /// The end of a run that waits for somebody else.
@@ -358,4 +361,52 @@ fn a_signing_by_hand_killed_at_every_step_signs_once_and_forgets_no_request() {
         }
     }
     fleet.assert_no_leaks();
+}
+
+/// Every host of a rack at once: each gets its answer, and each certificate its own number.
+#[test]
+fn a_thousand_requests_at_once_are_served() {
+    const HOSTS: usize = 1000;
+    let fleet = Fleet::builder().unenrolled().start();
+    let authority = fleet.serve_certs();
+    let asked: Vec<EnrollParams> = (0..HOSTS).map(|host| request(&fleet, &format!("host{host}"))).collect();
+    let (address, pin) = (authority.address().to_string(), fleet.ca_fingerprint());
+    let ask_all = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let asks = asked.iter().map(|params| ask(address.clone(), pin.clone(), params.clone()));
+        runtime.block_on(async {
+            let tasks: Vec<_> = asks.map(tokio::spawn).collect();
+            let mut told = Vec::new();
+            for task in tasks {
+                told.push(task.await.unwrap());
+            }
+            told
+        })
+    };
+    for told in ask_all() {
+        assert!(matches!(told, EnrollReply::Waiting { .. }), "{told:?}");
+    }
+    assert_eq!(requests(&fleet).len(), HOSTS);
+    let _ = fleet.overlord(["certs", "sign", "--all"]).ok();
+    let mut certs = BTreeSet::new();
+    for told in ask_all() {
+        let EnrollReply::Issued(issued) = told else { panic!("{told:?}") };
+        certs.insert(issued.cert);
+    }
+    assert_eq!((certs.len(), requests(&fleet).len()), (HOSTS, 0));
+    authority.stop();
+    fleet.assert_no_leaks();
+}
+
+fn request(fleet: &Fleet, name: &str) -> EnrollParams {
+    let key = fleet.root().join(format!("{name}.key"));
+    make_key(&key).unwrap();
+    let name = name.parse().unwrap();
+    EnrollParams { csr: write_csr(&key, &name).unwrap(), name, token: None }
+}
+
+async fn ask(address: String, pin: String, params: EnrollParams) -> EnrollReply {
+    let deadlines = Deadlines { connect: PATIENCE, answer: COMMAND_TIMEOUT };
+    let mut client = AuthorityClient::pinned(&address, pin.parse().unwrap(), deadlines).unwrap();
+    client.enroll(&params).await.unwrap()
 }

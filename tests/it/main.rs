@@ -24,6 +24,8 @@ mod overlord_calls;
 mod overlord_store;
 mod packaging;
 mod queue;
+mod renewal;
 mod retention;
 mod retry;
+mod revoked;
 mod trust;
