@@ -140,6 +140,27 @@ fn a_host_that_no_overlord_calls_learns_of_it_from_the_authority() {
     fleet.assert_no_leaks();
 }
 
+/// Who refuses everyone while the list is stale does not refuse the authority, from which alone a newer one comes.
+#[test]
+fn a_host_that_refuses_on_a_stale_list_serves_again_once_it_has_a_newer_one() {
+    let (overlord, minion) = ("[certs]\ncrl_valid = \"10s\"\n", "[trust]\nstale_crl = \"refuse\"\ncrl_every = \"1s\"\n");
+    let fleet = Fleet::builder().hosts(1).stopped().overlord_toml(overlord).minion_toml(minion).start();
+    let authority = fleet.serve_certs();
+    let web1 = fleet.minion("web1");
+    fs::write(web1.certs_dir().join("authority"), format!("{}\n", authority.address())).unwrap();
+    web1.start();
+    wait_until("the host to have a list", PATIENCE, || web1.certs_dir().join("crl.pem").exists());
+    assert_eq!(ping(&fleet, &fleet.home())["web1"]["state"], "ok");
+    authority.kill9();
+    // The overlord, where the authority is, would sign and bring a newer one.
+    let ops = fleet.another_overlord("ops");
+    wait_until("the list to be stale", PATIENCE, || ping(&fleet, &ops)["web1"]["state"] == "undelivered");
+    let authority = fleet.serve_certs();
+    wait_until("the host to serve again", PATIENCE, || ping(&fleet, &ops)["web1"]["state"] == "ok");
+    authority.stop();
+    fleet.assert_no_leaks();
+}
+
 #[test]
 fn a_revoked_host_gets_nothing_from_the_authority() {
     let fleet = Fleet::builder().hosts(1).unenrolled().overlord_toml("[certs]\nvalid = \"10s\"\n").start();
