@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use certs::tls::Peer;
+use certs::trust::{Serving, Trust};
 use tokio_rustls::rustls::ServerConfig;
 
 /// What a listener needs to know of trust, which changes while the listener runs.
@@ -44,5 +45,16 @@ impl Gate for FixedGate {
 
     fn admits(&self, _: &Peer) -> Result<(), String> {
         Ok(())
+    }
+}
+
+/// What lies on disk now: a new certificate, authority or revocation list holds from the next handshake on, and cuts who is now revoked.
+impl<T: Serving> Gate for Trust<T> {
+    fn tls(&self) -> Arc<ServerConfig> {
+        self.server()
+    }
+
+    fn admits(&self, peer: &Peer) -> Result<(), String> {
+        Trust::admits(self, peer)
     }
 }

@@ -1,9 +1,10 @@
 //! What the servers of Overlord share, `minion serve` and `overlord certs serve`: a TLS listener with limits, JSON-RPC requests carried
-//! to whoever answers them, and the audit log.
+//! to whoever answers them, and the audit log. And how the second of them is asked, by hosts and overlords alike.
 //!
-//! Nothing here decides who may do what, knows a method, or reads a configuration.
+//! Nothing here decides who may do what, knows a method but those of `authority`, or reads a configuration.
 
 pub mod audit;
+pub mod authority;
 mod gate;
 mod listener;
 mod reception;
