@@ -54,7 +54,7 @@ pub(crate) enum ServeError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The address cannot be listened at.
-    #[error("cannot listen at {address}: {source}; name another address with --listen, or with certs.listen in overlord.toml")]
+    #[error("cannot listen at {address} (--listen or certs.listen in overlord.toml names another address)")]
     Listen {
         /// Where.
         address: SocketAddr,

@@ -90,7 +90,7 @@ fn a_host_that_refuses_our_certificate_has_not_read_the_call() {
 fn an_expired_certificate_is_named_as_such() {
     let lab = lab_with(|| ok(json!("ran")));
     let authority = Authority::open(&lab.dir.path().join("certs")).unwrap();
-    lab.certify_overlord(Role::Overlord("admin".parse().unwrap()), &authority, Duration::from_secs(1));
+    lab.certify_overlord(Role::Overlord("ops".parse().unwrap()), &authority, Duration::from_secs(1));
     std::thread::sleep(Duration::from_millis(2100));
     // Where the authority is, another one is had at once.
     let key = lab.dir.path().join("certs/ca.key");
