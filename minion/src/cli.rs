@@ -122,7 +122,7 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let credentials = check::credentials(&config).map_err(|problem| anyhow!(problem))?;
     let gate = Arc::new(FixedGate::new(certs::tls::server_config(&credentials)?));
     let jobs = Arc::new(Jobs::open(&config, origin)?);
-    let audit = Arc::new(Audit::open(&config.audit_log())?);
+    let audit = Arc::new(Audit::open(&config.audit_log(), config.audit)?);
     let acl = Arc::new(Acl::open(&config.acl_dir));
     let registry = Arc::new(Registry::builtin());
     let door = Arc::new(Door::new(config.name.clone(), acl, audit, registry, Arc::clone(&jobs), &config.limits));

@@ -167,6 +167,7 @@ impl Desk {
             folder::make_folder(&self.authority.dir.join(folder))?;
         }
         self.refresh()?;
+        self.finish_signed()?;
         self.finish_granted()?;
         self.finish_revoked()?;
         Ok(held)
@@ -215,10 +216,9 @@ impl Desk {
         self.bound.get(role).into_iter().flatten().filter_map(|serial| self.issued.get(serial))
     }
 
-    /// The newest certificate of `role` for that key, if it is good at `now`.
-    fn good(&self, role: &Role, key: &str, now: Timestamp) -> Option<&IssuedEntry> {
-        let is_good = |entry: &&IssuedEntry| entry.key == key && now < entry.not_after && self.revoked_at(&entry.serial).is_none();
-        self.records(role).rev().find(is_good)
+    /// The certificates of `role` for that key that are good at `now`, newest first.
+    fn good(&self, role: &Role, key: &str, now: Timestamp) -> impl Iterator<Item = &IssuedEntry> {
+        self.records(role).rev().filter(move |entry| entry.key == key && now < entry.not_after && self.revoked_at(&entry.serial).is_none())
     }
 
     fn revoked_at(&self, serial: &str) -> Option<Timestamp> {
