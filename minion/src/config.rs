@@ -8,18 +8,16 @@ use std::time::Duration;
 
 use common::identity::{InvalidName, MinionName};
 use common::job::retention::{KEPT_AT_LEAST, Retention};
+use common::period;
 use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use service::audit::Rotation;
 
-use common::period;
-
 const MIB: usize = 1 << 20;
 /// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
 const BODY_LARGEST: u32 = 8 << 20;
 const RESULT_LARGEST: usize = 16 << 20;
-/// The most that `audit.files` can be.
 const AUDIT_FILES_MOST: u32 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -213,8 +211,7 @@ struct AuditKeys {
 
 impl Default for AuditKeys {
     fn default() -> Self {
-        let Rotation { max_bytes, files } = Rotation::default();
-        Self { max_bytes, files }
+        Self { max_bytes: Rotation::default().max_bytes, files: Rotation::default().files }
     }
 }
 
@@ -366,8 +363,7 @@ mod tests {
         let config = parse("name = \"Web1\"\n").unwrap();
         assert_eq!((config.name.as_str(), config.listen.to_string()), ("web1", "0.0.0.0:51234".to_owned()));
         assert_eq!(config.spawner_socket(), Path::new("/var/lib/minion/spawner.sock"));
-        assert_eq!(config.limits.job_time_max, Duration::from_secs(7 * 86_400));
-        assert_eq!((config.audit.max_bytes, config.audit.files), (67_108_864, 8));
+        assert_eq!((config.limits.job_time_max, config.audit.max_bytes), (Duration::from_secs(7 * 86_400), 67_108_864));
     }
 
     #[test]
