@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use super::records::{Folder, read_sealed};
 use super::revoked::Revoked;
 use super::token::{self, Token};
-use super::{Authority, AuthorityError, ISSUED_FOLDER, IssuedEntry, folder, read_record};
+use super::{Authority, AuthorityError, ISSUED_FOLDER, Issued, IssuedEntry, folder, read_record};
 use crate::files::FileError;
 
 pub use super::refusal::Refused;
 pub use super::revoked::SignedList;
-pub use super::token::{NewToken, TokenProblem};
+pub use super::token::{NewToken, TokenProblem, digest as token_digest};
 pub use enroll::{Asked, Certified, Enrolled};
 pub use view::{Bearer, Listed, Standing, View, Waiting};
 
@@ -120,6 +120,16 @@ impl Desk {
         &self.authority
     }
 
+    /// Issues a certificate, with a key of its own, for each of `roles`, by the hand of an administrator: whatever key a name was bound to, it
+    /// is bound to the new one.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue(&mut self, roles: &[Role], valid: Duration) -> Result<Vec<Issued>, AuthorityError> {
+        let _held = self.hold()?;
+        self.authority.issue(roles, valid)
+    }
+
     /// Makes a token that signs one request for a name that `names`, a glob, matches, or for any name, within `ttl`.
     ///
     /// # Errors
@@ -132,9 +142,10 @@ impl Desk {
         let failed = |source| AuthorityError::Request { subject: "a token".into(), source };
         let text = token::draw().map_err(failed)?;
         let kept = Token::new(names, Timestamp::now(), ttl).map_err(failed)?;
-        self.tokens.write(&token::digest(&text), &kept)?;
+        let digest = token::digest(&text);
+        self.tokens.write(&digest, &kept)?;
         self.tokens.sync()?;
-        Ok(NewToken { token: text, expires_at: kept.expires_at })
+        Ok(NewToken { token: text, digest, expires_at: kept.expires_at })
     }
 
     /// Does what time alone asks for: signs the revocation list anew at half of its life, and forgets what is long over.
