@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand};
-use service::FixedGate;
 use service::audit::Audit;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -20,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::acl::Acl;
 use crate::check::{self, check};
 use crate::config::Config;
-use crate::dispatch::Door;
+use crate::dispatch::{Door, Parts};
 use crate::jobs::Jobs;
 use crate::modules::Registry;
 use crate::spawner::{self, Origin};
@@ -98,6 +97,9 @@ fn log_to_stderr() {
 fn report(path: &Path) -> ExitCode {
     let (text, code) = match check(path) {
         Ok(sound) => {
+            for hint in &sound.hints {
+                warn!("{hint}");
+            }
             let config = sound.config;
             let line =
                 format!("{}: minion {} on {}, certificate good until {}\n", path.display(), config.name, config.listen, sound.not_after);
@@ -119,22 +121,23 @@ fn spawn(path: &Path, origin: Origin) -> anyhow::Result<()> {
 
 fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let credentials = check::credentials(&config).map_err(|problem| anyhow!(problem))?;
-    let gate = Arc::new(FixedGate::new(certs::tls::server_config(&credentials)?));
+    let trust = Arc::new(check::open_trust(&config).map_err(|problem| anyhow!(problem))?);
+    let until = trust.now().credentials().not_after();
     let jobs = Arc::new(Jobs::open(&config, origin)?);
     let audit = Arc::new(Audit::open(&config.audit_log())?);
     let acl = Arc::new(Acl::open(&config.acl_dir));
     let registry = Arc::new(Registry::builtin());
-    let door = Arc::new(Door::new(config.name.clone(), acl, audit, registry, Arc::clone(&jobs), &config.limits));
+    let parts = Parts { acl, audit, registry, jobs: Arc::clone(&jobs), trust: Arc::clone(&trust) };
+    let door = Arc::new(Door::new(config.name.clone(), parts, &config.limits));
     let runtime = runtime().context("starting threads")?;
     let served = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
         let stop = stop_on_signals()?;
         jobs.stop_waiting_on(stop.clone());
         let tending = tokio::spawn(jobs.tend());
-        info!(address = %listener.local_addr()?, name = %config.name, until = %credentials.not_after(), "listening");
+        info!(address = %listener.local_addr()?, name = %config.name, %until, "listening");
         tokio::select! {
-            () = service::serve(listener, gate, door, Arc::new(config.limits.listener()), stop) => Ok(()),
+            () = service::serve(listener, trust, door, Arc::new(config.limits.listener()), stop) => Ok(()),
             ended = tending => Err(match ended {
                 Ok(Err(error)) => anyhow!(error).context("listening for the ends of jobs"),
                 Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),

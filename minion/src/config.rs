@@ -2,6 +2,8 @@
 //!
 //! It only reads; `check` says what is wrong with what the file points at.
 
+mod trust;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +15,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use common::period;
+
+pub use trust::Trust;
 
 const MIB: usize = 1 << 20;
 /// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
@@ -32,10 +36,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What the minion itself writes.
     pub state_dir: PathBuf,
-    /// `ca.pem`, `cert.pem` and `key.pem`.
+    /// `ca.pem`, `cert.pem`, `key.pem`, `crl.pem` and `authority`.
     pub certs_dir: PathBuf,
     /// The rules of who may do what, `*.toml`.
     pub acl_dir: PathBuf,
+    /// Where the authority is asked, if the file says it: `HOST` or `HOST:PORT`.
+    pub authority: Option<String>,
+    /// How the host goes by its revocation list: the keys of `[trust]`.
+    pub trust: Trust,
     /// The bounds of everything.
     pub limits: Limits,
     /// How long jobs that have ended are kept: the keys of `[retention]`.
@@ -170,6 +178,10 @@ struct File {
     certs_dir: PathBuf,
     #[serde(default = "default_acl_dir")]
     acl_dir: PathBuf,
+    #[serde(default, deserialize_with = "trust::authority")]
+    authority: Option<String>,
+    #[serde(default)]
+    trust: Trust,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -263,6 +275,8 @@ impl Config {
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
+            authority: read.authority,
+            trust: read.trust,
             limits: read.limits,
             retention: Retention { age: read.retention.age, count: read.retention.count, bytes: read.retention.bytes },
             file,
@@ -362,6 +376,9 @@ mod tests {
             ("[retention]\nage = \"59m\"\n", "minion.toml:2: every job is kept for at least 60m"),
             ("[retention]\ncounts = 1\n", "minion.toml:2: unknown field `counts`, expected one of `age`, `count`, `bytes`"),
             ("listen = \"here\"\n", "minion.toml:1: "),
+            ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
+            ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
+            ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),
             ("name = \n", "minion.toml:1: "),
         ] {
             let problem = parse(text).unwrap_err();
