@@ -20,8 +20,10 @@ use crate::acl::Acl;
 use crate::check::{self, check};
 use crate::config::Config;
 use crate::dispatch::{Door, Parts};
+use crate::enroll;
 use crate::jobs::Jobs;
 use crate::modules::Registry;
+use crate::renewal;
 use crate::spawner::{self, Origin};
 
 /// Threads that carry connections. A minion serves few callers, and each thread costs memory.
@@ -54,6 +56,8 @@ enum Verb {
         #[arg(long)]
         spawner_unit: bool,
     },
+    /// Ask the fleet's authority for this host's certificate.
+    Enroll(enroll::Request),
     /// Say everything that is wrong with the configuration and what it points at.
     Check,
     /// Fork what runs methods.
@@ -73,6 +77,7 @@ pub fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Serve { spawner_unit } => serve(&cli.config, if spawner_unit { Origin::Unit } else { Origin::Server }),
         Verb::Spawner { of_server } => spawn(&cli.config, if of_server { Origin::Server } else { Origin::Unit }),
+        Verb::Enroll(request) => return enroll::run(&cli.config, request),
         Verb::Check => return report(&cli.config),
     };
     match done {
@@ -135,6 +140,7 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
         let stop = stop_on_signals()?;
         jobs.stop_waiting_on(stop.clone());
         let tending = tokio::spawn(jobs.tend());
+        let renewing = tokio::spawn(renewal::tend(Arc::clone(&trust), config.clone()));
         info!(address = %listener.local_addr()?, name = %config.name, %until, "listening");
         tokio::select! {
             () = service::serve(listener, trust, door, Arc::new(config.limits.listener()), stop) => Ok(()),
@@ -143,6 +149,7 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
                 Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),
                 Err(error) => anyhow!(error).context("the tending of jobs broke off, which is a bug of the minion"),
             }),
+            Err(error) = renewing => Err(anyhow!(error).context("the renewing of the certificate broke off, which is a bug of the minion")),
         }
     });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
