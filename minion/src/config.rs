@@ -2,6 +2,8 @@
 //!
 //! It only reads; `check` says what is wrong with what the file points at.
 
+mod trust;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +15,8 @@ use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use service::audit::Rotation;
+
+pub use trust::Trust;
 
 const MIB: usize = 1 << 20;
 /// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
@@ -33,10 +37,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What the minion itself writes.
     pub state_dir: PathBuf,
-    /// `ca.pem`, `cert.pem` and `key.pem`.
+    /// `ca.pem`, `cert.pem`, `key.pem`, `crl.pem` and `authority`.
     pub certs_dir: PathBuf,
     /// The rules of who may do what, `*.toml`.
     pub acl_dir: PathBuf,
+    /// Where the authority is asked, if the file says it: `HOST` or `HOST:PORT`.
+    pub authority: Option<String>,
+    /// How the host goes by its revocation list: the keys of `[trust]`.
+    pub trust: Trust,
     /// The bounds of everything.
     pub limits: Limits,
     /// How long jobs that have ended are kept: the keys of `[retention]`.
@@ -173,6 +181,10 @@ struct File {
     certs_dir: PathBuf,
     #[serde(default = "default_acl_dir")]
     acl_dir: PathBuf,
+    #[serde(default, deserialize_with = "trust::authority")]
+    authority: Option<String>,
+    #[serde(default)]
+    trust: Trust,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -289,6 +301,8 @@ impl Config {
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
+            authority: read.authority,
+            trust: read.trust,
             limits: read.limits,
             retention: Retention { age: read.retention.age, count: read.retention.count, bytes: read.retention.bytes },
             audit: Rotation { max_bytes: read.audit.max_bytes, files: read.audit.files },
@@ -391,6 +405,9 @@ mod tests {
             ("[audit]\nmax_bytes = 0\n", "minion.toml:2: 0 would let nothing through"),
             ("[audit]\nfiles = 1001\n", "minion.toml:2: 1001 is more than 1000"),
             ("listen = \"here\"\n", "minion.toml:1: "),
+            ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
+            ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
+            ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),
             ("name = \n", "minion.toml:1: "),
         ] {
             let problem = parse(text).unwrap_err();
