@@ -74,9 +74,9 @@ impl Host {
         let door = Door::new(config.name.clone(), parts, &config.limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve(listener, trust, Arc::new(door), Arc::new(config.limits.listener()), stopped));
-        Self { dir, address, stop, served }
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(serve(listener, trust, Arc::new(door), Arc::new(config.limits.listener()), stopped));
+        Self { dir, address, _stop }
     }
 
     async fn connect(&self) -> TlsStream<TcpStream> {
