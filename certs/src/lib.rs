@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod crl;
 pub mod csr;
+pub mod enrolled;
 pub mod files;
 mod leaf;
 pub mod renewal;

@@ -89,7 +89,7 @@ pub fn replace_cert(ca: &Path, cert: &Path, key: &Path, pem: &str) -> Result<(),
     Ok(files::sync_folder_of(cert)?)
 }
 
-fn only_certificate(cert: &Path, pem: &str) -> Result<CertificateDer<'static>, RenewalError> {
+pub(crate) fn only_certificate(cert: &Path, pem: &str) -> Result<CertificateDer<'static>, RenewalError> {
     let not_pem = || RenewalError::NotPem { path: cert.to_owned() };
     if pem.len() > CERT_MAX_BYTES {
         return Err(not_pem());

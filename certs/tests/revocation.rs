@@ -76,6 +76,21 @@ fn a_stale_list_still_holds_and_refuses_the_rest_only_if_told() {
 }
 
 #[test]
+fn whose_list_is_stale_still_asks_the_authority_for_a_newer_one() {
+    let lab = Lab::new();
+    let stale = Crl::parse(&lab.list(1, &[], STALE), &lab.ca()).unwrap();
+    let strict = lab.credentials("fleet:minion/web1").with_crl(Some(stale), StaleCrl::Refuse);
+    let server = tls::authority_server_config(&lab.serving()).unwrap();
+    shake(server, by_authorities(&lab, Some(&strict)), tls::AUTHORITY_NAME).asked.unwrap();
+    // Whom that list names is refused all the same.
+    let revoked = lab.serving();
+    let strict = strict.with_crl(Some(lab.crl(2, &[revoked.serial()])), StaleCrl::Refuse);
+    let server = tls::authority_server_config(&revoked).unwrap();
+    let (_, refusal) = refused_authority(server, by_authorities(&lab, Some(&strict)), Some(strict.role()));
+    assert!(refusal.message.starts_with("the certificate of what answers at ca:51235 has been revoked"), "{refusal:?}");
+}
+
+#[test]
 fn a_connection_that_is_open_is_admitted_until_it_is_revoked() {
     let lab = Lab::new();
     let folder = lab.folder("fleet:minion/web1");

@@ -1,6 +1,7 @@
 //! Who may do what. [`decide`] is pure; [`Acl`] keeps the rules that it decides by in step with the files of `acl_dir`.
 //!
-//! Nothing is allowed that no rule allows, except that everyone may read and stop their own jobs.
+//! Nothing is allowed that no rule allows, except that everyone may read and stop their own jobs, and ask for the revocation list or bring a
+//! newer one, which the authority has signed.
 
 mod rules;
 
@@ -13,12 +14,15 @@ use std::time::{Duration, SystemTime};
 
 use common::identity::CallerName;
 use common::method::MethodName;
+use common::protocol::certs::REVOCATIONS;
 use tracing::{info, warn};
 
 pub use rules::{Problem, Rules};
 
 /// The name by which the audit log calls the grant that needs no rule.
 const OWN_JOBS: &str = "own jobs";
+/// Likewise, of the revocation list: who brings it is not what makes it good.
+const SIGNED: &str = "signed by the authority";
 
 /// A file that changed less than this before it was read may change again without looking changed: file systems stamp times in ticks.
 const TICK: Duration = Duration::from_millis(100);
@@ -37,7 +41,7 @@ pub enum Scope {
 pub enum Decision {
     /// This rule allows it.
     Allow {
-        /// `file.toml:line`, or `own jobs`.
+        /// `file.toml:line`, or `own jobs`, or `signed by the authority`.
         rule: String,
         /// For `jobs.*`: whose.
         scope: Scope,
@@ -53,6 +57,7 @@ pub fn decide(rules: &Rules, caller: &CallerName, method: &MethodName) -> Decisi
         Some(rule) => Decision::Allow { rule, scope: Scope::All },
         // A fence leaves a folder behind, so it is for those alone who could have left one anyway.
         None if method.as_str() == "jobs.fence" && !rules.knows(caller) => Decision::Deny,
+        None if method.as_str() == REVOCATIONS => Decision::Allow { rule: SIGNED.to_owned(), scope: Scope::Own },
         None if method.module() == "jobs" => Decision::Allow { rule: OWN_JOBS.to_owned(), scope: Scope::Own },
         None => Decision::Deny,
     }

@@ -1,18 +1,19 @@
 //! `minion check`: everything that would keep this minion from serving, found before it is started. It changes nothing.
 
+mod trust;
+
 use std::error::Error;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 
-use certs::files::Credentials;
-use common::identity::Role;
 use jiff::Timestamp;
 use nix::unistd::{AccessFlags, access};
 
 use crate::acl;
 use crate::config::Config;
+pub use trust::open_trust;
 
 /// The longest path of a Unix socket in bytes: `sun_path` of unix(7) without its ending zero.
 const SOCKET_PATH_MAX_BYTES: usize = 107;
@@ -24,6 +25,8 @@ pub struct Sound {
     pub config: Config,
     /// Until when the host's certificate is good.
     pub not_after: Timestamp,
+    /// What is worth a look, though the minion serves.
+    pub hints: Vec<String>,
 }
 
 /// Looks at all that the configuration file `path` says and points at.
@@ -33,35 +36,14 @@ pub struct Sound {
 pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let config = Config::load(path).map_err(|error| vec![chain(&error)])?;
     let mut problems = Vec::new();
-    let credentials = certificate(&config, &mut problems);
+    let certificate = trust::certificate(&config, &mut problems);
     state_dir(&config, &mut problems);
     problems.extend(sockets(&config));
     problems.extend(listen(&config));
     problems.extend(acl::problems(&config.acl_dir).iter().map(ToString::to_string));
-    match credentials {
-        Some(credentials) if problems.is_empty() => Ok(Sound { not_after: credentials.not_after(), config }),
+    match certificate {
+        Some((not_after, hints)) if problems.is_empty() => Ok(Sound { config, not_after, hints }),
         _ => Err(problems),
-    }
-}
-
-/// This host's certificate, key and authority.
-///
-/// # Errors
-/// They cannot be read, do not belong together, or are not those of `config.name`.
-pub fn credentials(config: &Config) -> Result<Credentials, String> {
-    let dir = &config.certs_dir;
-    let read = Credentials::load(&dir.join("ca.pem"), &dir.join("cert.pem"), &dir.join("key.pem"));
-    let credentials = read.map_err(|error| chain(&error))?;
-    match credentials.role() {
-        Role::Minion(name) if *name == config.name => Ok(credentials),
-        role => Err(format!(
-            "the certificate in {} is for {} {}, and {} says this is the minion {}: correct `name`, or issue a certificate for it",
-            dir.display(),
-            role.kind(),
-            role.name(),
-            config.file.display(),
-            config.name
-        )),
     }
 }
 
@@ -78,22 +60,6 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     line
-}
-
-fn certificate(config: &Config, problems: &mut Vec<String>) -> Option<Credentials> {
-    let credentials = credentials(config).map_err(|problem| problems.push(problem)).ok()?;
-    let (cert, now) = (config.certs_dir.join("cert.pem"), Timestamp::now());
-    if now >= credentials.not_after() {
-        let since = credentials.not_after();
-        problems.push(format!("the certificate {} has expired on {since}: issue a new one for {}", cert.display(), config.name));
-    }
-    if now < credentials.not_before() {
-        let from = credentials.not_before();
-        problems
-            .push(format!("the certificate {} is good from {from} on, and this host's clock says {now}: set the clock", cert.display()));
-    }
-    problems.extend(certs::tls::server_config(&credentials).err().map(|error| chain(&error)));
-    Some(credentials)
 }
 
 /// The folder, or if it is not there yet, the one that it would be made in.

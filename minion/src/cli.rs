@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand};
-use service::FixedGate;
 use service::audit::Audit;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -20,9 +19,11 @@ use tracing_subscriber::EnvFilter;
 use crate::acl::Acl;
 use crate::check::{self, check};
 use crate::config::Config;
-use crate::dispatch::Door;
+use crate::dispatch::{Door, Parts};
+use crate::enroll;
 use crate::jobs::Jobs;
 use crate::modules::Registry;
+use crate::renewal;
 use crate::spawner::{self, Origin};
 
 /// Threads that carry connections. A minion serves few callers, and each thread costs memory.
@@ -55,6 +56,8 @@ enum Verb {
         #[arg(long)]
         spawner_unit: bool,
     },
+    /// Ask the fleet's authority for this host's certificate.
+    Enroll(enroll::Request),
     /// Say everything that is wrong with the configuration and what it points at.
     Check,
     /// Fork what runs methods.
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Serve { spawner_unit } => serve(&cli.config, if spawner_unit { Origin::Unit } else { Origin::Server }),
         Verb::Spawner { of_server } => spawn(&cli.config, if of_server { Origin::Server } else { Origin::Unit }),
+        Verb::Enroll(request) => return enroll::run(&cli.config, request),
         Verb::Check => return report(&cli.config),
     };
     match done {
@@ -98,6 +102,9 @@ fn log_to_stderr() {
 fn report(path: &Path) -> ExitCode {
     let (text, code) = match check(path) {
         Ok(sound) => {
+            for hint in &sound.hints {
+                warn!("{hint}");
+            }
             let config = sound.config;
             let line =
                 format!("{}: minion {} on {}, certificate good until {}\n", path.display(), config.name, config.listen, sound.not_after);
@@ -119,27 +126,30 @@ fn spawn(path: &Path, origin: Origin) -> anyhow::Result<()> {
 
 fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let credentials = check::credentials(&config).map_err(|problem| anyhow!(problem))?;
-    let gate = Arc::new(FixedGate::new(certs::tls::server_config(&credentials)?));
+    let trust = Arc::new(check::open_trust(&config).map_err(|problem| anyhow!(problem))?);
+    let until = trust.now().credentials().not_after();
     let jobs = Arc::new(Jobs::open(&config, origin)?);
     let audit = Arc::new(Audit::open(&config.audit_log(), config.audit)?);
     let acl = Arc::new(Acl::open(&config.acl_dir));
     let registry = Arc::new(Registry::builtin());
-    let door = Arc::new(Door::new(config.name.clone(), acl, audit, registry, Arc::clone(&jobs), &config.limits));
+    let parts = Parts { acl, audit, registry, jobs: Arc::clone(&jobs), trust: Arc::clone(&trust) };
+    let door = Arc::new(Door::new(config.name.clone(), parts, &config.limits));
     let runtime = runtime().context("starting threads")?;
     let served = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
         let stop = stop_on_signals()?;
         jobs.stop_waiting_on(stop.clone());
         let tending = tokio::spawn(jobs.tend());
-        info!(address = %listener.local_addr()?, name = %config.name, until = %credentials.not_after(), "listening");
+        let renewing = tokio::spawn(renewal::tend(Arc::clone(&trust), config.clone()));
+        info!(address = %listener.local_addr()?, name = %config.name, %until, "listening");
         tokio::select! {
-            () = service::serve(listener, gate, door, Arc::new(config.limits.listener()), stop) => Ok(()),
+            () = service::serve(listener, trust, door, Arc::new(config.limits.listener()), stop) => Ok(()),
             ended = tending => Err(match ended {
                 Ok(Err(error)) => anyhow!(error).context("listening for the ends of jobs"),
                 Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),
                 Err(error) => anyhow!(error).context("the tending of jobs broke off, which is a bug of the minion"),
             }),
+            Err(error) = renewing => Err(anyhow!(error).context("the renewing of the certificate broke off, which is a bug of the minion")),
         }
     });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);

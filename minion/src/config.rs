@@ -2,24 +2,26 @@
 //!
 //! It only reads; `check` says what is wrong with what the file points at.
 
+mod trust;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::identity::{InvalidName, MinionName};
 use common::job::retention::{KEPT_AT_LEAST, Retention};
+use common::period;
 use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use service::audit::Rotation;
 
-use common::period;
+pub use trust::Trust;
 
 const MIB: usize = 1 << 20;
 /// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
 const BODY_LARGEST: u32 = 8 << 20;
 const RESULT_LARGEST: usize = 16 << 20;
-/// The most that `audit.files` can be.
 const AUDIT_FILES_MOST: u32 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -35,10 +37,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What the minion itself writes.
     pub state_dir: PathBuf,
-    /// `ca.pem`, `cert.pem` and `key.pem`.
+    /// `ca.pem`, `cert.pem`, `key.pem`, `crl.pem` and `authority`.
     pub certs_dir: PathBuf,
     /// The rules of who may do what, `*.toml`.
     pub acl_dir: PathBuf,
+    /// Where the authority is asked, if the file says it: `HOST` or `HOST:PORT`.
+    pub authority: Option<String>,
+    /// How the host goes by its revocation list: the keys of `[trust]`.
+    pub trust: Trust,
     /// The bounds of everything.
     pub limits: Limits,
     /// How long jobs that have ended are kept: the keys of `[retention]`.
@@ -175,6 +181,10 @@ struct File {
     certs_dir: PathBuf,
     #[serde(default = "default_acl_dir")]
     acl_dir: PathBuf,
+    #[serde(default, deserialize_with = "trust::authority")]
+    authority: Option<String>,
+    #[serde(default)]
+    trust: Trust,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -213,8 +223,7 @@ struct AuditKeys {
 
 impl Default for AuditKeys {
     fn default() -> Self {
-        let Rotation { max_bytes, files } = Rotation::default();
-        Self { max_bytes, files }
+        Self { max_bytes: Rotation::default().max_bytes, files: Rotation::default().files }
     }
 }
 
@@ -292,6 +301,8 @@ impl Config {
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
+            authority: read.authority,
+            trust: read.trust,
             limits: read.limits,
             retention: Retention { age: read.retention.age, count: read.retention.count, bytes: read.retention.bytes },
             audit: Rotation { max_bytes: read.audit.max_bytes, files: read.audit.files },
@@ -366,8 +377,7 @@ mod tests {
         let config = parse("name = \"Web1\"\n").unwrap();
         assert_eq!((config.name.as_str(), config.listen.to_string()), ("web1", "0.0.0.0:51234".to_owned()));
         assert_eq!(config.spawner_socket(), Path::new("/var/lib/minion/spawner.sock"));
-        assert_eq!(config.limits.job_time_max, Duration::from_secs(7 * 86_400));
-        assert_eq!((config.audit.max_bytes, config.audit.files), (67_108_864, 8));
+        assert_eq!((config.limits.job_time_max, config.audit.max_bytes), (Duration::from_secs(7 * 86_400), 67_108_864));
     }
 
     #[test]
@@ -395,6 +405,9 @@ mod tests {
             ("[audit]\nmax_bytes = 0\n", "minion.toml:2: 0 would let nothing through"),
             ("[audit]\nfiles = 1001\n", "minion.toml:2: 1001 is more than 1000"),
             ("listen = \"here\"\n", "minion.toml:1: "),
+            ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
+            ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
+            ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),
             ("name = \n", "minion.toml:1: "),
         ] {
             let problem = parse(text).unwrap_err();

@@ -2,14 +2,18 @@
 //! read → decide → audit → in time? → look up → bind → run.
 
 mod read;
+mod revocations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use certs::trust::MinionTrust;
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome};
 use common::protocol::Accepted;
+use common::protocol::certs::REVOCATIONS_HEADER;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
@@ -22,7 +26,7 @@ use crate::audit::{Entry, Ruling};
 use crate::caller::Caller;
 use crate::config::Limits;
 use crate::jobs::{JobCall, Jobs, MethodRun, Reader};
-use crate::modules::{Context, JobsCall, Method, Place, Registry};
+use crate::modules::{Context, JobsCall, Method, Place, Registry, RevocationsAsked};
 use read::{Call, Form};
 
 /// How far ahead a call's start-before may be. Until then a job cannot be given up; callers write five minutes, and clocks differ.
@@ -46,9 +50,25 @@ pub struct Door {
     audit: Arc<Audit>,
     registry: Arc<Registry>,
     jobs: Arc<Jobs>,
+    trust: Arc<MinionTrust>,
     call_time_max: Duration,
     job_time_max: Duration,
     result_max_bytes: usize,
+}
+
+/// What a door asks, and hands calls to.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Who may do what.
+    pub acl: Arc<Acl>,
+    /// Where each decision is written.
+    pub audit: Arc<Audit>,
+    /// What can be called.
+    pub registry: Arc<Registry>,
+    /// What runs it.
+    pub jobs: Arc<Jobs>,
+    /// What the server goes by.
+    pub trust: Arc<MinionTrust>,
 }
 
 /// What running a call comes to.
@@ -58,6 +78,8 @@ enum Way {
     Here,
     /// The jobs answer it.
     Jobs,
+    /// The server's trust answers it.
+    Trust,
     /// A process runs it, and the caller waits.
     Run,
     /// It becomes a job.
@@ -65,11 +87,12 @@ enum Way {
 }
 
 impl Door {
-    /// The door of the minion `name`. Doors of several minions may share their `jobs`, `audit` and `registry`.
+    /// The door of the minion `name`. Doors of several minions may share their parts.
     #[must_use]
-    pub fn new(name: MinionName, acl: Arc<Acl>, audit: Arc<Audit>, registry: Arc<Registry>, jobs: Arc<Jobs>, limits: &Limits) -> Self {
+    pub fn new(name: MinionName, parts: Parts, limits: &Limits) -> Self {
         let Limits { call_time_max, job_time_max, result_max_bytes, .. } = *limits;
-        Self { name, acl, audit, registry, jobs, call_time_max, job_time_max, result_max_bytes }
+        let Parts { acl, audit, registry, jobs, trust } = parts;
+        Self { name, acl, audit, registry, jobs, trust, call_time_max, job_time_max, result_max_bytes }
     }
 }
 
@@ -102,6 +125,7 @@ impl Reception for Door {
         match way {
             Way::Here => Ok(Reply::Outcome(self.answer(method, args))),
             Way::Jobs => self.ask_jobs(caller, scope, JobsCall::read(method, args)?).await.map(Reply::Outcome),
+            Way::Trust => self.revocations(caller, RevocationsAsked::read(method, args)?).await.map(Reply::Outcome),
             Way::Run => self.jobs.run(self.method_run(call, args, self.call_time_max)).await.map(Reply::Outcome),
             Way::Start => {
                 let (text, start_before) = (call.text.clone(), call.envelope.start_before);
@@ -120,6 +144,11 @@ impl Reception for Door {
     fn reply_too_large(&self) -> Failure {
         let message = format!("{}: the reply would be larger than limits.result_max_bytes allows; ask for less at once", self.name);
         Failure::new(ErrorCode::ResultTooLarge, message)
+    }
+
+    /// Whoever called sees by it that this host's revocation list is older than its own, or newer.
+    fn mark(&self, headers: &mut HeaderMap) {
+        headers.insert(HeaderName::from_static(REVOCATIONS_HEADER), HeaderValue::from(self.trust.now().crl_number()));
     }
 }
 
@@ -211,10 +240,11 @@ fn way(method: &Method, form: Form) -> Result<Way, Failure> {
         (Place::Server, Form::Call) => Ok(Way::Here),
         (Place::Process, Form::Call) => Ok(Way::Run),
         (Place::Jobs, Form::Call) => Ok(Way::Jobs),
+        (Place::Trust, Form::Call) => Ok(Way::Trust),
         (Place::Server | Place::Process, Form::Job) => Ok(Way::Start),
-        (Place::Jobs, Form::Job) => {
-            let name = &method.spec().method;
-            Err(Failure::new(ErrorCode::InvalidRequest, format!("{name} is about jobs and cannot be one; call it without --async")))
+        (place @ (Place::Jobs | Place::Trust), Form::Job) => {
+            let (name, what) = (&method.spec().method, if place == Place::Jobs { "jobs" } else { "the server itself" });
+            Err(Failure::new(ErrorCode::InvalidRequest, format!("{name} is about {what} and cannot be a job; call it without --async")))
         }
     }
 }
@@ -226,7 +256,7 @@ fn require_audited(audited: Result<(), AuditError>, way: Way) -> Result<(), Fail
             error!(%error, "a call is refused because it cannot be audited");
             Err(Failure::new(ErrorCode::Undelivered, format!("nothing is run that cannot be audited: {error}")))
         }
-        (audited, Way::Here | Way::Jobs | Way::Run | Way::Start) => {
+        (audited, Way::Here | Way::Jobs | Way::Trust | Way::Run | Way::Start) => {
             log_unless_audited(audited);
             Ok(())
         }

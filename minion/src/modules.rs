@@ -3,6 +3,7 @@
 //! A method sees its arguments and a [`Context`], and gives a result or a [`Failure`]. It sees neither the transport, nor the
 //! caller, nor a store.
 
+mod certs;
 mod command;
 mod jobs;
 mod system;
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use certs::RevocationsAsked;
 pub use jobs::{JobsCall, LogsWanted};
 
 /// How much of a complaint about arguments is repeated: it may quote them whole.
@@ -41,6 +43,8 @@ pub enum Place {
     Process,
     /// The door hands it to the jobs; it cannot be a job itself.
     Jobs,
+    /// The door hands it to the server's trust; it cannot be a job.
+    Trust,
 }
 
 /// What a method may know of where it runs.
@@ -115,6 +119,13 @@ impl Method {
         })
     }
 
+    /// Likewise: the door hands its calls to the server's trust.
+    fn of_trust<A: DeserializeOwned + JsonSchema + 'static>(name: &str, about: &str) -> Self {
+        Self::placed::<A, ()>(Place::Trust, name, about, |_, _| {
+            Err(Failure::new(ErrorCode::Internal, "the server's trust answers this, and no process can stand for it"))
+        })
+    }
+
     /// Where it runs.
     #[must_use]
     pub fn place(&self) -> Place {
@@ -173,6 +184,7 @@ impl Registry {
     #[must_use]
     pub fn builtin() -> Self {
         let mut registry = Self { modules: BTreeSet::new(), methods: BTreeMap::new() };
+        registry.add::<certs::Certs>();
         registry.add::<command::Command>();
         registry.add::<jobs::Jobs>();
         registry.add::<system::System>();
@@ -285,6 +297,6 @@ mod tests {
         let registry = Registry::builtin();
         let unknown = |name: &str| registry.unknown(&name.parse().unwrap()).message;
         assert_eq!(unknown("command.rum"), "no method command.rum: module command has exists, run");
-        assert_eq!(unknown("comand.run"), "no method comand.run: there is no module comand; there are command, jobs, system, test");
+        assert_eq!(unknown("comand.run"), "no method comand.run: there is no module comand; there are certs, command, jobs, system, test");
     }
 }

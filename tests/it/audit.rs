@@ -74,10 +74,13 @@ fn every_decision_of_concurrent_calls_is_in_one_line_of_one_file() {
 
 #[test]
 fn no_kill_between_two_steps_of_a_rotation_loses_a_line() {
+    /// Each rotation takes some five.
+    const CALLS_MAX: usize = 200;
     let fleet = Fleet::builder().hosts(1).acl(TEST_ALONE).minion_toml(SMALL_FILES).start();
     let web1 = fleet.minion("web1");
     let mut calls = Vec::new();
     let make = |calls: &mut Vec<(String, bool)>| {
+        assert!(calls.len() < CALLS_MAX, "so many calls, and no rotation: {:?}", web1.audit_files());
         calls.push(call(&fleet, "test.ping"));
         calls.last().is_some_and(|(_, answered)| *answered)
     };

@@ -1,7 +1,7 @@
 //! What the authority does for others: it takes requests, signs them, renews, revokes, and makes tokens.
 //!
 //! Every change is made under `authority.lock`, by way of files that are whole or not there, in an order in which a kill at any point
-//! leaves what the next one can finish: a request disappears last. What a request gets is decided in [`decide`], purely.
+//! leaves what the next one can finish: a request disappears last. What a request gets is decided in `decide`, purely.
 
 mod decide;
 mod enroll;

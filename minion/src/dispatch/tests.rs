@@ -18,10 +18,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use certs::crl::StaleCrl;
+use certs::trust::{MinionTrust, TrustFiles};
 use service::audit::Audit;
-use service::{FixedGate, serve};
+use service::serve;
 
-use super::Door;
+use super::{Door, Parts};
 use crate::acl::Acl;
 use crate::config::Config;
 use crate::jobs::Jobs;
@@ -65,12 +67,15 @@ impl Host {
         let jobs = Arc::new(Jobs::open(&config, Origin::Unit).unwrap());
         let acl = Arc::new(Acl::open(&config.acl_dir));
         let audit = Arc::new(Audit::open(&config.audit_log(), config.audit).unwrap());
-        let door = Door::new(config.name.clone(), acl, audit, Arc::new(Registry::builtin()), jobs, &config.limits);
+        credentials(dir.path(), "fleet:minion/web1");
+        let files = TrustFiles::of_minion(&dir.path().join("certs/web1"));
+        let trust = Arc::new(MinionTrust::open(files, StaleCrl::Serve, |_| ()).unwrap());
+        let parts = Parts { acl, audit, registry: Arc::new(Registry::builtin()), jobs, trust: Arc::clone(&trust) };
+        let door = Door::new(config.name.clone(), parts, &config.limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let gate = FixedGate::new(certs::tls::server_config(&credentials(dir.path(), "fleet:minion/web1")).unwrap());
         let (_stop, stopped) = watch::channel(false);
-        tokio::spawn(serve(listener, Arc::new(gate), Arc::new(door), Arc::new(config.limits.listener()), stopped));
+        tokio::spawn(serve(listener, trust, Arc::new(door), Arc::new(config.limits.listener()), stopped));
         Self { dir, address, _stop }
     }
 

@@ -130,9 +130,9 @@ mod tests {
 
     #[test]
     fn a_minion_tells_what_it_can_do() {
-        assert_eq!(run("system.list_modules", json!({})).unwrap(), json!(["command", "jobs", "system", "test"]));
+        assert_eq!(run("system.list_modules", json!({})).unwrap(), json!(["certs", "command", "jobs", "system", "test"]));
         assert_eq!(run("system.list_methods", json!({ "module": "command" })).unwrap(), json!(["command.exists", "command.run"]));
-        assert!(run("system.list_methods", json!({ "module": "none" })).unwrap_err().message.contains("there are command, jobs"));
+        assert!(run("system.list_methods", json!({ "module": "none" })).unwrap_err().message.contains("there are certs, command, jobs"));
         assert_eq!(run("system.describe", json!({ "method": "test.ping" })).unwrap()["method"], "test.ping");
         let failure = run("system.describe", json!({ "method": "test.pong" })).unwrap_err();
         assert!(failure.message.contains("module test has add, echo, explode, ping, sleep"), "{failure:?}");

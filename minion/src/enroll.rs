@@ -1,0 +1,202 @@
+//! `minion enroll`: asks the fleet's authority for this host's certificate, and puts what it gets into `certs_dir`.
+//!
+//! The host's key is made here and never leaves it. Nothing is sent before the handshake has proved that the authority is the one whose
+//! fingerprint was given. A kill at any point leaves what the same command puts right.
+
+mod asking;
+
+use std::fs::DirBuilder;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use certs::csr::{self, CsrError};
+use certs::enrolled::{self, Enrolled, EnrolledError};
+use certs::files::FileError;
+use certs::tls::{CaPin, TlsError};
+use certs::trust::TrustFiles;
+use clap::Args;
+use common::period;
+use common::protocol::certs::EnrollParams;
+use jiff::Timestamp;
+use tokio::runtime::Builder;
+
+use crate::check::chain;
+use crate::config::{Config, ConfigError};
+use asking::{Asked, Ended};
+
+/// The exit status of a request that waits: EX_TEMPFAIL of sysexits.h.
+const EXIT_WAITS: u8 = 75;
+/// The exit status after SIGINT, as of a shell.
+const EXIT_INTERRUPTED: u8 = 130;
+/// Where a token is read from that stands in no argument.
+const TOKEN_VARIABLE: &str = "MINION_TOKEN";
+/// The longest token that is read.
+const TOKEN_MAX_BYTES: u64 = 1024;
+/// How much of what somebody else said is shown.
+const SAID_MAX_LETTERS: usize = 1000;
+
+/// What `minion enroll` is told.
+#[derive(Debug, Args)]
+pub struct Request {
+    /// Where `overlord certs serve` listens.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    overlord: String,
+    /// The fingerprint of the fleet's authority, as `overlord certs status` prints it.
+    #[arg(long, value_name = "SHA256")]
+    ca_fingerprint: CaPin,
+    /// A one-time token that signs the request without asking. Other users of this host can read arguments: `-` reads it from stdin, and
+    /// without the option the variable `MINION_TOKEN` may hold it.
+    #[arg(long, value_name = "T")]
+    token: Option<String>,
+    /// Ask until the request is signed or rejected, at most this long: 30s, 10m, 1h.
+    #[arg(long, value_name = "DUR", value_parser = period::parse)]
+    wait: Option<Duration>,
+}
+
+/// Why this host has no certificate by this. What it says is one line and names the next command.
+#[derive(Debug, thiserror::Error)]
+enum EnrollError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("making the folder {}", .path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Key(#[from] CsrError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("reading the token from stdin")]
+    Token(#[source] io::Error),
+    #[error("starting")]
+    Runtime(#[source] io::Error),
+    #[error(
+        "{} is the certificate of another authority ({present}) than the one asked for ({pin}): nothing was sent; if this host is to change \
+         fleets, move the files of {} away, and run this again",
+        .ca.display(), .folder.display()
+    )]
+    OtherAuthority { ca: PathBuf, folder: PathBuf, present: String, pin: CaPin },
+    #[error("{0}")]
+    Refused(String),
+    #[error("what {address} answers cannot be used, and nothing of it was kept")]
+    Answer { address: String, source: EnrolledError },
+}
+
+/// Does it, and says on stdout what there is now, on stderr what is to be done.
+pub(crate) fn run(config: &Path, request: Request) -> ExitCode {
+    match enroll(config, request) {
+        Ok(done) => done,
+        Err(error) => {
+            say(&harmless(&chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn enroll(path: &Path, request: Request) -> Result<ExitCode, EnrollError> {
+    let config = Config::load(path)?;
+    let files = TrustFiles::of_minion(&config.certs_dir);
+    require_authority(&files, &config, &request.ca_fingerprint)?;
+    let token = token(request.token)?;
+    make_folder(&config.certs_dir)?;
+    make_key(&files.key)?;
+    let params = EnrollParams { name: config.name.clone(), csr: csr::write_csr(&files.key, &config.name)?, token };
+    let asked = Asked { address: &request.overlord, pin: request.ca_fingerprint, params, wait: request.wait };
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(EnrollError::Runtime)?;
+    match runtime.block_on(asking::ask(asked, &config, &files))? {
+        Ended::Issued { ca, issued, address } => {
+            let (cert, crl) = (issued.cert.as_str(), issued.revocations.crl.as_deref());
+            let enrolled = Enrolled { name: &config.name, ca: &ca, cert, crl, authority: &address };
+            let until = enrolled::install(&files, &enrolled).map_err(|source| EnrollError::Answer { address: address.clone(), source })?;
+            tell_other_address(&config, &address);
+            Ok(report(&config, &files, until))
+        }
+        Ended::Waiting => Ok(ExitCode::from(EXIT_WAITS)),
+        Ended::Interrupted => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+    }
+}
+
+/// Refuses a folder that belongs to another fleet.
+fn require_authority(files: &TrustFiles, config: &Config, pin: &CaPin) -> Result<(), EnrollError> {
+    let known = enrolled::known_authorities(files)?;
+    if known.is_empty() || known.contains(pin) {
+        return Ok(());
+    }
+    let present = known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(EnrollError::OtherAuthority { ca: files.ca.clone(), folder: config.certs_dir.clone(), present, pin: pin.clone() })
+}
+
+fn token(given: Option<String>) -> Result<Option<String>, EnrollError> {
+    let text = match given {
+        Some(dash) if dash == "-" => {
+            let mut text = String::new();
+            io::stdin().take(TOKEN_MAX_BYTES).read_to_string(&mut text).map_err(EnrollError::Token)?;
+            Some(text)
+        }
+        Some(text) => Some(text),
+        None => std::env::var(TOKEN_VARIABLE).ok(),
+    };
+    Ok(text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
+}
+
+/// Only its owner gets into it; folders above it are made as usual.
+fn make_folder(path: &Path) -> Result<(), EnrollError> {
+    let failed = |source| EnrollError::Folder { path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(failed),
+    }
+}
+
+fn make_key(path: &Path) -> Result<(), EnrollError> {
+    match csr::make_key(path) {
+        // The same command, run twice at once, has made it.
+        Ok(_) | Err(CsrError::File(FileError::Exists { .. })) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn tell_other_address(config: &Config, address: &str) {
+    if let Some(other) = config.authority.as_ref().filter(|other| service::authority::full_address(other) != address) {
+        say(&format!(
+            "{} says `authority = \"{other}\"`, which goes before {address}: renewals are asked for there",
+            config.file.display()
+        ));
+    }
+}
+
+fn report(config: &Config, files: &TrustFiles, until: Timestamp) -> ExitCode {
+    let line = format!("{}: minion {}, certificate good until {until}\n", files.cert.display(), config.name);
+    match io::stdout().write_all(line.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Talk, for stderr. That nobody hears it changes nothing.
+fn say(text: &str) {
+    let _unheard = io::stderr().write_all(format!("minion: {text}\n").as_bytes());
+}
+
+/// What somebody else said, fit for a terminal: without control characters, and bounded.
+fn harmless(text: &str) -> String {
+    let shown = |letter: char| if letter.is_control() { letter.escape_debug().collect() } else { String::from(letter) };
+    text.chars().take(SAID_MAX_LETTERS).map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_cannot_command_a_terminal() {
+        assert_eq!(harmless("no\u{1b}[2J\nway"), "no\\u{1b}[2J\\nway");
+        assert_eq!(harmless(&"x".repeat(5000)).len(), SAID_MAX_LETTERS);
+    }
+}

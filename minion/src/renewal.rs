@@ -1,0 +1,211 @@
+//! Keeping the host's certificate and revocation list fresh: asking the authority for a new one of each when it is time.
+//!
+//! What comes is checked and put in its place by the trust; nothing here is gone by before that. Between two things that are due it sleeps,
+//! on one timer.
+
+mod alarm;
+mod plan;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use certs::trust::{MinionTls, MinionTrust, Trusted};
+use common::protocol::certs::{Issued, Revocations};
+use jiff::Timestamp;
+use service::authority::{AskError, AuthorityClient, Deadlines};
+use tracing::{debug, info, warn};
+
+use crate::check::chain;
+use crate::config::Config;
+use crate::random::share;
+use alarm::{Alarm, Grade};
+use plan::Plan;
+
+/// It sleeps no longer, so that a clock that was set and a certificate that was put there by hand are noticed.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// The first list after a start is asked for within this, so that a fleet that boots does not ask all at once.
+const FIRST_LIST_WITHIN: Duration = Duration::from_secs(10);
+/// By how much of `trust.crl_every` a wait for the next list is longer or shorter.
+const LIST_JITTER: f64 = 0.1;
+
+/// Keeps them fresh for as long as it is polled.
+pub async fn tend(trust: Arc<MinionTrust>, config: Config) -> Infallible {
+    let mut renewal = Renewal::new(trust, config);
+    loop {
+        let due_in = renewal.tend_once().await;
+        tokio::time::sleep(due_in.min(LOOK_EVERY)).await;
+    }
+}
+
+struct Renewal {
+    trust: Arc<MinionTrust>,
+    config: Config,
+    plan: Plan,
+    /// When the list is asked for next.
+    list_at: Timestamp,
+    /// It was told that nobody can be asked.
+    is_alone_told: bool,
+    certificate: Alarm,
+    list: Alarm,
+    stale: Alarm,
+}
+
+impl Renewal {
+    fn new(trust: Arc<MinionTrust>, config: Config) -> Self {
+        let plan = Plan::of(trust.now().credentials(), share());
+        let list_at = plan::after(Timestamp::now(), FIRST_LIST_WITHIN.min(config.trust.crl_every).mul_f64(share()));
+        let (certificate, list, stale) = (Alarm::default(), Alarm::default(), Alarm::default());
+        Self { trust, config, plan, list_at, is_alone_told: false, certificate, list, stale }
+    }
+
+    /// Does what is due now; gives how long there is time until the next thing.
+    async fn tend_once(&mut self) -> Duration {
+        let (now, trusted) = (Timestamp::now(), self.trust.now());
+        self.plan.follow(trusted.credentials(), now);
+        // A clock that was set back must not make the wait longer.
+        self.list_at = self.list_at.min(plan::after(now, self.config.trust.crl_every.mul_f64(1.0 + LIST_JITTER)));
+        self.tell_stale(&trusted);
+        let address = self.config.authority_address();
+        match &address {
+            Some(address) => self.ask(address, &trusted).await,
+            None => self.tell_alone(),
+        }
+        let (now, trusted) = (Timestamp::now(), self.trust.now());
+        self.plan.follow(trusted.credentials(), now);
+        let list_stale_at = trusted.crl().map(certs::crl::Crl::next_update).filter(|at| *at >= now);
+        let asking = address.map(|_| [self.list_at, self.plan.next_try()]).into_iter().flatten();
+        let next = asking.chain(list_stale_at).chain(self.plan.alarms_after(now)).min();
+        next.map_or(LOOK_EVERY, |next| plan::until(now, next))
+    }
+
+    /// Asks for what is due, over one connection.
+    async fn ask(&mut self, address: &str, trusted: &Trusted<MinionTls>) {
+        self.is_alone_told = false;
+        let now = Timestamp::now();
+        let (cert_is_due, list_is_due) = (now >= self.plan.next_try(), now >= self.list_at);
+        if !cert_is_due && !list_is_due {
+            return;
+        }
+        let role = trusted.credentials().role().clone();
+        let mut authority = AuthorityClient::new(address, Arc::clone(&trusted.tls().authority), Deadlines::default()).showing(role);
+        if cert_is_due {
+            self.plan.tried(now, share());
+            let answer = authority.renew().await;
+            self.take_renewed(address, answer).await;
+        }
+        if list_is_due {
+            let every = self.config.trust.crl_every;
+            self.list_at = plan::after(now, every.mul_f64(1.0 - LIST_JITTER + 2.0 * LIST_JITTER * share()));
+            let answer = authority.revocations(trusted.crl_number()).await;
+            self.take_told(address, answer).await;
+        }
+    }
+
+    async fn take_renewed(&mut self, address: &str, answer: Result<Issued, AskError>) {
+        let Issued { cert, revocations } = match answer {
+            Ok(issued) => issued,
+            Err(error) => return self.tell_overdue(&harmless(&error.to_string())),
+        };
+        let trust = Arc::clone(&self.trust);
+        let taken = tokio::task::spawn_blocking(move || trust.take_cert(&cert)).await;
+        match taken.map_err(|error| error.to_string()).and_then(|taken| taken.map_err(|error| chain(&error))) {
+            Ok(()) => {
+                self.certificate.over();
+                let until = self.trust.now().credentials().not_after();
+                info!(%until, authority = address, "the certificate was renewed");
+            }
+            Err(error) => self.tell_overdue(&format!("what the authority at {address} gave is not taken: {error}")),
+        }
+        self.take_list(revocations).await;
+    }
+
+    async fn take_told(&mut self, address: &str, answer: Result<Revocations, AskError>) {
+        match answer {
+            Ok(revocations) => {
+                self.list.over();
+                self.take_list(revocations).await;
+            }
+            // No alarm by itself: overlords bring the list, too, and one that grows stale is told.
+            Err(error) => self.list.tell(Grade::Note, &format!("no revocation list from {address}: {}", harmless(&error.to_string()))),
+        }
+    }
+
+    async fn take_list(&mut self, revocations: Revocations) {
+        let Some(crl) = revocations.crl else { return };
+        let trust = Arc::clone(&self.trust);
+        match tokio::task::spawn_blocking(move || trust.take_crl(&crl)).await {
+            Ok(Ok(true)) => info!(number = self.trust.now().crl_number(), "a newer revocation list was taken"),
+            Ok(Ok(false)) => debug!(number = revocations.number, "the revocation list is as new as the authority's"),
+            Ok(Err(error)) => warn!(reason = chain(&error), "the authority's revocation list was not taken"),
+            Err(error) => warn!(%error, "the authority's revocation list was not taken"),
+        }
+    }
+
+    /// The certificate is due, and was not renewed: the closer its end, the louder.
+    fn tell_overdue(&mut self, reason: &str) {
+        let now = Timestamp::now();
+        let text = format!("the certificate ends on {}, and was not renewed: {reason}", self.plan.until);
+        if now < self.plan.overdue_at {
+            self.certificate.tell(Grade::Note, &text);
+        } else if now < self.plan.until {
+            self.certificate.tell(Grade::Warning, &text);
+        } else {
+            self.tell_expired();
+        }
+    }
+
+    fn tell_expired(&mut self) {
+        let (name, until) = (&self.config.name, self.plan.until);
+        let text = format!(
+            "the certificate has expired on {until}, and overlords refuse this host: run `overlord certs status` where the authority is, \
+             and here, as the user that serves, `minion --config {} enroll --overlord HOST --ca-fingerprint SHA256` for {name}",
+            self.config.file.display()
+        );
+        self.certificate.tell(Grade::Error, &text);
+    }
+
+    /// Nobody can be asked.
+    fn tell_alone(&mut self) {
+        let (now, file) = (Timestamp::now(), self.config.authority_file());
+        if !self.is_alone_told {
+            self.is_alone_told = true;
+            let until = self.plan.until;
+            info!(%until, "nobody renews the certificate: neither `authority` in minion.toml nor {} says where to ask", file.display());
+        }
+        if now >= self.plan.until {
+            self.tell_expired();
+        } else if now >= self.plan.overdue_at {
+            let text = format!(
+                "the certificate ends on {}, and nobody renews it: write `authority = \"HOST\"` into {}, or run `minion enroll`",
+                self.plan.until,
+                self.config.file.display()
+            );
+            self.certificate.tell(Grade::Warning, &text);
+        }
+    }
+
+    fn tell_stale(&mut self, trusted: &Trusted<MinionTls>) {
+        match trusted.stale_since() {
+            Some(since) => {
+                let text = format!(
+                    "the revocation list number {} is stale since {since}: who was revoked after that is not known here; \
+                     does `overlord certs serve` run, or does any overlord call this host?",
+                    trusted.crl_number()
+                );
+                self.stale.tell(Grade::Warning, &text);
+            }
+            None => self.stale.over(),
+        }
+    }
+}
+
+/// What somebody else said, fit for a log: without control characters, and bounded.
+fn harmless(text: &str) -> String {
+    /// Enough for every refusal.
+    const SAID_MAX_LETTERS: usize = 1000;
+    text.chars()
+        .flat_map(|letter| if letter.is_control() { letter.escape_debug().collect() } else { vec![letter] })
+        .take(SAID_MAX_LETTERS)
+        .collect()
+}
