@@ -11,14 +11,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use certs::files::Credentials;
+use certs::crl::StaleCrl;
+use certs::trust::{MinionTrust, TrustFiles};
 use minion::acl::Acl;
 use minion::config::Config;
-use minion::dispatch::Door;
+use minion::dispatch::{Door, Parts};
 use minion::jobs::Jobs;
 use minion::modules::Registry;
 use minion::spawner::Origin;
-use service::FixedGate;
 use service::audit::Audit;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -65,15 +65,15 @@ fn simulate(folder: &Path, echo_port: u16) -> Result<(), AnyError> {
         tokio::spawn(Arc::clone(&jobs).tend());
         for line in std::fs::read_to_string(folder.join("hosts"))?.lines() {
             let (name, address) = line.split_once(' ').ok_or("hosts has a line without an address")?;
-            let certs = folder.join("certs").join(name);
-            let credentials = Credentials::load(&certs.join("ca.pem"), &certs.join("cert.pem"), &certs.join("key.pem"))?;
-            let tls = certs::tls::server_config(&credentials)?;
+            let files = TrustFiles::of_minion(&folder.join("certs").join(name));
+            let trust = Arc::new(MinionTrust::open(files, StaleCrl::Serve, |_| ())?);
+            let tls = trust.server();
             let acl = Arc::new(Acl::open(&config.acl_dir));
-            let door = Door::new(name.parse()?, acl, Arc::clone(&audit), Arc::clone(&registry), Arc::clone(&jobs), limits);
+            let (audit, registry, jobs) = (Arc::clone(&audit), Arc::clone(&registry), Arc::clone(&jobs));
+            let door = Door::new(name.parse()?, Parts { acl, audit, registry, jobs, trust: Arc::clone(&trust) }, limits);
             let address: SocketAddr = address.parse()?;
             let listener = TcpListener::bind(address).await?;
-            let gate = Arc::new(FixedGate::new(Arc::clone(&tls)));
-            tokio::spawn(service::serve(listener, gate, Arc::new(door), Arc::clone(&served), stopped.clone()));
+            tokio::spawn(service::serve(listener, trust, Arc::new(door), Arc::clone(&served), stopped.clone()));
             let echo = TcpListener::bind(SocketAddr::new(address.ip(), echo_port)).await?;
             tokio::spawn(serve_echo(echo, TlsAcceptor::from(tls)));
         }

@@ -24,4 +24,5 @@ mod packaging;
 mod queue;
 mod retention;
 mod retry;
+mod revocation;
 mod trust;
