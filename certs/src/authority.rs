@@ -29,9 +29,10 @@ use crate::files::{self, FileError};
 use crate::leaf::{Leaf, LeafError, issued_at, part_of_life, timestamp};
 pub use crate::request::{CLOCK_SKEW, RequestError, Validity};
 use crate::request::{Particulars, key, validity};
+use crate::tls::CaPin;
 pub use error::AuthorityError;
-pub use folder::write_folder;
 use folder::{make_folder, publish, unfinished_folder};
+pub use folder::{write_folder, write_overlord_folder};
 
 /// The authority's certificate within its folder.
 const CERT_FILE: &str = "ca.pem";
@@ -47,6 +48,7 @@ const UNFINISHED_AUTHORITY: &str = ".unfinished-authority-";
 pub struct Authority {
     dir: PathBuf,
     cert_pem: String,
+    pin: CaPin,
     not_after: Timestamp,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -101,6 +103,9 @@ impl Authority {
         if !cert_path.exists() {
             return Err(AuthorityError::Missing { dir: dir.to_owned() });
         }
+        if !key_path.exists() {
+            return Err(AuthorityError::Elsewhere { dir: dir.to_owned() });
+        }
         let damaged = || AuthorityError::Damaged { dir: dir.to_owned() };
         let certs = files::read_certificates(&cert_path)?;
         let cert = certs.first().ok_or_else(damaged)?;
@@ -109,13 +114,19 @@ impl Authority {
         let not_after = own_end(cert, &key).ok_or_else(damaged)?;
         let cert_pem = fs::read_to_string(&cert_path).map_err(|source| FileError::Read { path: cert_path.clone(), source })?;
         let issuer = Issuer::from_ca_cert_der(cert, key).map_err(|_| damaged())?;
-        Ok(Self { dir: dir.to_owned(), cert_pem, not_after, issuer })
+        Ok(Self { dir: dir.to_owned(), cert_pem, pin: CaPin::of(cert), not_after, issuer })
     }
 
     /// The authority's certificate: what hosts and callers trust.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         &self.cert_pem
+    }
+
+    /// The fingerprint of its certificate: by it a host knows the authority that it enrols with.
+    #[must_use]
+    pub fn pin(&self) -> &CaPin {
+        &self.pin
     }
 
     /// Until when the authority is valid; nothing that it issues lasts longer.

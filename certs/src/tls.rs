@@ -20,7 +20,8 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::files::Credentials;
+use crate::crl::StaleCrl;
+use crate::files::{Credentials, Revocations};
 use crate::leaf::{Leaf, LeafError};
 pub use pin::{CaPin, InvalidPin};
 pub use refusal::{Refusal, authority_refusal_within, client_refusal, refusal, refusal_within};
@@ -137,7 +138,9 @@ pub fn authority_client_config(anchor: &Anchor, shows: Option<&Credentials>) -> 
     let verifier: Arc<dyn ServerCertVerifier> = match anchor {
         Anchor::Pin(pin) => Arc::new(PinVerifier::new(pin.clone(), provider.clone())),
         Anchor::Authorities(authorities) => {
-            let revocations = shows.map(|credentials| credentials.revocations.clone()).unwrap_or_default();
+            // Whose list is stale gets a newer one here, and nowhere else if it refuses everyone.
+            let crl = shows.and_then(|credentials| credentials.revocations.crl.clone());
+            let revocations = Revocations { crl, stale: StaleCrl::Serve };
             Arc::new(AuthorityVerifier::new(roots(authorities)?, provider.clone(), revocations)?)
         }
     };

@@ -50,6 +50,10 @@ pub struct Entry<'a> {
 }
 
 impl service::audit::Entry for Entry<'_> {
+    fn is_refusal(&self) -> bool {
+        self.decision != Ruling::Allow
+    }
+
     fn summary(&self) -> String {
         let (caller, method) = (self.caller, self.method);
         match self.decision {

@@ -129,7 +129,7 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let trust = Arc::new(check::open_trust(&config).map_err(|problem| anyhow!(problem))?);
     let until = trust.now().credentials().not_after();
     let jobs = Arc::new(Jobs::open(&config, origin)?);
-    let audit = Arc::new(Audit::open(&config.audit_log())?);
+    let audit = Arc::new(Audit::open(&config.audit_log(), config.audit)?);
     let acl = Arc::new(Acl::open(&config.acl_dir));
     let registry = Arc::new(Registry::builtin());
     let parts = Parts { acl, audit, registry, jobs: Arc::clone(&jobs), trust: Arc::clone(&trust) };

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use common::identity::{InvalidName, MinionName};
 use common::job::retention::{KEPT_AT_LEAST, Retention};
+use common::period;
 use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-
-use common::period;
+use service::audit::Rotation;
 
 pub use trust::Trust;
 
@@ -22,6 +22,7 @@ const MIB: usize = 1 << 20;
 /// The most that `body_max_bytes` and `result_max_bytes` can be: below what a file of a spool may hold.
 const BODY_LARGEST: u32 = 8 << 20;
 const RESULT_LARGEST: usize = 16 << 20;
+const AUDIT_FILES_MOST: u32 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long jobs that have ended are kept: the keys of `[retention]`.
     pub retention: Retention,
+    /// How large the audit log grows: the keys of `[audit]`.
+    pub audit: Rotation,
 }
 
 /// The bounds of everything: the keys of `[limits]`.
@@ -186,6 +189,8 @@ struct File {
     limits: Limits,
     #[serde(default)]
     retention: RetentionKeys,
+    #[serde(default)]
+    audit: AuditKeys,
 }
 
 /// `[retention]` as it is written.
@@ -203,6 +208,22 @@ struct RetentionKeys {
 impl Default for RetentionKeys {
     fn default() -> Self {
         Self { age: 7 * 24 * HOUR, count: 100_000, bytes: 4 << 30 }
+    }
+}
+
+/// `[audit]` as it is written.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct AuditKeys {
+    #[serde(deserialize_with = "positive")]
+    max_bytes: u64,
+    #[serde(deserialize_with = "older_files")]
+    files: u32,
+}
+
+impl Default for AuditKeys {
+    fn default() -> Self {
+        Self { max_bytes: Rotation::default().max_bytes, files: Rotation::default().files }
     }
 }
 
@@ -230,6 +251,11 @@ fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq
 fn kept_for<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
     let age = period::deserialize(input)?;
     if age < KEPT_AT_LEAST { Err(D::Error::custom("every job is kept for at least 60m after its end")) } else { Ok(age) }
+}
+
+/// Each is renamed at every rotation.
+fn older_files<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    at_most(positive(input)?, AUDIT_FILES_MOST)
 }
 
 /// A request is kept in the spool, which is read whole.
@@ -279,6 +305,7 @@ impl Config {
             trust: read.trust,
             limits: read.limits,
             retention: Retention { age: read.retention.age, count: read.retention.count, bytes: read.retention.bytes },
+            audit: Rotation { max_bytes: read.audit.max_bytes, files: read.audit.files },
             file,
         })
     }
@@ -350,7 +377,7 @@ mod tests {
         let config = parse("name = \"Web1\"\n").unwrap();
         assert_eq!((config.name.as_str(), config.listen.to_string()), ("web1", "0.0.0.0:51234".to_owned()));
         assert_eq!(config.spawner_socket(), Path::new("/var/lib/minion/spawner.sock"));
-        assert_eq!(config.limits.job_time_max, Duration::from_secs(7 * 86_400));
+        assert_eq!((config.limits.job_time_max, config.audit.max_bytes), (Duration::from_secs(7 * 86_400), 67_108_864));
     }
 
     #[test]
@@ -375,6 +402,8 @@ mod tests {
             ("[limits]\nbody_max_bytes = 5000000000\n", "minion.toml:2: "),
             ("[retention]\nage = \"59m\"\n", "minion.toml:2: every job is kept for at least 60m"),
             ("[retention]\ncounts = 1\n", "minion.toml:2: unknown field `counts`, expected one of `age`, `count`, `bytes`"),
+            ("[audit]\nmax_bytes = 0\n", "minion.toml:2: 0 would let nothing through"),
+            ("[audit]\nfiles = 1001\n", "minion.toml:2: 1001 is more than 1000"),
             ("listen = \"here\"\n", "minion.toml:1: "),
             ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
             ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),

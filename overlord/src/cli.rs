@@ -3,6 +3,8 @@
 //! `overlord TARGET MODULE.METHOD …` is short for `overlord call TARGET MODULE.METHOD …`: where the first word is no command
 //! and the second has a dot, `call` is put before them.
 
+mod certs;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +15,11 @@ use clap_complete::Shell;
 use common::identity::MinionName;
 use common::method::MethodName;
 use common::period;
+
+pub(crate) use certs::{
+    CertsCleanArgs, CertsCommand, CertsInitArgs, CertsIssueArgs, CertsRejectArgs, CertsRevokeArgs, CertsSignArgs, CertsTokenArgs,
+    IssuedRole,
+};
 
 const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KEY=VALUE]...";
 
@@ -28,7 +35,8 @@ const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KE
         overlord 'web*;!web9' command.run 'systemctl is-active nginx'\n  \
         overlord @db command.run 'apt-get -y upgrade' --async\n\n\
         Exit status: 0 all ok; the sum of 2 (a host failed, was denied, cancelled or timed out) and 4 (a host was \
-        undelivered or lost); 1 internal error; 64 usage; 66 the target matches no host; 75 the job has not ended; 130 interrupted; 141 nobody reads the output."
+        undelivered or lost); of `certs status` 2 (a certificate is overdue or has expired) and 4 (the revocation list is stale, or something \
+        is damaged), of `certs revoke` and `clean` 4 (a host could not be told); 1 internal error; 64 usage; 66 the target matches no host; 75 the job has not ended; 130 interrupted; 141 nobody reads the output."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -80,7 +88,7 @@ pub(crate) enum Command {
     Hosts(HostsArgs),
     /// Describe the methods that minions of this version have
     Doc(DocArgs),
-    /// Make and list the fleet's certificates
+    /// Keep the fleet's authority: issue, sign, renew and revoke certificates
     #[command(subcommand)]
     Certs(CertsCommand),
     /// Print a completion script for a shell
@@ -209,50 +217,6 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: Shell,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum CertsCommand {
-    /// Make the fleet's authority, and this overlord's own certificate
-    Init(CertsInitArgs),
-    /// Issue certificates: for each name a folder that the host can be given
-    Issue(CertsIssueArgs),
-    /// List what was issued
-    List,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CertsInitArgs {
-    /// The name of the caller in this overlord's certificate
-    #[arg(long, default_value = "admin")]
-    pub(crate) name: common::identity::CallerName,
-    /// How long the overlord's certificate is valid
-    #[arg(long, value_name = "DURATION", value_parser = period::parse, default_value = "365d")]
-    pub(crate) valid: Duration,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CertsIssueArgs {
-    /// The names; `-` reads them from standard input
-    #[arg(value_name = "NAME", required = true)]
-    pub(crate) names: Vec<String>,
-    /// What the certificates are for
-    #[arg(long, value_enum, default_value_t = IssuedRole::Minion)]
-    pub(crate) role: IssuedRole,
-    /// Where the folders are made
-    #[arg(long, value_name = "DIR", default_value = ".")]
-    pub(crate) out: PathBuf,
-    /// How long they are valid
-    #[arg(long, value_name = "DURATION", value_parser = period::parse, default_value = "365d")]
-    pub(crate) valid: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum IssuedRole {
-    /// A host of the fleet
-    Minion,
-    /// Somebody who calls methods
-    Overlord,
-}
-
 impl Cli {
     /// # Errors
     /// clap's, to be printed as it is: wrong usage, or that help or the version was asked for.
@@ -368,6 +332,10 @@ mod tests {
             "job-status 54k2 --timeout 5s",
             "job-retry 54k2",
             "job-delete",
+            "certs sign",
+            "certs sign web1 --all",
+            "certs revoke",
+            "certs issue web1 --valid 9s",
         ] {
             assert!(read(line).is_err(), "{line}");
         }

@@ -25,6 +25,8 @@ use ::certs::authority::AuthorityError;
 use ::certs::files::FileError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::authority::OfficeError;
+use crate::authority::audit::LedgerError;
 use crate::buckets::forks_max;
 use crate::chain;
 use crate::cli::{Cli, Command, Options};
@@ -40,6 +42,10 @@ use crate::targets::TargetError;
 const OK: u8 = 0;
 /// Something is wrong here, not with a host.
 const INTERNAL: u8 = 1;
+/// A certificate is overdue, or has expired.
+const NOT_WELL: u8 = 2;
+/// The revocation list is stale, a host could not be told of it, or something of the authority is damaged.
+const STALE: u8 = 4;
 /// At least one host was undelivered or is lost.
 const HOST_UNKNOWN: u8 = 4;
 /// `EX_USAGE` of sysexits.h.
@@ -88,7 +94,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
         Command::JobLogs(args) => job_logs::run(&open(&options)?, output, &args),
         Command::Hosts(args) => hosts::run(&open(&options)?, output, &args),
         Command::Doc(args) => doc::run(output, &args),
-        Command::Certs(command) => certs::run(&home(&options)?, output, command),
+        Command::Certs(command) => certs::run(&open(&options)?, output, command),
         Command::Completions(args) => completions::run(output, &args),
     }
 }
@@ -153,6 +159,22 @@ impl From<TargetError> for Refusal {
                 _ => INTERNAL,
             },
         };
+        Self::of(status, &error)
+    }
+}
+
+impl From<OfficeError> for Refusal {
+    fn from(error: OfficeError) -> Self {
+        match error {
+            OfficeError::Authority(error) => error.into(),
+            OfficeError::Ledger(_) => Self::of(INTERNAL, &error),
+        }
+    }
+}
+
+impl From<AuthorityError> for Refusal {
+    fn from(error: AuthorityError) -> Self {
+        let status = if matches!(error, AuthorityError::Glob { .. }) { USAGE } else { INTERNAL };
         Self::of(status, &error)
     }
 }
@@ -231,4 +253,4 @@ macro_rules! internal {
     )*};
 }
 
-internal!(AuthorityError, DaemonError, FileError, FleetError, HomeError, LinkError, RosterError);
+internal!(DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError);

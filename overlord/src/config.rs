@@ -1,5 +1,7 @@
 //! `overlord.toml`: the limits, each with a default. The file may be missing; a key it does not know is an error.
 
+mod authority;
+
 use std::fs;
 use std::io;
 use std::ops::Range;
@@ -9,6 +11,9 @@ use std::time::Duration;
 use common::job::retention::{KEPT_AT_LEAST, Retention};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+
+pub use self::authority::CertsLimits;
+pub(crate) use self::authority::valid;
 
 /// Why a file of the home cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +68,13 @@ pub struct Config {
     pub call_max_bytes: u32,
     /// How much of a job's stdout, and of its stderr, is read from a host.
     pub logs_max_bytes: u64,
+    /// Where `overlord certs serve` listens, `HOST:PORT` or `HOST`, for a home that is not the authority's.
+    #[serde(deserialize_with = "authority::address")]
+    pub authority: Option<String>,
     /// How long jobs are kept here, and how many.
     pub retention: RetentionLimits,
+    /// How the authority issues certificates, and serves.
+    pub certs: CertsLimits,
 }
 
 /// How long jobs that have ended are kept here: the table `[retention]` of `overlord.toml`. Whatever it says, none is given up in the 60
@@ -127,7 +137,9 @@ impl Default for Config {
             call_max_bytes: 10 << 20,
             // A minion with limits of its own default keeps 16 MiB; it passes through, and is not kept.
             logs_max_bytes: 1 << 30,
+            authority: None,
             retention: RetentionLimits::default(),
+            certs: CertsLimits::default(),
         }
     }
 }
@@ -185,6 +197,9 @@ mod tests {
         assert_eq!(config.timeout, Config::default().timeout);
         let kept = load("[retention]\nage = \"1h\"\nbytes = 5\n").unwrap().retention;
         assert_eq!(kept, RetentionLimits { age: KEPT_AT_LEAST, bytes: 5, ..Default::default() });
+        let config = load("authority = \"ca.example.com\"\n[certs]\nvalid = \"10s\"\n").unwrap();
+        assert_eq!(config.authority.as_deref(), Some("ca.example.com:51235"));
+        assert_eq!(config.certs, CertsLimits { valid: Duration::from_secs(10), ..Default::default() });
         assert!(config.result_max_bytes >= (1 << 20) + (256 << 10), "a minion's default result_max_bytes, and what is around it");
     }
 
@@ -197,6 +212,10 @@ mod tests {
             ("forks = \n", "/overlord.toml:1: "),
             ("[retention]\ncount = 9\nage = \"59m\"\n", "/overlord.toml:3: retention.age is shorter than the 60 minutes"),
             ("[retention]\ncount = 0\n", "/overlord.toml:2: retention.count is 0"),
+            ("[certs]\nvalid = \"9s\"\n", "/overlord.toml:2: certs.valid is shorter than 10s"),
+            ("[certs]\nlisten = \"here\"\n", "/overlord.toml:2: "),
+            ("[certs]\nrequests_max = 0\n", "/overlord.toml:2: "),
+            ("authority = \"a b\"\n", "/overlord.toml:1: \"a b\" is not HOST:PORT"),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.starts_with(problem), "{error}");

@@ -77,6 +77,16 @@ impl Home {
         &self.state
     }
 
+    /// The audit log of the authority.
+    pub(crate) fn certs_audit_log(&self) -> PathBuf {
+        self.state.join("certs-audit.log")
+    }
+
+    /// When this overlord last tried to renew its certificate.
+    pub(crate) fn renewal_mark(&self) -> PathBuf {
+        self.state.join("certs-renewal")
+    }
+
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.state.join("jobs.sled")
     }

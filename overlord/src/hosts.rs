@@ -119,23 +119,23 @@ fn with_hint(error: ConfigError) -> ConfigError {
 
 fn host(name: &str, entry: HostEntry) -> Result<Host, String> {
     let name: MinionName = name.parse().map_err(|error| format!("{error}"))?;
-    let address = whole_address(entry.address.as_deref().unwrap_or(name.as_str()))
+    let address = whole_address(entry.address.as_deref().unwrap_or(name.as_str()), DEFAULT_PORT)
         .ok_or_else(|| format!("the address of {name} is not HOST:PORT, like 10.0.0.11:{DEFAULT_PORT}"))?;
     let groups = entry.groups.iter().map(|group| group.to_lowercase()).collect();
     Ok(Host { name, address, groups, vars: entry.vars })
 }
 
 /// The address with its port, the usual one if it has none.
-fn whole_address(text: &str) -> Option<String> {
+pub(crate) fn whole_address(text: &str, usual_port: u16) -> Option<String> {
     if text.parse::<SocketAddr>().is_ok() {
         return Some(text.to_owned());
     }
     if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-        return Some(SocketAddr::new(ip, DEFAULT_PORT).to_string());
+        return Some(SocketAddr::new(ip, usual_port).to_string());
     }
     let (host, port) = match text.split_once(':') {
         Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0)?),
-        None => (text, DEFAULT_PORT),
+        None => (text, usual_port),
     };
     host.parse::<MinionName>().is_ok().then(|| format!("{host}:{port}"))
 }

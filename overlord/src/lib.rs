@@ -15,6 +15,7 @@
 //! ```
 
 mod aggregate;
+mod authority;
 mod buckets;
 mod cli;
 mod client;
@@ -39,7 +40,7 @@ pub use buckets::BucketError;
 pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
-pub use config::{Config, ConfigError, RetentionLimits};
+pub use config::{CertsLimits, Config, ConfigError, RetentionLimits};
 pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};

@@ -25,6 +25,7 @@ pub struct Builder {
     overlord_toml: String,
     acl: String,
     stopped: bool,
+    unenrolled: bool,
     own: Own,
     clock: Option<Moves>,
 }
@@ -39,6 +40,7 @@ impl Default for Builder {
             overlord_toml: empty,
             acl: ALLOW_ALL.into(),
             stopped: false,
+            unenrolled: false,
             own: Own::default(),
             clock: None,
         }
@@ -104,6 +106,13 @@ impl Builder {
         self
     }
 
+    /// No host has a certificate yet, nor is any started.
+    #[must_use]
+    pub fn unenrolled(mut self) -> Self {
+        self.unenrolled = true;
+        self.stopped()
+    }
+
     /// Each host has a network of its own, whose cable the test can cut and mend.
     #[must_use]
     pub fn networked(mut self) -> Self {
@@ -115,6 +124,13 @@ impl Builder {
     #[must_use]
     pub fn own_processes(mut self) -> Self {
         self.own.processes = true;
+        self
+    }
+
+    /// Each host has a place for a systemd journal of its own, where the test can be the journal: see [`Minion::journal`].
+    #[must_use]
+    pub fn own_journal(mut self) -> Self {
+        self.own.journal = true;
         self
     }
 
@@ -179,20 +195,24 @@ impl Builder {
     fn write_home(&self, fleet: &Fleet) {
         let words = fleet.yesterdays_words();
         let overlord = |args: &[&str]| drop(Running::overlord_within(&words, &fleet.home(), fleet.root(), args).wait().ok());
+        // What it says of certificates holds from the first.
+        fs::create_dir_all(fleet.home()).unwrap();
+        fs::write(fleet.home().join("overlord.toml"), &self.overlord_toml).unwrap();
         overlord(&["certs", "init"]);
-        if !self.names.is_empty() {
+        if !self.names.is_empty() && !self.unenrolled {
             let out = fleet.root().join("hosts");
             let mut args = vec!["certs", "issue"];
             args.extend(self.names.iter().map(String::as_str));
             overlord(&[args, vec!["--out", out.to_str().unwrap()]].concat());
         }
-        fs::write(fleet.home().join("overlord.toml"), &self.overlord_toml).unwrap();
         write_hosts(&fleet.home(), &fleet.roster(&[]));
     }
 
     fn write_minion(&self, minion: &Minion, issued: &Path) {
         fs::create_dir_all(minion.acl_dir()).unwrap();
-        fs::rename(issued.join(minion.name()), minion.certs_dir()).unwrap();
+        if !self.unenrolled {
+            fs::rename(issued.join(minion.name()), minion.certs_dir()).unwrap();
+        }
         minion.set_acl(&self.acl);
         let config = format!(
             "name = \"{name}\"\nlisten = \"{listen}\"\nstate_dir = \"state\"\ncerts_dir = \"certs\"\nacl_dir = \"acl.d\"\n{more}",
@@ -202,6 +222,7 @@ impl Builder {
         );
         fs::write(minion.config_file(), config).unwrap();
         minion.mount_disk();
+        minion.mount_journal();
     }
 }
 

@@ -18,6 +18,7 @@
 )]
 
 mod addresses;
+mod authority;
 mod binaries;
 mod builder;
 mod clock;
@@ -25,6 +26,7 @@ mod disk;
 mod enclosure;
 mod failpoint;
 mod faults;
+mod journal;
 mod memory;
 mod minion;
 mod network;
@@ -32,6 +34,7 @@ mod processes;
 mod proxy;
 pub mod raw;
 mod run;
+mod secrets;
 mod simulated;
 mod strace;
 mod stranger;
@@ -44,21 +47,24 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use certs::authority::{Authority, Validity, write_folder};
+use certs::authority::{Validity, write_folder};
 use certs::files::Credentials;
 use common::identity::Role;
 use tempfile::TempDir;
 
+pub use authority::{Authority, ca_fingerprint};
 pub use binaries::{Binaries, binaries};
 pub use builder::Builder;
 use clock::Clock;
 pub use failpoint::{FailPoint, Follow, Step};
+pub use journal::{Fields, Journal};
 pub use memory::MemoryLimit;
 pub use minion::Minion;
 use network::Hub;
 pub use processes::Process;
 pub use proxy::Proxy;
 pub use run::{Run, Running};
+pub use secrets::Secrets;
 pub use simulated::Simulated;
 pub use stranger::Stranger;
 pub use trace::{Call, Recorder, Trace};
@@ -197,7 +203,7 @@ impl Fleet {
     /// The same with any validity: one that is over, say.
     #[must_use]
     pub fn issue_within(&self, role: &str, validity: Validity) -> PathBuf {
-        let authority = Authority::open(&self.home().join("certs")).unwrap();
+        let authority = certs::authority::Authority::open(&self.home().join("certs")).unwrap();
         issue_into(&self.root().join("issued"), &authority, role, validity)
     }
 
@@ -272,7 +278,7 @@ impl Drop for Fleet {
 }
 
 /// Issues a certificate into a new folder below `out`, and gives the folder.
-pub fn issue_into(out: &Path, authority: &Authority, role: &str, validity: Validity) -> PathBuf {
+pub fn issue_into(out: &Path, authority: &certs::authority::Authority, role: &str, validity: Validity) -> PathBuf {
     let role: Role = role.parse().unwrap();
     let issued = authority.issue_within(&[role], validity).unwrap().remove(0);
     write_folder(&out.join(&issued.serial), authority.ca_pem(), &issued).unwrap()

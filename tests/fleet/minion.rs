@@ -73,6 +73,11 @@ impl Minion {
         self.surroundings.enclosure.as_ref()
     }
 
+    /// Whether it has a place for a journal of its own.
+    pub(crate) fn has_journal(&self) -> bool {
+        self.surroundings.has_journal
+    }
+
     /// The size of its disk, if that is its own.
     pub(crate) fn disk_bytes(&self) -> Option<u64> {
         self.surroundings.disk_bytes
@@ -156,6 +161,16 @@ impl Minion {
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.state_dir().join("audit.log")).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The files of its audit log, the oldest first.
+    #[must_use]
+    pub fn audit_files(&self) -> Vec<PathBuf> {
+        let numbered = |number: usize| self.state_dir().join(format!("audit.log.{number}"));
+        let mut files: Vec<_> =
+            std::iter::once(self.state_dir().join("audit.log")).chain((1..).map(numbered)).take_while(|file| file.exists()).collect();
+        files.reverse();
+        files
     }
 
     /// Replaces its rules by `text`.

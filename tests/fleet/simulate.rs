@@ -56,7 +56,7 @@ fn usage() -> ExitCode {
 fn simulate(folder: &Path, echo_port: u16) -> Result<(), AnyError> {
     let config = Config::load(&folder.join("minion.toml"))?;
     let jobs = Arc::new(Jobs::open(&config, Origin::Server)?);
-    let audit = Arc::new(Audit::open(&config.audit_log())?);
+    let audit = Arc::new(Audit::open(&config.audit_log(), config.audit)?);
     let registry = Arc::new(Registry::builtin());
     let (limits, served) = (&config.limits, Arc::new(config.limits.listener()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

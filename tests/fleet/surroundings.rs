@@ -9,6 +9,8 @@ use crate::network::Hub;
 pub(crate) struct Own {
     pub(crate) network: bool,
     pub(crate) processes: bool,
+    /// The folder of the systemd journal's socket.
+    pub(crate) journal: bool,
     /// The disk below its state, in bytes.
     pub(crate) disk_bytes: Option<u64>,
 }
@@ -18,15 +20,16 @@ pub(crate) struct Own {
 pub(crate) struct Surroundings {
     pub(crate) enclosure: Option<Enclosure>,
     pub(crate) disk_bytes: Option<u64>,
+    pub(crate) has_journal: bool,
     clock_words: Vec<String>,
 }
 
 impl Surroundings {
     pub(crate) fn new(own: Own, hub: Option<&Hub>, clock: Option<&Clock>) -> Self {
         let net = if own.network { Net::Own } else { Net::Shared };
-        let is_enclosed = own.network || own.processes || own.disk_bytes.is_some() || clock.is_some();
+        let is_enclosed = own.network || own.processes || own.journal || own.disk_bytes.is_some() || clock.is_some();
         let enclosure = is_enclosed.then(|| Enclosure::new(net, Pids::Own, hub.map(Hub::enclosure)));
-        Self { enclosure, disk_bytes: own.disk_bytes, clock_words: clock.map(Clock::words).unwrap_or_default() }
+        Self { enclosure, disk_bytes: own.disk_bytes, has_journal: own.journal, clock_words: clock.map(Clock::words).unwrap_or_default() }
     }
 
     /// The words before a command that put it there.

@@ -8,9 +8,11 @@
     reason = "a test may panic"
 )]
 
+mod audit;
 mod calls;
 mod certs;
 mod damage_overlord;
+mod enrolment;
 mod faults;
 mod harness;
 mod hostile;
@@ -22,7 +24,9 @@ mod overlord_calls;
 mod overlord_store;
 mod packaging;
 mod queue;
+mod renewal;
 mod retention;
 mod retry;
 mod revocation;
+mod revoked;
 mod trust;

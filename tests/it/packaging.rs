@@ -30,7 +30,7 @@ fn the_configuration_shows_every_key_with_its_default() {
 
     let limits = format!("{:#?}", Limits::default());
     let keys = limits.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(':')).map(|(key, _)| key);
-    for key in keys.chain(["name", "listen", "state_dir", "certs_dir", "acl_dir", "age", "count", "bytes"]) {
+    for key in keys.chain(["name", "listen", "state_dir", "certs_dir", "acl_dir", "age", "count", "bytes", "max_bytes", "files"]) {
         assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "packaging/minion.toml does not show {key}");
     }
 }

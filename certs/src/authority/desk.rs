@@ -1,7 +1,7 @@
 //! What the authority does for others: it takes requests, signs them, renews, revokes, and makes tokens.
 //!
 //! Every change is made under `authority.lock`, by way of files that are whole or not there, in an order in which a kill at any point
-//! leaves what the next one can finish: a request disappears last. What a request gets is decided in [`decide`], purely.
+//! leaves what the next one can finish: a request disappears last. What a request gets is decided in `decide`, purely.
 
 mod decide;
 mod enroll;
@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use super::records::{Folder, read_sealed};
 use super::revoked::Revoked;
 use super::token::{self, Token};
-use super::{Authority, AuthorityError, ISSUED_FOLDER, IssuedEntry, folder, read_record};
+use super::{Authority, AuthorityError, ISSUED_FOLDER, Issued, IssuedEntry, folder, read_record};
 use crate::files::FileError;
 
 pub use super::refusal::Refused;
 pub use super::revoked::SignedList;
-pub use super::token::{NewToken, TokenProblem};
+pub use super::token::{NewToken, TokenProblem, digest as token_digest};
 pub use enroll::{Asked, Certified, Enrolled};
 pub use view::{Bearer, Listed, Standing, View, Waiting};
 
@@ -120,6 +120,16 @@ impl Desk {
         &self.authority
     }
 
+    /// Issues a certificate, with a key of its own, for each of `roles`, by the hand of an administrator: whatever key a name was bound to, it
+    /// is bound to the new one.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue(&mut self, roles: &[Role], valid: Duration) -> Result<Vec<Issued>, AuthorityError> {
+        let _held = self.hold()?;
+        self.authority.issue(roles, valid)
+    }
+
     /// Makes a token that signs one request for a name that `names`, a glob, matches, or for any name, within `ttl`.
     ///
     /// # Errors
@@ -132,9 +142,10 @@ impl Desk {
         let failed = |source| AuthorityError::Request { subject: "a token".into(), source };
         let text = token::draw().map_err(failed)?;
         let kept = Token::new(names, Timestamp::now(), ttl).map_err(failed)?;
-        self.tokens.write(&token::digest(&text), &kept)?;
+        let digest = token::digest(&text);
+        self.tokens.write(&digest, &kept)?;
         self.tokens.sync()?;
-        Ok(NewToken { token: text, expires_at: kept.expires_at })
+        Ok(NewToken { token: text, digest, expires_at: kept.expires_at })
     }
 
     /// Does what time alone asks for: signs the revocation list anew at half of its life, and forgets what is long over.
@@ -167,6 +178,7 @@ impl Desk {
             folder::make_folder(&self.authority.dir.join(folder))?;
         }
         self.refresh()?;
+        self.finish_signed()?;
         self.finish_granted()?;
         self.finish_revoked()?;
         Ok(held)
@@ -215,10 +227,9 @@ impl Desk {
         self.bound.get(role).into_iter().flatten().filter_map(|serial| self.issued.get(serial))
     }
 
-    /// The newest certificate of `role` for that key, if it is good at `now`.
-    fn good(&self, role: &Role, key: &str, now: Timestamp) -> Option<&IssuedEntry> {
-        let is_good = |entry: &&IssuedEntry| entry.key == key && now < entry.not_after && self.revoked_at(&entry.serial).is_none();
-        self.records(role).rev().find(is_good)
+    /// The certificates of `role` for that key that are good at `now`, newest first.
+    fn good(&self, role: &Role, key: &str, now: Timestamp) -> impl Iterator<Item = &IssuedEntry> {
+        self.records(role).rev().filter(move |entry| entry.key == key && now < entry.not_after && self.revoked_at(&entry.serial).is_none())
     }
 
     fn revoked_at(&self, serial: &str) -> Option<Timestamp> {

@@ -31,6 +31,12 @@ pub enum AuthorityError {
         /// Its folder.
         dir: PathBuf,
     },
+    /// Its certificate is there, and its key is not: it is another machine's.
+    #[error("the authority's key is not in {dir}: run this on the machine where the authority is", dir = .dir.display())]
+    Elsewhere {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// A file cannot be read, written or used.
     #[error(transparent)]
     File(#[from] FileError),

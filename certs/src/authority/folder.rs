@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use super::desk::CRL_FILE;
 use super::{AuthorityError, Issued};
 use crate::files::{self, UNFINISHED};
 
@@ -14,15 +15,31 @@ use crate::files::{self, UNFINISHED};
 /// # Errors
 /// There is something of that name already, or it cannot be written.
 pub fn write_folder(out: &Path, ca_pem: &str, issued: &Issued) -> Result<PathBuf, AuthorityError> {
+    write(out, issued, &[("ca.pem", ca_pem), ("cert.pem", &issued.cert_pem)], "key.pem")
+}
+
+/// Writes `out/NAME/` with `ca.pem`, `overlord.pem`, `overlord.key` (0600), and `crl.pem` if there is a revocation list: what becomes the
+/// `certs/` of another overlord's home as it is. It appears whole or not at all.
+///
+/// # Errors
+/// As [`write_folder`].
+pub fn write_overlord_folder(out: &Path, ca_pem: &str, crl_pem: Option<&str>, issued: &Issued) -> Result<PathBuf, AuthorityError> {
+    let mut public = vec![("ca.pem", ca_pem), ("overlord.pem", issued.cert_pem.as_str())];
+    public.extend(crl_pem.map(|pem| (CRL_FILE, pem)));
+    write(out, issued, &public, "overlord.key")
+}
+
+fn write(out: &Path, issued: &Issued, public: &[(&str, &str)], key_file: &str) -> Result<PathBuf, AuthorityError> {
     let folder = out.join(issued.role.name());
     if folder.symlink_metadata().is_ok() {
         return Err(AuthorityError::FolderExists { path: folder });
     }
     make_folder(out)?;
     let unfinished = unfinished_folder(out, UNFINISHED)?;
-    files::write_new(&unfinished.path().join("ca.pem"), ca_pem.as_bytes(), 0o644)?;
-    files::write_new(&unfinished.path().join("cert.pem"), issued.cert_pem.as_bytes(), 0o644)?;
-    files::write_new(&unfinished.path().join("key.pem"), issued.key_pem.as_bytes(), 0o600)?;
+    for (name, text) in public {
+        files::write_new(&unfinished.path().join(name), text.as_bytes(), 0o644)?;
+    }
+    files::write_new(&unfinished.path().join(key_file), issued.key_pem.as_bytes(), 0o600)?;
     match publish(unfinished, &folder) {
         Err(_) if folder.exists() => Err(AuthorityError::FolderExists { path: folder }),
         published => published.map(|()| folder),

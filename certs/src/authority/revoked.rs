@@ -71,7 +71,7 @@ fn parse(text: &[u8]) -> Option<SignedList> {
 }
 
 /// Signs a list of `revoked`, that is good for `valid`, into `path`. Its number is larger than that of any before, also where that was
-/// lost: it counts seconds.
+/// lost: it is the time in microseconds.
 pub(super) fn sign<'r>(
     path: &Path,
     issuer: &Issuer<'_, KeyPair>,
@@ -81,7 +81,7 @@ pub(super) fn sign<'r>(
 ) -> Result<(), AuthorityError> {
     let failed = |source| AuthorityError::Request { subject: "the revocation list".into(), source };
     let now = Timestamp::now();
-    let number = (last_number + 1).max(u64::try_from(now.as_second()).unwrap_or_default());
+    let number = (last_number + 1).max(u64::try_from(now.as_microsecond()).unwrap_or_default());
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let date = |at: Timestamp| since_1970(at).map(|since| epoch + since).map_err(failed);
     let entry = |(serial, revoked): (&str, &Revoked)| {

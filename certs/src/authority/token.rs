@@ -67,6 +67,8 @@ pub enum TokenProblem {
 pub struct NewToken {
     /// The token.
     pub token: String,
+    /// What it is known by, in small hexadecimal digits: of no use without it.
+    pub digest: String,
     /// When it expires.
     pub expires_at: Timestamp,
 }
@@ -76,8 +78,9 @@ pub(super) fn draw() -> Result<String, RequestError> {
     Ok(hex(&random::<TOKEN_BYTES>()?))
 }
 
-/// What a token is known by.
-pub(super) fn digest(token: &str) -> String {
+/// What a token is known by, in small hexadecimal digits.
+#[must_use]
+pub fn digest(token: &str) -> String {
     fingerprint(token.trim().as_bytes())
 }
 

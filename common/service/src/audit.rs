@@ -1,17 +1,43 @@
-//! The audit log: one JSON line for each decision, denials and refusals too. It never decides.
+//! The audit log: one JSON line for each decision, denials and refusals too, in a file that is rotated by its size; and the same in the
+//! systemd journal, where there is one. It never decides.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+mod file;
+mod journal;
+
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
-/// One decision, as one line of the log. Texts of a caller are bounded and escaped before they come here.
+use file::LogFile;
+use journal::Journal;
+
+/// One decision: a JSON object, whose keys become the fields of the journal's entry. Texts of a caller are bounded and escaped before they
+/// come here.
 pub trait Entry: Serialize {
     /// The same in a few words, for a person.
     fn summary(&self) -> String;
+
+    /// Whether somebody did not get what he asked for. The journal shows it as a warning.
+    fn is_refusal(&self) -> bool {
+        false
+    }
+}
+
+/// How large the log grows, and how much of it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// The most that the file at the log's path may hold. A line that is longer has a file of its own.
+    pub max_bytes: u64,
+    /// How many older files are kept, at least 1: `audit.log.1`, the youngest, to `audit.log.N`.
+    pub files: u32,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20, files: 8 }
+    }
 }
 
 /// Why the log could not be written.
@@ -24,18 +50,12 @@ pub struct AuditError {
     pub source: io::Error,
 }
 
-/// The log, open for appending.
+/// The log, open for appending. Several processes may append to one log.
 #[derive(Debug)]
 pub struct Audit {
     path: PathBuf,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    file: File,
-    /// The last line may have got in half: the next one begins on a line of its own.
-    is_torn: bool,
+    file: Mutex<LogFile>,
+    journal: Journal,
 }
 
 impl Audit {
@@ -43,99 +63,26 @@ impl Audit {
     ///
     /// # Errors
     /// It can be neither opened nor made.
-    pub fn open(path: &Path) -> Result<Self, AuditError> {
-        let file = open(path).map_err(|source| AuditError { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), state: Mutex::new(State { file, is_torn: false }) })
+    pub fn open(path: &Path, rotation: Rotation) -> Result<Self, AuditError> {
+        let file = LogFile::open(path, rotation).map_err(|source| AuditError { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file), journal: Journal::default() })
     }
 
-    /// Appends `entry`.
+    /// Appends `entry`, and tells the journal, which may be away without harm.
     ///
     /// # Errors
-    /// It could not be written, or not whole.
+    /// It could not be written to the file, or not whole.
     pub fn record(&self, entry: &impl Entry) -> Result<(), AuditError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.append(&mut state, entry).map_err(|source| AuditError { path: self.path.clone(), source })
+        self.journal.tell(entry);
+        self.append(entry).map_err(|source| AuditError { path: self.path.clone(), source })
     }
 
-    fn append(&self, state: &mut State, entry: &impl Entry) -> io::Result<()> {
-        let mut line = if state.is_torn { b"\n".to_vec() } else { Vec::new() };
-        serde_json::to_writer(&mut line, entry)?;
+    fn append(&self, entry: &impl Entry) -> io::Result<()> {
+        let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        if is_elsewhere(&state.file, &self.path) {
-            state.file = open(&self.path)?;
-        }
-        state.is_torn = true;
-        state.file.write_all(&line)?;
-        state.is_torn = false;
-        Ok(())
-    }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
-}
-
-/// Whether the file that is open is not the one at `path` any more: it was rotated away, or removed.
-fn is_elsewhere(file: &File, path: &Path) -> bool {
-    let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(open), Ok(named)) => identity(open) != identity(named),
-        _ => true,
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).append(&line)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-    use super::*;
-    use serde_json::Value;
-    use std::fs;
-
-    #[derive(Serialize)]
-    struct Line<'a> {
-        method: &'a str,
-    }
-
-    impl Entry for Line<'_> {
-        fn summary(&self) -> String {
-            self.method.to_owned()
-        }
-    }
-
-    fn entry(method: &str) -> Line<'_> {
-        Line { method }
-    }
-
-    #[test]
-    fn each_entry_is_one_line_for_this_user_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        let audit = Audit::open(&path).unwrap();
-        audit.record(&entry("a\nb\u{1b}")).unwrap();
-        audit.record(&entry("c")).unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!((lines[0]["method"].as_str(), lines[1]["method"].as_str()), (Some("a\nb\u{1b}"), Some("c")));
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_log_that_was_rotated_away_is_made_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        let audit = Audit::open(&path).unwrap();
-        audit.record(&entry("a")).unwrap();
-        fs::rename(&path, dir.path().join("audit.log.1")).unwrap();
-        audit.record(&entry("b")).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
-    }
-
-    #[test]
-    fn a_full_disk_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-        let error = Audit::open(&path).unwrap().record(&entry("a")).unwrap_err().to_string();
-        assert!(error.contains("audit.log: No space left"), "{error}");
-    }
-}
+mod tests;

@@ -167,3 +167,6 @@ fn tell_panic(ended: Result<(), tokio::task::JoinError>) {
         error!(%error, "a connection panicked; this is a bug");
     }
 }
+
+#[cfg(test)]
+mod tests;

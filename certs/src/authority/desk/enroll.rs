@@ -144,7 +144,7 @@ impl Desk {
             return Ok(Err(Refused::NotCurrent { role: leaf.role }));
         }
         // Who did not hear our answer asks again.
-        let already = self.good(&leaf.role, &leaf.key, now).filter(|entry| entry.serial != leaf.serial && now < entry.renewal_due_at());
+        let already = self.good(&leaf.role, &leaf.key, now).find(|entry| entry.serial != leaf.serial && now < entry.renewal_due_at());
         if let Some(entry) = already {
             return self.certified(entry).map(Ok);
         }
@@ -200,6 +200,18 @@ impl Desk {
         self.requests.sync()
     }
 
+    /// Removes the requests whose certificates are recorded already.
+    pub(super) fn finish_signed(&self) -> Result<(), AuthorityError> {
+        let now = Timestamp::now();
+        let is_signed = |request: &&Request| self.good(&Role::Minion(request.name.clone()), &request.key, now).next().is_some();
+        let mut signed = self.waiting().filter(is_signed).peekable();
+        if signed.peek().is_none() {
+            return Ok(());
+        }
+        signed.try_for_each(|request| self.requests.remove(request.name.as_str()))?;
+        self.requests.sync()
+    }
+
     /// Burns the tokens that have said yes to a request, and signs those requests.
     pub(super) fn finish_granted(&mut self) -> Result<(), AuthorityError> {
         let now = Timestamp::now();
@@ -232,7 +244,7 @@ impl Desk {
     fn certify_request(&self, request: &Request, now: Timestamp) -> Result<IssuedEntry, AuthorityError> {
         let role = Role::Minion(request.name.clone());
         // A kill came between its record and the request's end.
-        if let Some(entry) = self.good(&role, &request.key, now) {
+        if let Some(entry) = self.good(&role, &request.key, now).next() {
             return Ok(entry.clone());
         }
         let damaged = || AuthorityError::DamagedRequest { path: self.requests.file(request.name.as_str()) };

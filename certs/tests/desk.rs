@@ -1,0 +1,311 @@
+//! What the authority's desk gives to whom, and that a kill between any two of its steps loses and doubles nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use certs::authority::desk::{Asked, Desk, Enrolled, Refused, Standing, Terms, TokenProblem};
+use certs::authority::{Authority, AuthorityError};
+use certs::csr::{make_key, write_csr};
+use common::identity::MinionName;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tempfile::TempDir;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const TERMS: Terms = Terms { valid: DAY, crl_valid: DAY, requests_max: 3 };
+
+struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Self { dir: tempfile::tempdir().unwrap() };
+        Authority::init(&lab.certs(), 100 * DAY).unwrap();
+        lab
+    }
+
+    fn certs(&self) -> PathBuf {
+        self.dir.path().join("certs")
+    }
+
+    fn desk(&self) -> Desk {
+        self.desk_with(TERMS)
+    }
+
+    fn desk_with(&self, terms: Terms) -> Desk {
+        Desk::open(&self.certs(), terms).unwrap()
+    }
+
+    /// The request of `name` with the key `key`.
+    fn asked(&self, name: &str, key: &str) -> Asked {
+        let path = self.dir.path().join(key);
+        make_key(&path).unwrap();
+        let name: MinionName = name.parse().unwrap();
+        Asked { csr: write_csr(&path, &name).unwrap(), name, token: None, from: "127.0.0.1:1".into() }
+    }
+
+    fn with_token(&self, name: &str, key: &str, token: &str) -> Asked {
+        Asked { token: Some(token.to_owned()), ..self.asked(name, key) }
+    }
+
+    fn files(&self, folder: &str) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.certs().join(folder)).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn names(names: &[&str]) -> Vec<MinionName> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn ask(desk: &mut Desk, asked: Asked) -> Result<Enrolled, Refused> {
+    desk.enroll(&[asked]).unwrap().remove(0)
+}
+
+fn issued(enrolled: Result<Enrolled, Refused>) -> String {
+    match enrolled {
+        Ok(Enrolled::Issued(certified)) => certified.cert_pem,
+        other => panic!("not issued: {other:?}"),
+    }
+}
+
+fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+fn is_waiting(enrolled: &Result<Enrolled, Refused>) -> bool {
+    matches!(enrolled, Ok(Enrolled::Waiting { .. }))
+}
+
+#[test]
+fn a_request_waits_until_it_is_signed_and_then_gets_one_certificate() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    assert!(is_waiting(&ask(&mut desk, lab.asked("web1", "a"))));
+    assert!(is_waiting(&ask(&mut desk, lab.asked("web1", "a"))), "asked again it waits as before");
+    // Another process signs.
+    assert_eq!(lab.desk().sign(None).unwrap().len(), 1);
+    let first = issued(ask(&mut desk, lab.asked("web1", "a")));
+    assert_eq!(issued(ask(&mut desk, lab.asked("web1", "a"))), first);
+    assert_eq!((lab.files("issued").len(), lab.files("requests").len()), (1, 0));
+}
+
+#[test]
+fn signing_signs_all_or_none_and_rejecting_rejects_all_or_none() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    for name in ["web1", "web2"] {
+        let _ = ask(&mut desk, lab.asked(name, name));
+    }
+    for refused in [desk.sign(Some(&names(&["web1", "web3", "web2"]))).map(drop), desk.reject(&names(&["web1", "web3"]))] {
+        let Err(AuthorityError::NotAll { problems, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!(problems, ["web3 has no request that waits"]);
+    }
+    assert_eq!((lab.files("issued").len(), lab.files("requests").len()), (0, 2));
+    desk.reject(&names(&["web2"])).unwrap();
+    assert!(matches!(ask(&mut desk, lab.asked("web2", "web2")), Ok(Enrolled::Rejected { .. })));
+    assert!(desk.sign(Some(&names(&["web1", "web2"]))).is_err(), "a rejected one is not signed");
+    assert_eq!(desk.sign(Some(&names(&["web1"]))).unwrap()[0].role.name(), "web1");
+    assert!(is_waiting(&ask(&mut desk, lab.asked("web2", "another"))), "another key may ask where one was rejected");
+}
+
+#[test]
+fn nobody_gets_anothers_name() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    Authority::open(&lab.certs()).unwrap().issue(&["fleet:overlord/admin".parse().unwrap()], DAY).unwrap();
+    for (asked, refused) in [
+        (lab.asked("admin", "k"), "an overlord"),
+        (lab.asked("fleet-authority", "k"), "the authority"),
+        (Asked { name: "web2".parse().unwrap(), ..lab.asked("web1", "k") }, "bears the name \"web1\""),
+        (Asked { csr: "nonsense".into(), ..lab.asked("web1", "k") }, "no certificate request"),
+    ] {
+        let said = ask(&mut desk, asked).unwrap_err().to_string();
+        assert!(said.contains(refused), "{said}");
+    }
+    assert!(lab.files("requests").is_empty());
+}
+
+#[test]
+fn a_name_is_bound_to_its_key_until_it_is_cleaned() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let _ = ask(&mut desk, lab.asked("web1", "old"));
+    assert!(matches!(ask(&mut desk, lab.asked("web1", "new")), Err(Refused::OtherKeyWaits { .. })));
+    desk.sign(None).unwrap();
+    let old = issued(ask(&mut desk, lab.asked("web1", "old")));
+    let token = desk.token(None, DAY).unwrap().token;
+    for asked in [lab.asked("web1", "new"), lab.with_token("web1", "new", &token)] {
+        let said = ask(&mut desk, asked).unwrap_err().to_string();
+        assert!(said.contains("another key") && said.contains("overlord certs clean web1"), "{said}");
+    }
+    assert_eq!(issued(ask(&mut desk, lab.asked("web1", "old"))), old, "the old certificate is untouched");
+    assert_eq!(desk.clean(&texts(&["web1"]), None).unwrap().len(), 1);
+    let fresh = issued(ask(&mut desk, lab.with_token("web1", "new", &token)));
+    assert_ne!(fresh, old);
+    assert!(matches!(desk.renew(&[der(&old)]).unwrap()[0], Err(Refused::Revoked { .. })), "the old one is out");
+    assert!(desk.clean(&texts(&["web1", "web9"]), None).is_err());
+    assert_eq!(issued(ask(&mut desk, lab.asked("web1", "new"))), fresh, "all or none");
+}
+
+#[test]
+fn a_token_signs_once_for_its_names_in_its_time() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let token = desk.token(Some("web*".into()), DAY).unwrap().token;
+    let problem = |refused: Result<Enrolled, Refused>| match refused {
+        Err(Refused::Token { problem, .. }) => problem,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(problem(ask(&mut desk, lab.with_token("db1", "db1", &token))), TokenProblem::OtherName { .. }));
+    assert!(matches!(problem(ask(&mut desk, lab.with_token("web1", "web1", "guessed"))), TokenProblem::Unknown));
+    let mut both = desk.enroll(&[lab.with_token("web1", "web1", &token), lab.with_token("web2", "web2", &token)]).unwrap();
+    assert!(matches!(problem(both.remove(1)), TokenProblem::Used { .. }), "two at once");
+    let cert = issued(both.remove(0));
+    assert!(matches!(problem(ask(&mut desk, lab.with_token("web3", "web3", &token))), TokenProblem::Used { .. }));
+    assert_eq!(issued(ask(&mut desk, lab.with_token("web1", "web1", &token))), cert, "who did not hear the answer asks again");
+    let over = desk.token(None, Duration::ZERO).unwrap().token;
+    assert!(matches!(problem(ask(&mut desk, lab.with_token("web3", "web3", &over))), TokenProblem::Expired { .. }));
+    assert!(matches!(desk.token(Some("web[".into()), DAY), Err(AuthorityError::Glob { .. })));
+    let kept: String = lab.files("tokens").iter().map(|file| fs::read_to_string(lab.certs().join("tokens").join(file)).unwrap()).collect();
+    assert!(!kept.contains(&token) && !lab.files("tokens").iter().any(|file| file.contains(&token)), "the token itself is kept nowhere");
+}
+
+#[test]
+fn only_so_many_requests_wait_and_a_token_passes_them() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let asked: Vec<_> = (1..=5).map(|number| lab.asked(&format!("web{number}"), &number.to_string())).collect();
+    let told = desk.enroll(&asked).unwrap();
+    assert_eq!(told.iter().filter(|told| is_waiting(told)).count(), 3);
+    assert!(matches!(told[3], Err(Refused::Full { waiting: 3, .. })), "{told:?}");
+    let token = desk.token(None, DAY).unwrap().token;
+    let _ = issued(ask(&mut desk, lab.with_token("web5", "5", &token)));
+}
+
+#[test]
+fn a_renewal_keeps_key_name_and_role_and_is_given_once() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let token = desk.token(None, DAY).unwrap().token;
+    let first = issued(ask(&mut desk, lab.with_token("web1", "k", &token)));
+    let renew = |desk: &mut Desk, pem: &str| desk.renew(&[der(pem)]).unwrap().remove(0).unwrap().cert_pem;
+    let second = renew(&mut desk, &first);
+    assert_ne!(second, first);
+    assert_eq!(renew(&mut desk, &first), second, "who did not hear the answer asks again");
+    let view = desk.view().unwrap();
+    assert_eq!((view.bearers.len(), view.bearers[0].standing), (1, Standing::Good));
+    let keys: BTreeSet<_> = desk.listed().unwrap().into_iter().map(|listed| (listed.entry.key, listed.entry.role)).collect();
+    assert_eq!(keys.len(), 1);
+    let authority = Authority::open(&lab.certs()).unwrap().server_identity(DAY).unwrap();
+    assert!(matches!(desk.renew(&authority.cert[..1]).unwrap()[0], Err(Refused::NotRenewable { .. })));
+}
+
+#[test]
+fn what_is_revoked_stands_in_the_list_and_the_list_only_grows_newer() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    desk.tend().unwrap();
+    let empty = desk.signed_list().unwrap().unwrap();
+    assert!(empty.serials.is_empty());
+    let roles = ["fleet:minion/web1", "fleet:overlord/ops", "fleet:minion/both", "fleet:overlord/both"].map(|role| role.parse().unwrap());
+    let made = Authority::open(&lab.certs()).unwrap().issue(&roles, DAY).unwrap();
+    for (subjects, problem) in [
+        (texts(&["web1", "web9"]), "web9 has no certificate that is still good"),
+        (texts(&["both"]), "minion/both or overlord/both"),
+        (texts(&["ops"]), "own certificate"),
+    ] {
+        let Err(AuthorityError::NotAll { problems, .. }) = desk.revoke(&subjects, Some(&made[1].serial)) else { panic!("{subjects:?}") };
+        assert!(problems.len() == 1 && problems[0].contains(problem), "{problems:?}");
+    }
+    assert_eq!(desk.signed_list().unwrap().unwrap(), empty, "nothing was revoked");
+    let revoked = desk.revoke(&texts(&["web1", "overlord/both", &made[2].serial]), None).unwrap();
+    assert_eq!(revoked.len(), 3);
+    let list = desk.signed_list().unwrap().unwrap();
+    assert_eq!(list.serials, revoked.iter().map(|entry| entry.serial.clone()).collect());
+    assert!(list.number > empty.number);
+    fs::remove_file(lab.certs().join("crl.pem")).unwrap();
+    desk.tend().unwrap();
+    let again = desk.signed_list().unwrap().unwrap();
+    assert!(again.serials == list.serials && again.number >= list.number, "{again:?}");
+    assert!(desk.revoke(&texts(&["web1"]), None).is_err(), "it is revoked already");
+    assert!(matches!(ask(&mut desk, lab.asked("web1", "k")), Err(Refused::Revoked { .. })), "and its name stays shut");
+    desk.clean(&texts(&["web1"]), None).unwrap();
+    assert!(is_waiting(&ask(&mut desk, lab.asked("web1", "k"))));
+}
+
+/// What a kill leaves is a state of files from which the next one goes on.
+#[test]
+fn what_a_kill_left_half_done_is_finished() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let token = desk.token(None, DAY).unwrap().token;
+    let _ = ask(&mut desk, lab.asked("web1", "1"));
+    let keep = |folder: &str| copy(&lab.certs().join(folder), &lab.dir.path().join(format!("kept-{folder}")));
+    let restore = |folder: &str| copy(&lab.dir.path().join(format!("kept-{folder}")), &lab.certs().join(folder));
+    // Between the record and the end of the request.
+    keep("requests");
+    desk.sign(None).unwrap();
+    restore("requests");
+    let mut next = lab.desk();
+    let cert = issued(ask(&mut next, lab.asked("web1", "1")));
+    assert_eq!((lab.files("issued").len(), lab.files("requests").len()), (1, 0), "no second certificate");
+    assert_eq!(issued(ask(&mut next, lab.asked("web1", "1"))), cert);
+    // Between the revocation and the list.
+    let list = fs::read(lab.certs().join("crl.pem")).unwrap();
+    next.revoke(&texts(&["web1"]), None).unwrap();
+    fs::write(lab.certs().join("crl.pem"), list).unwrap();
+    lab.desk().tend().unwrap();
+    assert_eq!(lab.desk().signed_list().unwrap().unwrap().serials.len(), 1);
+    // A mark that is damaged is a mark.
+    let mark = lab.certs().join("revoked").join(lab.files("revoked").first().unwrap());
+    fs::write(&mark, "nonsense").unwrap();
+    assert!(matches!(lab.desk().renew(&[der(&cert)]).unwrap()[0], Err(Refused::Revoked { .. })));
+    // A token that is burnt and has signed nothing yet.
+    let mut desk = lab.desk();
+    keep("issued");
+    let _ = issued(ask(&mut desk, lab.with_token("web2", "2", &token)));
+    assert!(matches!(ask(&mut lab.desk(), lab.with_token("web3", "3", &token)), Err(Refused::Token { .. })));
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn several_processes_work_on_one_authority() {
+    let lab = Lab::new();
+    let terms = Terms { requests_max: 1000, ..TERMS };
+    std::thread::scope(|scope| {
+        for process in 0..4 {
+            let lab = &lab;
+            scope.spawn(move || {
+                let mut desk = lab.desk_with(terms);
+                for number in 0..10 {
+                    let name = format!("web{process}-{number}");
+                    let _ = ask(&mut desk, lab.asked(&name, &name));
+                    if number % 3 == 0 {
+                        let _ = desk.sign(None);
+                    }
+                }
+            });
+        }
+    });
+    let mut desk = lab.desk_with(terms);
+    let _ = desk.sign(None);
+    let bearers = desk.view().unwrap().bearers;
+    assert_eq!((bearers.len(), lab.files("issued").len(), lab.files("requests").len()), (40, 40, 0));
+}

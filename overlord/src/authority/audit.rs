@@ -1,0 +1,162 @@
+//! The authority's audit log: one JSON line for every change and every decision. It never decides, and never holds a token.
+
+use std::fs::DirBuilder;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use service::audit::{Audit, AuditError, Rotation};
+
+use crate::config::Config;
+use crate::home::Home;
+
+/// As much of a token's digest as tells which one it was.
+const TOKEN_SHOWN_CHARS: usize = 8;
+
+/// What was done, or asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Action {
+    /// The authority was made.
+    Init,
+    /// Certificates were issued by hand.
+    Issue,
+    /// Requests were signed.
+    Sign,
+    /// Requests were rejected.
+    Reject,
+    /// Certificates were revoked.
+    Revoke,
+    /// Names were freed.
+    Clean,
+    /// A token was made.
+    Token,
+    /// A host has asked for its first certificate.
+    Enroll,
+    /// Somebody has asked for a new certificate in the place of an old one.
+    Renew,
+    /// Somebody has asked for the revocation list.
+    Revocations,
+    /// Somebody has asked for something else.
+    Other,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Decision {
+    /// It was done.
+    Done,
+    /// It waits for an administrator.
+    Waiting,
+    /// An administrator had said no.
+    Rejected,
+    /// It was refused, for `reason`.
+    Refused,
+    /// It could not be done, for `reason`.
+    Failed,
+}
+
+/// One line of the log.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Entry {
+    pub(crate) at: Timestamp,
+    /// The user of a command; whose certificate was shown to the server, `nobody` if none was.
+    pub(crate) who: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peer: Option<SocketAddr>,
+    /// The SHA-256 of the certificate that was shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fingerprint: Option<String>,
+    pub(crate) action: Action,
+    /// Whom it is about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) names: Vec<String>,
+    /// The serial numbers of the certificates.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) serials: Vec<String>,
+    /// How the digest of the token begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    pub(crate) decision: Decision,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+impl Entry {
+    /// Of something that the user of this command has done.
+    pub(crate) fn of_command(action: Action) -> Self {
+        Self::new(user(), action, Decision::Done)
+    }
+
+    pub(crate) fn new(who: String, action: Action, decision: Decision) -> Self {
+        let (names, serials) = (Vec::new(), Vec::new());
+        Self { at: Timestamp::now(), who, peer: None, fingerprint: None, action, names, serials, token: None, decision, reason: None }
+    }
+
+    pub(crate) fn about(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.names.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    pub(crate) fn with_serials(mut self, serials: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.serials.extend(serials.into_iter().map(Into::into));
+        self
+    }
+
+    /// Names a token by its digest.
+    pub(crate) fn with_token(mut self, digest: &str) -> Self {
+        self.token = Some(digest.chars().take(TOKEN_SHOWN_CHARS).collect());
+        self
+    }
+}
+
+impl service::audit::Entry for Entry {
+    fn summary(&self) -> String {
+        let word = |json: Option<serde_json::Value>| json.and_then(|json| json.as_str().map(str::to_owned)).unwrap_or_default();
+        let (action, decision) = (word(serde_json::to_value(self.action).ok()), word(serde_json::to_value(self.decision).ok()));
+        let reason = self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("{}: {action} {}: {decision}{reason}", self.who, self.names.join(" "))
+    }
+
+    fn is_refusal(&self) -> bool {
+        matches!(self.decision, Decision::Refused | Decision::Failed)
+    }
+}
+
+/// Why the log cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct LedgerError(#[from] AuditError);
+
+/// The log, open for appending: by the server and by commands at once.
+#[derive(Debug)]
+pub(crate) struct Ledger(Audit);
+
+impl Ledger {
+    /// # Errors
+    /// It can be neither opened nor made.
+    pub(crate) fn open(home: &Home, config: &Config) -> Result<Self, LedgerError> {
+        let path = home.certs_audit_log();
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(home.state_dir());
+        made.map_err(|source| AuditError { path: path.clone(), source })?;
+        let rotation = Rotation { max_bytes: config.certs.audit_max_bytes.get(), files: config.certs.audit_files.get() };
+        Ok(Self(Audit::open(&path, rotation)?))
+    }
+
+    /// # Errors
+    /// It could not be written.
+    pub(crate) fn record(&self, entry: &Entry) -> Result<(), LedgerError> {
+        Ok(self.0.record(entry)?)
+    }
+}
+
+/// Who runs this command.
+fn user() -> String {
+    let uid = nix::unistd::getuid();
+    match nix::unistd::User::from_uid(uid) {
+        Ok(Some(user)) => format!("{} (uid {uid})", user.name),
+        _ => format!("uid {uid}"),
+    }
+}

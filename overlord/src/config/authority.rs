@@ -1,0 +1,79 @@
+//! What `overlord.toml` says of certificates: the table `[certs]` of the home where the authority is, and where to find that from elsewhere.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::time::Duration;
+
+use common::protocol::certs::AUTHORITY_PORT;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::hosts::whole_address;
+
+/// A shorter life leaves no time to renew in.
+const VALID_MIN: Duration = Duration::from_secs(10);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How the authority issues certificates and serves: the table `[certs]` of `overlord.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CertsLimits {
+    /// How long a certificate is valid; it is renewed at half of that. At least 10 s.
+    #[serde(deserialize_with = "life")]
+    pub valid: Duration,
+    /// How long a revocation list is good; the next one is signed at half of that. At least 10 s.
+    #[serde(deserialize_with = "list_life")]
+    pub crl_valid: Duration,
+    /// So many requests may wait for an administrator.
+    pub requests_max: NonZeroUsize,
+    /// Where `overlord certs serve` listens.
+    pub listen: SocketAddr,
+    /// So many connections it holds open at once.
+    pub connections_max: NonZeroU32,
+    /// The authority's audit log begins another file at this size.
+    pub audit_max_bytes: NonZeroU64,
+    /// So many files of it are kept.
+    pub audit_files: NonZeroU32,
+}
+
+impl Default for CertsLimits {
+    fn default() -> Self {
+        Self {
+            valid: 90 * DAY,
+            crl_valid: 30 * DAY,
+            requests_max: NonZeroUsize::MIN.saturating_add(9_999),
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, AUTHORITY_PORT)),
+            connections_max: NonZeroU32::MIN.saturating_add(4095),
+            audit_max_bytes: NonZeroU64::MIN.saturating_add((64 << 20) - 1),
+            audit_files: NonZeroU32::MIN.saturating_add(7),
+        }
+    }
+}
+
+/// A certificate's life as a person gives it, on the command line as in the file.
+///
+/// # Errors
+/// It is no length of time, or shorter than 10 s.
+pub(crate) fn valid(text: &str) -> Result<Duration, String> {
+    let valid = common::period::parse(text).map_err(|error| error.to_string())?;
+    if valid < VALID_MIN { Err(format!("it is shorter than {VALID_MIN:?}, which leaves no time to renew in")) } else { Ok(valid) }
+}
+
+pub(super) fn address<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(input)?;
+    let whole = whole_address(&text, AUTHORITY_PORT);
+    whole.map(Some).ok_or_else(|| D::Error::custom(format!("\"{}\" is not HOST:PORT, like 10.0.0.1:{AUTHORITY_PORT}", text.escape_debug())))
+}
+
+fn life<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    at_least_the_minimum(input, "certs.valid")
+}
+
+fn list_life<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    at_least_the_minimum(input, "certs.crl_valid")
+}
+
+fn at_least_the_minimum<'de, D: Deserializer<'de>>(input: D, key: &str) -> Result<Duration, D::Error> {
+    let period = common::period::deserialize(input)?;
+    if period < VALID_MIN { Err(D::Error::custom(format!("{key} is shorter than {VALID_MIN:?}"))) } else { Ok(period) }
+}
