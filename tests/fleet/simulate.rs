@@ -65,9 +65,9 @@ fn simulate(folder: &Path, echo_port: u16) -> Result<(), AnyError> {
         tokio::spawn(Arc::clone(&jobs).tend());
         for line in std::fs::read_to_string(folder.join("hosts"))?.lines() {
             let (name, address) = line.split_once(' ').ok_or("hosts has a line without an address")?;
-            let certs = folder.join("certs").join(name);
-            let trust = Arc::new(MinionTrust::open(TrustFiles::of_minion(&certs), StaleCrl::Serve, |_| ())?);
-            let tls = Arc::clone(&trust.now().tls().server);
+            let files = TrustFiles::of_minion(&folder.join("certs").join(name));
+            let trust = Arc::new(MinionTrust::open(files, StaleCrl::Serve, |_| ())?);
+            let tls = trust.server();
             let acl = Arc::new(Acl::open(&config.acl_dir));
             let (audit, registry, jobs) = (Arc::clone(&audit), Arc::clone(&registry), Arc::clone(&jobs));
             let door = Door::new(name.parse()?, Parts { acl, audit, registry, jobs, trust: Arc::clone(&trust) }, limits);

@@ -27,5 +27,6 @@ mod queue;
 mod renewal;
 mod retention;
 mod retry;
+mod revocation;
 mod revoked;
 mod trust;
