@@ -24,7 +24,7 @@ fn a_host_is_given_a_folder_whose_key_is_private() {
         let folder = out.join(host);
         let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         files.sort();
-        assert_eq!(files, ["ca.pem", "cert.pem", "key.pem"]);
+        assert_eq!(files, ["ca.pem", "cert.pem", "crl.pem", "key.pem"]);
         assert_eq!(mode(&folder.join("key.pem")), 0o600);
     }
     let home = fleet.home().join("certs");

@@ -90,7 +90,8 @@ fn an_expired_host_says_so_and_enrols_again_with_its_key() {
     let web1 = fleet.minion("web1");
     authority.kill9();
     let key = fs::read(web1.certs_dir().join("key.pem")).unwrap();
-    wait_until("the certificate to expire", PATIENCE, || web1.stderr().contains("minion enroll"));
+    wait_until("the certificate to expire", PATIENCE, || web1.stderr().contains("the certificate has expired"));
+    assert!(web1.stderr().contains(" enroll --overlord"), "it says what to type");
     let call = fleet.overlord(["web1", "test.ping", "--output", "json"]);
     assert!(call.code() != 0, "{}", call.out());
     let authority = fleet.serve_certs();
