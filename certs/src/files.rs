@@ -205,6 +205,12 @@ impl Credentials {
         self.leaf.not_before
     }
 
+    /// The certificate itself.
+    #[must_use]
+    pub fn cert(&self) -> Option<&CertificateDer<'static>> {
+        self.certified_key.cert.first()
+    }
+
     /// Its key's SubjectPublicKeyInfo.
     pub(crate) fn public_key(&self) -> &[u8] {
         &self.leaf.public_key

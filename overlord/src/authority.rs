@@ -2,13 +2,20 @@
 //! What a request gets is decided in the crate `certs`.
 
 pub(crate) mod audit;
+mod clerk;
+pub(crate) mod renewal;
+pub(crate) mod serve;
 pub(crate) mod spread;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use certs::authority::desk::{Desk, Terms};
 use certs::authority::{Authority, AuthorityError};
+use certs::tls::CaPin;
 
 use crate::config::Config;
-use crate::fleet::Fleet;
+use crate::home::Home;
 use audit::{Ledger, LedgerError};
 
 /// Why the authority of this home cannot be worked with.
@@ -26,17 +33,22 @@ pub(crate) enum OfficeError {
 #[derive(Debug)]
 pub(crate) struct Office {
     pub(crate) desk: Desk,
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 impl Office {
-    /// Opens the authority of the fleet's home, and its log.
+    /// Opens the authority of a home, and its log.
     ///
     /// # Errors
     /// There is none here, or one of them cannot be used.
-    pub(crate) fn open(fleet: &Fleet) -> Result<Self, OfficeError> {
-        let desk = Desk::open(&fleet.home().certs_dir(), terms(fleet.config()))?;
-        Ok(Self { desk, ledger: Ledger::open(fleet.home(), fleet.config())? })
+    pub(crate) fn open(home: &Home, config: &Config) -> Result<Self, OfficeError> {
+        let desk = Desk::open(&home.certs_dir(), terms(config))?;
+        Ok(Self { desk, ledger: Arc::new(Ledger::open(home, config)?) })
+    }
+
+    /// Whether the authority is in this home.
+    pub(crate) fn is_in(home: &Home) -> bool {
+        home.certs_dir().join("ca.key").exists()
     }
 }
 
@@ -47,15 +59,18 @@ fn terms(config: &Config) -> Terms {
 
 /// What to type on a host that shall enrol with `authority`.
 pub(crate) fn enroll_line(config: &Config, authority: &Authority) -> String {
-    format!("minion enroll --overlord {} --ca-fingerprint {}", public_address(config), authority.pin())
+    enroll_line_at(&public_address(config, config.certs.listen), authority.pin())
 }
 
-/// Where hosts reach `overlord certs serve`, as far as can be told from here.
-fn public_address(config: &Config) -> String {
+fn enroll_line_at(address: &str, pin: &CaPin) -> String {
+    format!("minion enroll --overlord {address} --ca-fingerprint {pin}")
+}
+
+/// Where hosts reach `overlord certs serve` that listens at `listen`, as far as can be told from here.
+fn public_address(config: &Config, listen: SocketAddr) -> String {
     if let Some(address) = &config.authority {
         return address.clone();
     }
-    let listen = config.certs.listen;
     if !listen.ip().is_unspecified() {
         return listen.to_string();
     }

@@ -17,8 +17,8 @@ use common::method::MethodName;
 use common::period;
 
 pub(crate) use certs::{
-    CertsCleanArgs, CertsCommand, CertsInitArgs, CertsIssueArgs, CertsRejectArgs, CertsRevokeArgs, CertsSignArgs, CertsTokenArgs,
-    IssuedRole,
+    CertsCleanArgs, CertsCommand, CertsInitArgs, CertsIssueArgs, CertsRejectArgs, CertsRevokeArgs, CertsServeArgs, CertsSignArgs,
+    CertsTokenArgs, IssuedRole,
 };
 
 const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KEY=VALUE]...";

@@ -6,12 +6,13 @@
 
 mod broken;
 mod exchange;
+mod heard;
 mod shape;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::files::Credentials;
+use certs::trust::OverlordTrust;
 use common::outcome::{ErrorCode, Failure, Verdict};
 use jsonrpsee::core::client::{ClientT, Error as RpcError};
 use jsonrpsee_http_client::transport::Error as TransportError;
@@ -21,11 +22,13 @@ use serde_json::value::RawValue;
 use tokio_rustls::TlsConnector;
 use tower::ServiceBuilder;
 
+use crate::authority::renewal::Renewal;
 use crate::config::Config;
 use crate::envelope::{Letter, Params};
 use broken::Broken;
 pub(crate) use broken::Sent;
 use exchange::Dial;
+pub(crate) use heard::Heard;
 
 /// Longer than every wait within an exchange: jsonrpsee wants a limit of its own, which must not be the one that strikes.
 const OUTER_MARGIN: Duration = Duration::from_secs(10);
@@ -36,7 +39,9 @@ pub(crate) const REASON_MAX_CHARS: usize = 1000;
 
 /// What asking hosts takes; made once for a command.
 pub(crate) struct Client {
-    connector: TlsConnector,
+    trust: Arc<OverlordTrust>,
+    renewal: Arc<Renewal>,
+    heard: Arc<Heard>,
     connect_within: Duration,
     answer_max_bytes: u32,
     call_max_bytes: u32,
@@ -86,19 +91,27 @@ impl NoAnswer {
 }
 
 impl Client {
-    pub(crate) fn new(credentials: &Credentials, config: &Config) -> Result<Self, certs::tls::TlsError> {
-        let tls = certs::tls::client_config(credentials)?;
-        Ok(Self {
-            connector: TlsConnector::from(tls),
+    /// Of whoever `trust` says that we are, at each dial anew.
+    pub(crate) fn new(trust: Arc<OverlordTrust>, renewal: Arc<Renewal>, config: &Config) -> Self {
+        Self {
+            trust,
+            renewal,
+            heard: Arc::default(),
             connect_within: config.connect_timeout,
             answer_max_bytes: config.result_max_bytes,
             call_max_bytes: config.call_max_bytes,
-        })
+        }
+    }
+
+    /// Which revocation lists hosts have said that they go by.
+    pub(crate) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     /// The same, for answers of at most `bytes`: many hosts are asked at once, and each could fill what is left of the memory.
     pub(crate) fn taking_at_most(&self, bytes: u32) -> Self {
-        Self { connector: self.connector.clone(), answer_max_bytes: self.answer_max_bytes.min(bytes), ..*self }
+        let (trust, renewal, heard) = (self.trust.clone(), self.renewal.clone(), self.heard.clone());
+        Self { trust, renewal, heard, answer_max_bytes: self.answer_max_bytes.min(bytes), ..*self }
     }
 
     /// Asks the letter's host, and waits `within` for the answer once it is sent. `sent` tells whether it came so far, also
@@ -119,8 +132,10 @@ impl Client {
     }
 
     async fn exchange<R: DeserializeOwned>(&self, letter: &Letter, params: Params, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
+        self.renewal.look();
         let dial = Arc::new(Dial {
-            connector: self.connector.clone(),
+            connector: TlsConnector::from(self.trust.now().tls().client.clone()),
+            heard: self.heard.clone(),
             host: letter.host.clone(),
             address: letter.address.clone(),
             connect_within: self.connect_within,

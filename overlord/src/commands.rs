@@ -27,6 +27,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::authority::OfficeError;
 use crate::authority::audit::LedgerError;
+use crate::authority::serve::ServeError;
 use crate::buckets::forks_max;
 use crate::chain;
 use crate::cli::{Cli, Command, Options};
@@ -253,4 +254,4 @@ macro_rules! internal {
     )*};
 }
 
-internal!(DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError);
+internal!(DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod call;
+pub(crate) mod gossip;
 mod stop;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use certs::files::{Credentials, FileError};
+use certs::crl::StaleCrl;
 use certs::tls::TlsError;
+use certs::trust::{OverlordTrust, TrustError, TrustFiles};
 use common::identity::{CallerName, MinionName, Role};
 use common::job::JobRecord;
 
 use crate::aggregate::compressed;
+use crate::authority::renewal::{self, Renewal, RenewalFailed};
 use crate::buckets::BucketError;
 use crate::client::Client;
 use crate::config::{Config, ConfigError};
@@ -51,12 +54,12 @@ pub enum LinkError {
         /// The file that is not there.
         path: PathBuf,
     },
-    /// It cannot be used.
+    /// It, its key, the authority's or the revocation list cannot be used.
     #[error(transparent)]
-    Credentials(#[from] FileError),
-    /// It is not one of an overlord, or its authority is not sound.
+    Trust(#[from] TrustError),
+    /// It has expired, and could not be renewed.
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Renewal(#[from] RenewalFailed),
     /// Threads cannot be started.
     #[error(transparent)]
     Buckets(#[from] BucketError),
@@ -69,13 +72,17 @@ pub struct Fleet(Arc<Inner>);
 struct Inner {
     home: Home,
     config: Config,
-    warning: Box<dyn Fn(&str) + Send + Sync>,
+    warning: Warning,
     link: OnceLock<Link>,
 }
 
-/// What it takes to talk to hosts: made when the first is talked to.
+/// Who is told, a line at a time, what a person should know and what stops nothing.
+pub(crate) type Warning = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What it takes to talk to hosts: made when the first is talked to. It goes by the files of the home as they are at each dial.
 pub(crate) struct Link {
     pub(crate) caller: CallerName,
+    pub(crate) trust: Arc<OverlordTrust>,
     pub(crate) client: Client,
 }
 
@@ -105,14 +112,14 @@ impl Fleet {
     /// As [`Fleet::open`].
     pub fn at(home: Home) -> Result<Self, FleetError> {
         let config = Config::load(&home.config_file())?;
-        Ok(Self(Arc::new(Inner { home, config, warning: Box::new(|_| ()), link: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner { home, config, warning: Arc::new(|_| ()), link: OnceLock::new() })))
     }
 
     /// The same fleet, where `warning` is called with what a person should know and what stops nothing, a line at a time.
     #[must_use]
     pub fn with_warnings(self, warning: impl Fn(&str) + Send + Sync + 'static) -> Self {
         let (home, config) = (self.0.home.clone(), self.0.config.clone());
-        Self(Arc::new(Inner { home, config, warning: Box::new(warning), link: OnceLock::new() }))
+        Self(Arc::new(Inner { home, config, warning: Arc::new(warning), link: OnceLock::new() }))
     }
 
     /// The hosts of the roster that `expression` names: `*`, `web*;db1`, `@group`, `@job:ID:failed`, `!web9`.
@@ -193,6 +200,10 @@ impl Fleet {
         &self.0.home
     }
 
+    pub(crate) fn warning(&self) -> &Warning {
+        &self.0.warning
+    }
+
     pub(crate) fn warn(&self, text: &str) {
         (self.0.warning)(text);
     }
@@ -201,24 +212,39 @@ impl Fleet {
         if let Some(link) = self.0.link.get() {
             return Ok(link);
         }
-        let link = Link::load(&self.0.home, &self.0.config)?;
+        let link = Link::load(&self.0.home, &self.0.config, &self.0.warning)?;
         Ok(self.0.link.get_or_init(|| link))
     }
 }
 
 impl Link {
-    fn load(home: &Home, config: &Config) -> Result<Self, LinkError> {
-        let certs = home.certs_dir();
-        let (ca, cert, key) = (certs.join("ca.pem"), certs.join("overlord.pem"), certs.join("overlord.key"));
-        if let Some(path) = [&ca, &cert, &key].into_iter().find(|path| !path.exists()) {
-            return Err(LinkError::Missing { path: path.clone() });
-        }
-        let credentials = Credentials::load(&ca, &cert, &key)?;
-        let client = Client::new(&credentials, config)?;
+    fn load(home: &Home, config: &Config, warning: &Warning) -> Result<Self, LinkError> {
+        let trust = Arc::new(open_trust(home, config, warning)?);
+        let renewal = Arc::new(Renewal::new(home, config, &trust, warning));
+        renewal.before_calls()?;
+        let credentials = trust.now().credentials().clone();
         match credentials.role() {
-            Role::Overlord(caller) => Ok(Self { caller: caller.clone(), client }),
-            Role::Minion(_) | Role::Authority => Err(TlsError::Role { needs: "overlord", has: credentials.role().clone() }.into()),
+            Role::Overlord(caller) => Ok(Self { caller: caller.clone(), client: Client::new(trust.clone(), renewal, config), trust }),
+            Role::Minion(_) | Role::Authority => {
+                Err(TrustError::from(TlsError::Role { needs: "overlord", has: credentials.role().clone() }).into())
+            }
         }
+    }
+}
+
+/// What this overlord goes by. Where the authority is, a revocation list that cannot be read is signed anew.
+pub(crate) fn open_trust(home: &Home, config: &Config, warning: &Warning) -> Result<OverlordTrust, LinkError> {
+    let files = TrustFiles::of_overlord(&home.certs_dir());
+    if let Some(path) = [&files.ca, &files.cert, &files.key].into_iter().find(|path| !path.exists()) {
+        return Err(LinkError::Missing { path: path.clone() });
+    }
+    let open = || {
+        let warning = warning.clone();
+        OverlordTrust::open(files.clone(), StaleCrl::Serve, move |text| warning(text))
+    };
+    match open() {
+        Err(TrustError::Crl(_)) if renewal::tend(home, config).is_ok() => Ok(open()?),
+        opened => Ok(opened?),
     }
 }
 

@@ -36,6 +36,7 @@ mod targets;
 
 use std::error::Error;
 
+pub use authority::renewal::RenewalFailed;
 pub use buckets::BucketError;
 pub use commands::run;
 /// The nouns: names, states, outcomes, records.

@@ -88,7 +88,9 @@ pub enum Refused {
         waiting: usize,
     },
     /// The certificate that asks for its renewal has another key than its name is bound to.
-    #[error("no new certificate for {role}: the name is bound to another key by now. Enrol again")]
+    #[error(
+        "no new certificate for {role}: the name is bound to another key by now. A host enrols again; `overlord certs issue --role overlord NAME` makes another for an overlord"
+    )]
     NotCurrent {
         /// Whose.
         role: Role,

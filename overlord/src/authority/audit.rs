@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use service::Visitor;
 use service::audit::{Audit, AuditError, Rotation};
 
 use crate::config::Config;
@@ -36,8 +37,6 @@ pub(crate) enum Action {
     Enroll,
     /// Somebody has asked for a new certificate in the place of an old one.
     Renew,
-    /// Somebody has asked for the revocation list.
-    Revocations,
     /// Somebody has asked for something else.
     Other,
 }
@@ -47,12 +46,13 @@ pub(crate) enum Action {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Decision {
     /// It was done.
+    #[serde(rename = "allow")]
     Done,
     /// It waits for an administrator.
+    #[serde(rename = "wait")]
     Waiting,
-    /// An administrator had said no.
-    Rejected,
     /// It was refused, for `reason`.
+    #[serde(rename = "deny")]
     Refused,
     /// It could not be done, for `reason`.
     Failed,
@@ -103,6 +103,21 @@ impl Entry {
     pub(crate) fn with_serials(mut self, serials: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.serials.extend(serials.into_iter().map(Into::into));
         self
+    }
+
+    /// As it came out.
+    pub(crate) fn decided(mut self, decision: Decision, reason: Option<String>) -> Self {
+        (self.decision, self.reason) = (decision, reason);
+        self
+    }
+
+    /// Of somebody at the other end of a connection.
+    pub(crate) fn of_visitor(visitor: &Visitor, action: Action) -> Self {
+        let who = visitor.peer().map_or_else(|| "nobody".to_owned(), |peer| peer.role.to_string());
+        let mut entry = Self::new(who, action, Decision::Refused);
+        entry.peer = Some(visitor.address());
+        entry.fingerprint = visitor.peer().map(|peer| peer.fingerprint.clone());
+        entry
     }
 
     /// Names a token by its digest.

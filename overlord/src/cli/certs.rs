@@ -1,5 +1,6 @@
 //! The words behind `overlord certs`. Does nothing.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ pub(crate) enum CertsCommand {
     Token(CertsTokenArgs),
     /// Say what needs attention: certificates, requests, the revocation list; the exit status is for monitoring
     Status,
+    /// Renew this overlord's own certificate now
+    Renew,
+    /// Serve the authority to hosts: requests, renewals, the revocation list
+    Serve(CertsServeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -106,4 +111,11 @@ pub(crate) struct CertsTokenArgs {
     /// How long it is good
     #[arg(long, value_name = "DURATION", value_parser = period::parse, default_value = "1h")]
     pub(crate) ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsServeArgs {
+    /// Where to listen [default: certs.listen in overlord.toml, 0.0.0.0:51235]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
 }

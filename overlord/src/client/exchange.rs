@@ -29,6 +29,7 @@ use tower::Service;
 use tower::util::service_fn;
 
 use super::broken::{Broken, Sent, deepest_cause};
+use super::heard::Heard;
 
 /// How many addresses of a name are tried.
 const ADDRESSES_MAX: usize = 4;
@@ -43,6 +44,7 @@ type Exchanged = Pin<Box<dyn Future<Output = Result<Answer, TransportError>> + S
 /// One exchange to be.
 pub(super) struct Dial {
     pub(super) connector: TlsConnector,
+    pub(super) heard: Arc<Heard>,
     pub(super) host: MinionName,
     pub(super) address: String,
     pub(super) connect_within: Duration,
@@ -168,6 +170,7 @@ impl Dial {
             cause: failed.into_error().into(),
         })?;
         let (head, body) = response.into_parts();
+        self.heard.note(&self.host, &self.address, &head.headers);
         let limit = usize::try_from(self.answer_max_bytes).unwrap_or(usize::MAX);
         let body = Limited::new(body, limit).collect().await.map_err(|cause| Failure {
             never_written: false,

@@ -3,8 +3,10 @@
 mod init;
 mod issue;
 mod list;
+mod renew;
 mod requests;
 mod revoke;
+mod serve;
 mod sign;
 mod status;
 mod token;
@@ -15,7 +17,7 @@ use certs::authority::IssuedEntry;
 use certs::authority::desk::View;
 use serde_json::{Value, json};
 
-use super::{NOT_WELL, OK, Refusal, STALE};
+use super::{INTERNAL, NOT_WELL, OK, Refusal, STALE};
 use crate::authority::audit::{Entry, Ledger};
 use crate::cli::CertsCommand;
 use crate::fleet::Fleet;
@@ -33,6 +35,8 @@ pub(super) fn run(fleet: &Fleet, output: Output, command: CertsCommand) -> Resul
         CertsCommand::Clean(args) => revoke::clean(fleet, output, &args),
         CertsCommand::Token(args) => token::run(fleet, output, args),
         CertsCommand::Status => status::run(fleet, output),
+        CertsCommand::Renew => renew::run(fleet, output),
+        CertsCommand::Serve(args) => serve::run(fleet, &args),
     }
 }
 

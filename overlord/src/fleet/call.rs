@@ -10,7 +10,7 @@ use common::outcome::{Outcome, Verdict};
 use jiff::Timestamp;
 
 use super::arguments::{CheckError, IntoArguments, check_call};
-use super::{Link, LinkError, Stop, Target};
+use super::{Link, LinkError, Stop, Target, gossip};
 use crate::buckets::{BucketError, fan_out};
 use crate::client::Sent;
 use crate::envelope::{Letter, Message, fresh_id};
@@ -96,7 +96,11 @@ impl Target {
         };
         let within = self.timeout.saturating_add(ANSWER_GRACE);
         let letters = message.letters(&self.hosts);
-        Ok(fan_out(letters, self.forks, |letter| call_one(link, letter, within, stop), collect)?)
+        let collected = fan_out(letters, self.forks, |letter| call_one(link, letter, within, stop), collect)?;
+        if !stop.is_stopped() {
+            gossip::carry_on(&self.fleet, link);
+        }
+        Ok(collected)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::buckets::fan_out;
 use crate::client::{self, Client, NoAnswer, Sent};
 use crate::clock;
 use crate::envelope::{Letter, Message, fresh_id};
-use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call};
+use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call, gossip};
 use crate::hosts::{Host, Roster};
 use crate::store;
 
@@ -154,6 +154,7 @@ impl Dispatch {
         if let Err(error) = store::fold(&fleet, &job) {
             fleet.warn(&crate::chain(&error));
         }
+        gossip::carry_on(&fleet, link);
         if let Err(error) = retention::tidy(&fleet) {
             fleet.warn(&crate::chain(&error));
         }

@@ -14,7 +14,7 @@ use super::JobError;
 use crate::buckets::fan_out;
 use crate::client::{NoAnswer, Sent};
 use crate::envelope::{Letter, Message, fresh_id, later};
-use crate::fleet::{Fleet, Link};
+use crate::fleet::{Fleet, Link, gossip};
 
 /// A question to one host about one sending of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +122,11 @@ pub(crate) fn ask(
         let answer = answer.and_then(|outcome| result(outcome, "a job's report"));
         Some((inquiry, answer.map_err(|silence| Unheard::NoAnswer(silence.shortened()))))
     };
-    Ok(fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().flatten().for_each(each))?)
+    fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().flatten().for_each(each))?;
+    if until.is_none_or(|until| Instant::now() < until) {
+        gossip::carry_on(fleet, link);
+    }
+    Ok(())
 }
 
 /// The result within the answer to a question about a job; `what` it should be is told where it is not.

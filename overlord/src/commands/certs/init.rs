@@ -30,7 +30,7 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: CertsInitArgs) -> Res
         // One without the other is of no use to anybody; if it cannot be removed, writing it anew says why.
         let _not_there = fs::remove_file(half);
     }
-    let Office { mut desk, ledger } = Office::open(fleet)?;
+    let Office { mut desk, ledger } = Office::open(fleet.home(), fleet.config())?;
     let role = Role::Overlord(args.name);
     let mut entry = Entry::of_command(Action::Init).about([role.name()]);
     for issued in desk.issue(std::slice::from_ref(&role), args.valid.unwrap_or(fleet.config().certs.valid))? {

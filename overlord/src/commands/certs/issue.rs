@@ -25,7 +25,7 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: &CertsIssueArgs) -> R
     if let Some(path) = roles.iter().map(|role| args.out.join(role.name())).find(|path| path.symlink_metadata().is_ok()) {
         return Err(AuthorityError::FolderExists { path }.into());
     }
-    let Office { mut desk, ledger } = Office::open(fleet)?;
+    let Office { mut desk, ledger } = Office::open(fleet.home(), fleet.config())?;
     let all = desk.issue(&roles, args.valid.unwrap_or(fleet.config().certs.valid))?;
     let names = roles.iter().map(Role::name);
     record(&ledger, &Entry::of_command(Action::Issue).about(names).with_serials(all.iter().map(|issued| issued.serial.clone())))?;

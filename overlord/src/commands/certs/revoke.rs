@@ -22,13 +22,13 @@ use crate::output::{Format, Output, remark, table};
 const REASONS_TOLD_MAX: usize = 20;
 
 pub(super) fn revoke(fleet: &Fleet, output: Output, args: &CertsRevokeArgs) -> Result<u8, Refusal> {
-    let mut office = Office::open(fleet)?;
+    let mut office = Office::open(fleet.home(), fleet.config())?;
     let revoked = office.desk.revoke(&args.subjects, own_serial(fleet).as_deref())?;
     finish(fleet, output, office, Action::Revoke, &args.subjects, &revoked)
 }
 
 pub(super) fn clean(fleet: &Fleet, output: Output, args: &CertsCleanArgs) -> Result<u8, Refusal> {
-    let mut office = Office::open(fleet)?;
+    let mut office = Office::open(fleet.home(), fleet.config())?;
     let revoked = office.desk.clean(&args.subjects, own_serial(fleet).as_deref())?;
     finish(fleet, output, office, Action::Clean, &args.subjects, &revoked)
 }

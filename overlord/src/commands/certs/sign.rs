@@ -13,7 +13,7 @@ use crate::output::job::moment;
 use crate::output::{Format, Output, remark, table};
 
 pub(super) fn sign(fleet: &Fleet, mut output: Output, args: &CertsSignArgs) -> Result<u8, Refusal> {
-    let Office { mut desk, ledger } = Office::open(fleet)?;
+    let Office { mut desk, ledger } = Office::open(fleet.home(), fleet.config())?;
     let names = each_once(&args.names);
     let signed = desk.sign((!args.all).then_some(names.as_slice()))?;
     if !signed.is_empty() {
@@ -29,7 +29,7 @@ pub(super) fn sign(fleet: &Fleet, mut output: Output, args: &CertsSignArgs) -> R
 }
 
 pub(super) fn reject(fleet: &Fleet, mut output: Output, args: &CertsRejectArgs) -> Result<u8, Refusal> {
-    let Office { mut desk, ledger } = Office::open(fleet)?;
+    let Office { mut desk, ledger } = Office::open(fleet.home(), fleet.config())?;
     let names = each_once(&args.names);
     desk.reject(&names)?;
     record(&ledger, &Entry::of_command(Action::Reject).about(names.iter().map(MinionName::as_str)))?;

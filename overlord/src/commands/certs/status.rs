@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use certs::authority::Authority;
 use certs::authority::desk::{Bearer, SignedList, Standing, View};
+use certs::authority::{Authority, CLOCK_SKEW};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ use crate::output::{Format, Output, harmless, remark, table};
 const AUTHORITY_ENDS_WITHIN: SignedDuration = SignedDuration::from_hours(90 * 24);
 
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
-    let Office { mut desk, .. } = Office::open(fleet)?;
+    let Office { mut desk, .. } = Office::open(fleet.home(), fleet.config())?;
     let mut view = desk.view()?;
     view.bearers.sort_by_key(|bearer| urgency(bearer.standing));
     let report = Report { view: &view, authority: desk.authority(), now: Timestamp::now() };
@@ -57,6 +57,12 @@ impl Report<'_> {
         self.view.list.as_ref().is_none_or(|list| self.now > list.next_update)
     }
 
+    /// A list is dated back for hosts whose clocks are slow.
+    fn age_seconds(&self, this_update: Timestamp) -> i64 {
+        let signed_at = this_update.checked_add(CLOCK_SKEW).unwrap_or(this_update);
+        self.now.duration_since(signed_at).as_secs().max(0)
+    }
+
     fn waiting(&self) -> usize {
         self.view.requests.iter().filter(|request| request.rejected_at.is_none()).count()
     }
@@ -71,7 +77,7 @@ impl Report<'_> {
         let list = self.view.list.as_ref().map(|SignedList { number, this_update, next_update, serials }| {
             json!({
                 "number": number, "signed_at": this_update, "stale_at": next_update, "stale": self.is_stale(),
-                "age_s": self.now.duration_since(*this_update).as_secs().max(0), "revoked": serials.len(),
+                "age_s": self.age_seconds(*this_update), "revoked": serials.len(),
             })
         });
         let mut document = json!({
@@ -121,7 +127,7 @@ impl Report<'_> {
             return "none".to_owned();
         };
         let how = if self.is_stale() { "STALE since" } else { "good until" };
-        let age = self.now.duration_since(*this_update).as_secs().max(0);
+        let age = self.age_seconds(*this_update);
         format!("number {number}, {age} s old, {how} {}, revokes {}", moment(*next_update), serials.len())
     }
 

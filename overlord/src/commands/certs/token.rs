@@ -11,7 +11,7 @@ use crate::fleet::Fleet;
 use crate::output::{Format, Output, remark};
 
 pub(super) fn run(fleet: &Fleet, mut output: Output, args: CertsTokenArgs) -> Result<u8, Refusal> {
-    let Office { mut desk, ledger } = Office::open(fleet)?;
+    let Office { mut desk, ledger } = Office::open(fleet.home(), fleet.config())?;
     let token = desk.token(args.names.clone(), args.ttl)?;
     record(&ledger, &Entry::of_command(Action::Token).about(args.names.clone()).with_token(&token.digest))?;
     remark(&format!(

@@ -1,0 +1,182 @@
+//! The one thread that works at the desk for `overlord certs serve`. All that wait are dealt with at once, so a thousand hosts that come together cost
+//! little more than one; each decision is in the audit log before anybody hears of it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use certs::authority::AuthorityError;
+use certs::authority::desk::{Asked, Certified, Desk, Enrolled, Refused};
+use common::outcome::{ErrorCode, Failure};
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tracing::error;
+
+use super::Office;
+use super::audit::{Decision, Entry, Ledger};
+use crate::chain;
+
+/// So many requests wait for the desk; further ones are refused, and come again.
+const QUEUE_MAX: usize = 1024;
+/// So many are dealt with at once.
+const BATCH_MAX: usize = 512;
+
+/// What somebody at the other end of a connection wants of the desk.
+#[derive(Debug)]
+pub(super) enum Wish {
+    /// A first certificate.
+    Enroll(Asked),
+    /// One in the place of that which was shown.
+    Renew(CertificateDer<'static>),
+}
+
+/// What he gets.
+#[derive(Debug)]
+pub(super) enum Given {
+    Enrolled(Enrolled),
+    Renewed(Certified),
+}
+
+type Answer = Result<Given, Failure>;
+
+struct Task {
+    wish: Wish,
+    /// The line for the log, but for what is decided.
+    entry: Entry,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// The way to the desk. When the last is dropped, the thread ends.
+#[derive(Debug)]
+pub(super) struct Clerk {
+    tasks: SyncSender<Task>,
+}
+
+impl Clerk {
+    /// Starts the thread, which calls `tend` at once and then every `tend_every`.
+    pub(super) fn start(
+        Office { mut desk, ledger }: Office,
+        tend_every: Duration,
+        mut tend: impl FnMut(&mut Desk, &Ledger) + Send + 'static,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
+        let (tasks, waiting) = sync_channel(QUEUE_MAX);
+        let work = move || {
+            let mut due = Instant::now();
+            while let Some(batch) = next_batch(&waiting, due) {
+                deal_with(&mut desk, &ledger, batch);
+                if Instant::now() >= due {
+                    tend(&mut desk, &ledger);
+                    due = Instant::now() + tend_every;
+                }
+            }
+        };
+        Ok((Self { tasks }, thread::Builder::new().name("desk".to_owned()).spawn(work)?))
+    }
+
+    /// Waits for its turn.
+    pub(super) async fn ask(&self, wish: Wish, entry: Entry) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        match self.tasks.try_send(Task { wish, entry, reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                let text =
+                    format!("the authority has {QUEUE_MAX} requests to deal with already, as many as may wait: ask again in a while");
+                return Err(Failure::new(ErrorCode::LimitReached, text));
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(gone()),
+        }
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+fn gone() -> Failure {
+    Failure::new(ErrorCode::Internal, "the authority is stopping: ask again in a while")
+}
+
+/// All that waits, as soon as there is something, at the latest when it is `due`; nothing once nobody can ask any more.
+fn next_batch(waiting: &Receiver<Task>, due: Instant) -> Option<Vec<Task>> {
+    match waiting.recv_timeout(due.saturating_duration_since(Instant::now())) {
+        Ok(first) => Some(std::iter::once(first).chain(waiting.try_iter().take(BATCH_MAX - 1)).collect()),
+        Err(RecvTimeoutError::Timeout) => Some(Vec::new()),
+        Err(RecvTimeoutError::Disconnected) => None,
+    }
+}
+
+fn deal_with(desk: &mut Desk, ledger: &Arc<Ledger>, batch: Vec<Task>) {
+    let (mut asked, mut enrolling, mut shown, mut renewing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for Task { wish, entry, reply } in batch {
+        match wish {
+            Wish::Enroll(one) => {
+                asked.push(one);
+                enrolling.push((entry, reply));
+            }
+            Wish::Renew(cert) => {
+                shown.push(cert);
+                renewing.push((entry, reply));
+            }
+        }
+    }
+    let began = Timestamp::now();
+    if !asked.is_empty() {
+        let answers = desk.enroll(&asked).map(|all| all.into_iter().map(|one| one.map(Given::Enrolled)).collect());
+        tell(ledger, enrolling, answers, began);
+    }
+    if !shown.is_empty() {
+        let answers = desk.renew(&shown).map(|all| all.into_iter().map(|one| one.map(Given::Renewed)).collect());
+        tell(ledger, renewing, answers, began);
+    }
+}
+
+type Decided = Result<Given, Refused>;
+
+fn tell(ledger: &Ledger, waiting: Vec<(Entry, oneshot::Sender<Answer>)>, answers: Result<Vec<Decided>, AuthorityError>, began: Timestamp) {
+    match answers {
+        Ok(answers) => {
+            for ((entry, reply), decided) in waiting.into_iter().zip(answers) {
+                // Who has gone away meanwhile asks again, and finds how it stands.
+                let _gone = reply.send(recorded(ledger, entry, decided, began));
+            }
+        }
+        Err(problem) => {
+            let problem = chain(&problem);
+            error!(%problem, requests = waiting.len(), "the authority cannot deal with requests");
+            for (entry, reply) in waiting {
+                let _unwritten = ledger.record(&entry.decided(Decision::Failed, Some(problem.clone())));
+                let text = "the authority cannot do its work; its log says why. Ask again later";
+                let _gone = reply.send(Err(Failure::new(ErrorCode::Internal, text)));
+            }
+        }
+    }
+}
+
+/// The answer, once it is in the log. What is not in the log is not given: whoever asks again gets it.
+fn recorded(ledger: &Ledger, entry: Entry, decided: Decided, began: Timestamp) -> Answer {
+    let entry = match &decided {
+        Ok(Given::Enrolled(Enrolled::Issued(certified)) | Given::Renewed(certified)) => {
+            entry.with_serials([certified.serial.clone()]).decided(Decision::Done, None)
+        }
+        // A host asks again and again while it waits: only the first time is news.
+        Ok(Given::Enrolled(Enrolled::Waiting { since, .. })) if *since < began => return decided.map_err(|refused| failure(&refused)),
+        Ok(Given::Enrolled(Enrolled::Waiting { key, .. })) => entry.decided(Decision::Waiting, Some(format!("its key is {key}"))),
+        Ok(Given::Enrolled(Enrolled::Rejected { at })) => entry.decided(Decision::Refused, Some(format!("it was rejected on {at}"))),
+        Err(refused) => entry.decided(Decision::Refused, Some(refused.to_string())),
+    };
+    if let Err(problem) = ledger.record(&entry) {
+        let problem = chain(&problem);
+        error!(%problem, "a decision of the authority is not told, because it cannot be written down");
+        return Err(Failure::new(ErrorCode::Internal, "the authority cannot write its audit log, and gives nothing out. Ask again later"));
+    }
+    decided.map_err(|refused| failure(&refused))
+}
+
+fn failure(refused: &Refused) -> Failure {
+    let code = match refused {
+        Refused::Full { .. } => ErrorCode::LimitReached,
+        Refused::Csr { .. } => ErrorCode::InvalidArguments,
+        _ => ErrorCode::Denied,
+    };
+    Failure::new(code, refused.to_string())
+}

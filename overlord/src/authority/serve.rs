@@ -1,0 +1,164 @@
+//! `overlord certs serve`: the authority for hosts and other overlords, over TLS. It answers; what it answers is decided at the desk.
+
+mod reception;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use certs::authority::Authority;
+use certs::authority::desk::{CRL_FILE, Desk};
+use certs::crl::StaleCrl;
+use certs::files::Credentials;
+use certs::trust::{AuthorityTrust, OverlordTrust, TrustError};
+use service::Limits;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::audit::{Action, Entry, Ledger};
+use super::clerk::Clerk;
+use super::renewal::renew_at;
+use super::{Office, OfficeError, enroll_line_at, public_address};
+use crate::chain;
+use crate::config::Config;
+use crate::fleet::{Fleet, Warning, open_trust};
+use reception::Desk as Counter;
+
+/// How long the certificate that the server shows is good; another one is made at half of that.
+const SERVER_VALID: Duration = Duration::from_secs(24 * 60 * 60);
+/// A certificate request and what is around it.
+const BODY_MAX_BYTES: u32 = 64 << 10;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// The desk is tended at least this often within the life of a certificate or a list, within bounds.
+const TEND_PART_OF_LIFE: u32 = 20;
+const TEND_EVERY_MIN: Duration = Duration::from_secs(1);
+const TEND_EVERY_MAX: Duration = Duration::from_secs(60 * 60);
+/// Threads that carry connections.
+const WORKERS: usize = 2;
+/// How long blocking work may hold up the end of the process.
+const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the authority does not serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// There is none here.
+    #[error(transparent)]
+    Office(#[from] OfficeError),
+    /// Its certificate or revocation list cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The address cannot be listened at.
+    #[error("cannot listen at {address} (--listen or certs.listen in overlord.toml names another address)")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The system gives no thread, or no signals.
+    #[error("starting threads: {0}")]
+    Threads(std::io::Error),
+}
+
+/// Serves at `listen` until SIGTERM or SIGINT; `ready` is told what to type on a host once connections are accepted.
+///
+/// # Errors
+/// It cannot begin to.
+pub(crate) fn serve(fleet: &Fleet, listen: SocketAddr, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
+    let config = fleet.config();
+    let mut office = Office::open(fleet.home(), config)?;
+    // The first list of an authority that has none, before anybody asks for it.
+    office.desk.tend().map_err(OfficeError::from)?;
+    let trust = Arc::new(server_trust(fleet.home().certs_dir())?);
+    let (pin, ledger) = (office.desk.authority().pin().clone(), office.ledger.clone());
+    let (clerk, desk) = Clerk::start(office, tend_every(config), tending(fleet)).map_err(ServeError::Threads)?;
+    let counter = Arc::new(Counter::new(clerk, trust.clone(), ledger));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().map_err(ServeError::Threads)?;
+    let served = runtime.block_on(async {
+        let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { address: listen, source })?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen { address: listen, source })?;
+        let stop = stop_on_signals().map_err(ServeError::Threads)?;
+        info!(%address, "listening");
+        ready(&enroll_line_at(&public_address(config, address), &pin));
+        service::serve(listener, trust, counter, Arc::new(limits(config)), stop).await;
+        Ok(())
+    });
+    runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    if desk.join().is_err() {
+        error!("the thread at the desk panicked; this is a bug");
+    }
+    served
+}
+
+/// What the server shows is made by whoever holds the authority's key, and lies in no file.
+fn server_trust(dir: PathBuf) -> Result<AuthorityTrust, TrustError> {
+    let (ca, crl) = (dir.join("ca.pem"), dir.join(CRL_FILE));
+    let make = {
+        let ca = ca.clone();
+        move || {
+            let identity = Authority::open(&dir).and_then(|authority| authority.server_identity(SERVER_VALID));
+            let made = Credentials::made(&ca, identity.map_err(|error| chain(&error))?);
+            made.map_err(|error| chain(&error))
+        }
+    };
+    AuthorityTrust::of_made(ca, crl, StaleCrl::Serve, make, |trouble| warn!("{trouble}"))
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        body_max_bytes: BODY_MAX_BYTES,
+        connections_max: usize::try_from(config.certs.connections_max.get()).unwrap_or(usize::MAX),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        header_timeout: HEADER_TIMEOUT,
+        idle_timeout: IDLE_TIMEOUT,
+        shutdown_grace: SHUTDOWN_GRACE,
+    }
+}
+
+fn tend_every(config: &Config) -> Duration {
+    let life = config.certs.crl_valid.min(config.certs.valid);
+    (life / TEND_PART_OF_LIFE).clamp(TEND_EVERY_MIN, TEND_EVERY_MAX)
+}
+
+/// What is due by time alone: the revocation list, what is to be forgotten, and the certificate of this home's overlord.
+fn tending(fleet: &Fleet) -> impl FnMut(&mut Desk, &Ledger) + Send + 'static {
+    let (home, config) = (fleet.home().clone(), fleet.config().clone());
+    let warning: Warning = Arc::new(|text| warn!("{text}"));
+    let mut own: Option<OverlordTrust> = None;
+    move |desk, ledger| {
+        if let Err(problem) = desk.tend() {
+            error!(problem = %chain(&problem), "the authority cannot be tended");
+        }
+        // A home without an overlord's certificate needs none to serve.
+        own = own.take().or_else(|| open_trust(&home, &config, &warning).ok());
+        let Some(own) = &own else { return };
+        if jiff::Timestamp::now() >= own.now().credentials().renewal_due_at()
+            && let Err(problem) = renew_at(desk, ledger, own, || Entry::of_command(Action::Renew))
+        {
+            warn!(%problem, "this home's own certificate is not renewed");
+        }
+    }
+}
+
+/// Becomes true at the first SIGTERM or SIGINT.
+fn stop_on_signals() -> std::io::Result<watch::Receiver<bool>> {
+    let (sender, receiver) = watch::channel(false);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {},
+            _ = interrupt.recv() => {},
+        }
+        info!("stopping: running requests may end");
+        let _ended_by_itself = sender.send(true);
+        // Dropped, it would stop nothing less; kept, a second signal changes nothing.
+        sender.closed().await;
+    });
+    Ok(receiver)
+}
