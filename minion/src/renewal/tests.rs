@@ -22,7 +22,7 @@ fn a_certificate_is_renewed_in_its_second_half_and_the_list_comes_with_it() {
     let validity = Validity { not_before: issued_at - CLOCK_SKEW, not_after: issued_at + SignedDuration::from_secs(12) };
     let ca = Authority::open(&authority.dir).unwrap();
     let issued = ca.issue_within(&["fleet:minion/web1".parse().unwrap()], validity).unwrap().remove(0);
-    let certs = write_folder(dir.path(), ca.ca_pem(), &issued).unwrap();
+    let certs = write_folder(dir.path(), ca.ca_pem(), None, &issued).unwrap();
     fs::write(certs.join("authority"), format!("{}\n", authority.address)).unwrap();
     let toml = format!("name = \"web1\"\ncerts_dir = {certs:?}\n");
     fs::write(dir.path().join("minion.toml"), toml).unwrap();
