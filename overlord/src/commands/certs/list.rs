@@ -1,9 +1,8 @@
 //! `overlord certs list`: every certificate that was issued and is remembered, and how each stands.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use certs::authority::desk::Listed;
-use common::identity::Role;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -16,11 +15,11 @@ use crate::output::{Format, Output, table};
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
     let Office { mut desk, .. } = Office::open(fleet.home(), fleet.config())?;
     let listed = desk.listed()?;
-    remark_damaged(&desk.view()?);
+    let view = desk.view()?;
+    remark_damaged(&view);
     let now = Timestamp::now();
-    // They come oldest first, so the last of a role is its newest.
-    let newest: HashMap<&Role, &str> = listed.iter().map(|Listed { entry, .. }| (&entry.role, entry.serial.as_str())).collect();
-    let state = |one: &Listed| state(one, newest.get(&one.entry.role) == Some(&one.entry.serial.as_str()), now);
+    let newest: HashSet<&str> = view.bearers.iter().map(|bearer| bearer.entry.serial.as_str()).collect();
+    let state = |one: &Listed| state(one, newest.contains(one.entry.serial.as_str()), now);
     match output.format() {
         Format::Text => output.print(&table(
             ["NAME", "ROLE", "STATE", "VALID UNTIL", "SERIAL"],
