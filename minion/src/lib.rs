@@ -11,6 +11,8 @@ pub mod config;
 pub mod disk;
 pub mod dispatch;
 pub mod enroll;
+#[cfg(test)]
+mod fake_authority;
 pub mod jobs;
 pub mod modules;
 pub mod moment;

@@ -209,3 +209,6 @@ fn harmless(text: &str) -> String {
         .take(SAID_MAX_LETTERS)
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,7 @@ pub(super) enum Ended {
 pub(super) async fn ask(asked: Asked<'_>, config: &Config, files: &TrustFiles) -> Result<Ended, EnrollError> {
     let mut asking = Asking::new(asked, config, files)?;
     tokio::select! {
-        ended = asking.to_the_end() => ended,
+        ended = asking.run() => ended,
         _ = ctrl_c() => {
             say(if asking.is_waiting { "interrupted: the request still waits; this command, run again, asks how it stands" } else { "interrupted" });
             Ok(Ended::Interrupted)
@@ -73,7 +73,7 @@ impl<'a> Asking<'a> {
         Ok(Self { authority, params, wait, until, is_waiting: false, is_gone: false, config, files })
     }
 
-    async fn to_the_end(&mut self) -> Result<Ended, EnrollError> {
+    async fn run(&mut self) -> Result<Ended, EnrollError> {
         loop {
             // The first question is always asked to its end.
             let answer = match self.is_waiting {

@@ -1,8 +1,9 @@
 //! `overlord certs list`: every certificate that was issued and is remembered, and how each stands.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use certs::authority::desk::Listed;
+use common::identity::Role;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -15,11 +16,12 @@ use crate::output::{Format, Output, table};
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
     let Office { mut desk, .. } = Office::open(fleet.home(), fleet.config())?;
     let listed = desk.listed()?;
-    let view = desk.view()?;
-    remark_damaged(&view);
+    remark_damaged(&desk.view()?);
     let now = Timestamp::now();
-    let newest: HashSet<&str> = view.bearers.iter().map(|bearer| bearer.entry.serial.as_str()).collect();
-    let state = |one: &Listed| state(one, newest.contains(one.entry.serial.as_str()), now);
+    let is_held = |one: &&Listed| one.revoked_at.is_none();
+    // They come oldest first, so the last of a role is its newest.
+    let newest: HashMap<&Role, &str> = listed.iter().filter(is_held).map(|one| (&one.entry.role, one.entry.serial.as_str())).collect();
+    let state = |one: &Listed| state(one, newest.get(&one.entry.role) == Some(&one.entry.serial.as_str()), now);
     match output.format() {
         Format::Text => output.print(&table(
             ["NAME", "ROLE", "STATE", "VALID UNTIL", "SERIAL"],
