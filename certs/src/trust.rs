@@ -155,10 +155,12 @@ struct Watch {
 }
 
 impl<T: Configurations> Trust<T> {
-    /// Reads the files. `trouble` is told, in a line for a log, of each thing that cannot be used later on.
+    /// Reads the files. `trouble` is told, in a line for a log, of each thing that cannot be used later on, and of a revocation list that
+    /// cannot be used now.
     ///
     /// # Errors
-    /// A file cannot be used: at the start there is nothing before it to go on with.
+    /// A file cannot be used: at the start there is nothing before it to go on with. The revocation list is such a file with
+    /// [`StaleCrl::Refuse`] alone: a host that everybody is locked out of by a damaged file could not be mended either.
     pub fn open(files: TrustFiles, stale: StaleCrl, trouble: impl Fn(&str) + Send + Sync + 'static) -> Result<Self, TrustError> {
         let TrustFiles { ca, cert, key, crl } = files;
         Self::from_source(Source::Files { ca, cert, key }, crl, stale, Box::new(trouble))
@@ -181,9 +183,15 @@ impl<T: Configurations> Trust<T> {
     fn from_source(source: Source, crl: PathBuf, stale: StaleCrl, trouble: Box<dyn Fn(&str) + Send + Sync>) -> Result<Self, TrustError> {
         let seen = Stamps::of(&source.paths(&crl));
         let credentials = source.credentials()?;
-        let list = Crl::load(&crl, credentials.authorities())?;
+        let (list, told) = match (Crl::load(&crl, credentials.authorities()), stale) {
+            (Ok(list), _) => (list, Vec::new()),
+            // Without a list we are where we were before there was one, and the next overlord that calls brings it.
+            (Err(error), StaleCrl::Serve) => (None, vec![text(&error)]),
+            (Err(error), StaleCrl::Refuse) => return Err(error.into()),
+        };
+        told.iter().for_each(|told| trouble(told));
         let trusted = Arc::new(trusted(credentials.with_crl(list, stale))?);
-        let watch = Watch { looked_at: Instant::now(), seen, told: Vec::new() };
+        let watch = Watch { looked_at: Instant::now(), seen, told };
         Ok(Self { source, crl, stale, trouble, watch: Mutex::new(watch), trusted: RwLock::new(trusted) })
     }
 

@@ -28,7 +28,7 @@ fn load(folder: &Path) -> Result<Credentials, FileError> {
 
 fn issue_folder(authority: &Authority, out: &Path, name: &str) -> std::path::PathBuf {
     let issued = authority.issue(&[role(name)], HOUR / 2).unwrap();
-    write_folder(out, authority.ca_pem(), &issued[0]).unwrap()
+    write_folder(out, authority.ca_pem(), None, &issued[0]).unwrap()
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn an_authority_is_made_once_and_nothing_is_overwritten() {
     let authority = Authority::open(&dir).unwrap();
     issue_folder(&authority, home.path(), "fleet:minion/web1");
     let again = authority.issue(&[role("fleet:minion/web1")], HOUR / 2).unwrap();
-    assert!(matches!(write_folder(home.path(), authority.ca_pem(), &again[0]), Err(AuthorityError::FolderExists { .. })));
+    assert!(matches!(write_folder(home.path(), authority.ca_pem(), None, &again[0]), Err(AuthorityError::FolderExists { .. })));
 
     let file = home.path().join("file");
     write_secret(&file, b"one").unwrap();

@@ -46,7 +46,7 @@ impl Fleet {
         let validity = Validity { not_before: Timestamp::now() - SignedDuration::from_hours(1), not_after };
         let issued = self.authority.issue_within(&[role], validity).unwrap();
         let out = tempfile::tempdir_in(self.home.path()).unwrap().keep();
-        write_folder(&out, self.authority.ca_pem(), &issued[0]).unwrap()
+        write_folder(&out, self.authority.ca_pem(), None, &issued[0]).unwrap()
     }
 }
 

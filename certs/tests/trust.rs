@@ -218,11 +218,18 @@ fn a_list_that_is_offered_is_taken_only_if_it_is_newer_and_ours() {
 fn at_the_start_everything_must_be_sound() {
     let lab = Lab::new();
     let folder = lab.folder(WEB1);
-    let open = || MinionTrust::open(TrustFiles::of_minion(&folder), StaleCrl::Serve, |_| ());
+    let open = || MinionTrust::open(TrustFiles::of_minion(&folder), StaleCrl::Refuse, |_| ());
     open().unwrap();
     fs::write(folder.join("crl.pem"), "junk").unwrap();
     let error = open().unwrap_err();
     assert!(matches!(error, TrustError::Crl(_)) && error.to_string().contains("crl.pem"), "{error}");
+    let told = Arc::new(AtomicUsize::new(0));
+    let counting = told.clone();
+    let tell = move |_: &str| drop(counting.fetch_add(1, Ordering::SeqCst));
+    let serving = MinionTrust::open(TrustFiles::of_minion(&folder), StaleCrl::Serve, tell).unwrap();
+    assert_eq!((serving.refreshed().crl_number(), told.load(Ordering::SeqCst)), (0, 1), "a host is not left dark, and it is told once");
+    assert!(serving.take_crl(&lab.list(1, &[], GOOD)).unwrap());
+    assert_eq!(serving.now().crl_number(), 1);
     fs::remove_file(folder.join("crl.pem")).unwrap();
     fs::write(folder.join("cert.pem"), "junk").unwrap();
     assert!(matches!(open(), Err(TrustError::File(_))));

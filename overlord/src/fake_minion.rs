@@ -103,7 +103,7 @@ impl Lab {
     fn host_folder(&self, name: &str) -> PathBuf {
         let role = Role::Minion(name.parse().unwrap());
         let issued = self.authority.issue(&[role], DAY).unwrap().pop().unwrap();
-        write_folder(&self.dir.path().join("issued-to"), self.authority.ca_pem(), &issued).unwrap()
+        write_folder(&self.dir.path().join("issued-to"), self.authority.ca_pem(), None, &issued).unwrap()
     }
 }
 

@@ -281,5 +281,5 @@ impl Drop for Fleet {
 pub fn issue_into(out: &Path, authority: &certs::authority::Authority, role: &str, validity: Validity) -> PathBuf {
     let role: Role = role.parse().unwrap();
     let issued = authority.issue_within(&[role], validity).unwrap().remove(0);
-    write_folder(&out.join(&issued.serial), authority.ca_pem(), &issued).unwrap()
+    write_folder(&out.join(&issued.serial), authority.ca_pem(), None, &issued).unwrap()
 }

@@ -24,7 +24,7 @@ fn a_host_is_given_a_folder_whose_key_is_private() {
         let folder = out.join(host);
         let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         files.sort();
-        assert_eq!(files, ["ca.pem", "cert.pem", "key.pem"]);
+        assert_eq!(files, ["ca.pem", "cert.pem", "crl.pem", "key.pem"]);
         assert_eq!(mode(&folder.join("key.pem")), 0o600);
     }
     let home = fleet.home().join("certs");
@@ -153,12 +153,12 @@ fn names_are_revoked_and_cleaned_all_that_are_named_or_none() {
     // No host runs, so none can be told.
     let revoked = fleet.overlord(["certs", "revoke", "web1"]).expect(4);
     assert!(revoked.out().contains("web1") && !revoked.out().contains("web2"), "{}", revoked.out());
-    assert!(revoked.err().contains("0 of 2 hosts") && revoked.err().contains("web2"), "{}", revoked.err());
+    assert!(revoked.err().contains("0 of 1 hosts") && revoked.err().contains("web2"), "{}", revoked.err());
     assert!(number() > before);
     assert_eq!(states(&fleet), pairs(&[("admin", "good"), ("web1", "revoked"), ("web2", "good")]));
     let again = fleet.overlord(["certs", "revoke", "web1"]).expect(1);
     assert!(again.err().contains("no certificate that is still good"), "{}", again.err());
-    let cleaned = fleet.overlord(["certs", "clean", "web1", "web2", "--output", "json"]).expect(4).json();
+    let cleaned = fleet.overlord(["certs", "clean", "web1", "web2", "--output", "json"]).ok().json();
     assert_eq!((&cleaned["revoked"][0]["name"], cleaned["revoked"].as_array().unwrap().len()), (&"web2".into(), 1), "{cleaned}");
     let status = json(&fleet, &["status"]);
     assert_eq!((&status["counts"]["good"], &status["counts"]["revoked"]), (&1.into(), &0.into()), "a cleaned name is nobody's: {status}");

@@ -90,9 +90,10 @@ fn an_expired_host_says_so_and_enrols_again_with_its_key() {
     let web1 = fleet.minion("web1");
     authority.kill9();
     let key = fs::read(web1.certs_dir().join("key.pem")).unwrap();
-    wait_until("the certificate to expire", PATIENCE, || web1.stderr().contains("minion enroll"));
-    let call = fleet.overlord(["web1", "test.ping", "--output", "json"]);
-    assert!(call.code() != 0, "{}", call.out());
+    wait_until("the certificate to expire", PATIENCE, || web1.stderr().contains("the certificate has expired"));
+    assert!(web1.stderr().contains(" enroll --overlord"), "it says what to type");
+    let call = || fleet.overlord(["web1", "test.ping", "--output", "json"]);
+    wait_until("overlords to refuse it", PATIENCE, || call().json()["hosts"]["web1"]["error"].to_string().contains("has expired"));
     let authority = fleet.serve_certs();
     let token = fleet.overlord(["certs", "token"]).ok().out().trim().to_owned();
     let _ = fleet.enroll("web1", authority.address(), ["--token", &token]).ok();

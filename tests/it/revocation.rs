@@ -115,7 +115,8 @@ fn a_list_is_taken_from_any_overlord_if_the_authority_signed_it_and_it_is_newer(
     let fleet = Fleet::builder().hosts(1).acl("").start();
     let ops = fleet.issue("fleet:overlord/ops");
     let ask = |args| revocations(&fleet, "ops", &ops, args);
-    assert_eq!(ask(json!({}))["result"]["result"], json!({ "number": 0 }), "there is none yet");
+    let from_the_folder = ask(json!({}))["result"]["result"].clone();
+    assert!(from_the_folder["number"].as_u64() > Some(0) && from_the_folder["crl"].is_string(), "{from_the_folder}");
     let _ = fleet.issue("fleet:minion/old1");
     let signed = |subject| {
         let text = fs::read_to_string(revoke(&fleet, subject, HOUR)).unwrap();

@@ -10,23 +10,23 @@ use super::desk::CRL_FILE;
 use super::{AuthorityError, Issued};
 use crate::files::{self, UNFINISHED};
 
-/// Writes `out/NAME/` with `ca.pem`, `cert.pem` and `key.pem` (0600): what a host is given. It appears whole or not at all.
+/// Writes `out/NAME/` with `ca.pem`, `cert.pem`, `key.pem` (0600), and `crl.pem` if there is a revocation list: what a host is given. It
+/// appears whole or not at all.
 ///
 /// # Errors
 /// There is something of that name already, or it cannot be written.
-pub fn write_folder(out: &Path, ca_pem: &str, issued: &Issued) -> Result<PathBuf, AuthorityError> {
-    write(out, issued, &[("ca.pem", ca_pem), ("cert.pem", &issued.cert_pem)], "key.pem")
+pub fn write_folder(out: &Path, ca_pem: &str, crl_pem: Option<&str>, issued: &Issued) -> Result<PathBuf, AuthorityError> {
+    let public = [Some(("ca.pem", ca_pem)), Some(("cert.pem", issued.cert_pem.as_str())), crl_pem.map(|pem| (CRL_FILE, pem))];
+    write(out, issued, &public.into_iter().flatten().collect::<Vec<_>>(), "key.pem")
 }
 
-/// Writes `out/NAME/` with `ca.pem`, `overlord.pem`, `overlord.key` (0600), and `crl.pem` if there is a revocation list: what becomes the
-/// `certs/` of another overlord's home as it is. It appears whole or not at all.
+/// As [`write_folder`], with `overlord.pem` and `overlord.key`: what becomes the `certs/` of another overlord's home as it is.
 ///
 /// # Errors
 /// As [`write_folder`].
 pub fn write_overlord_folder(out: &Path, ca_pem: &str, crl_pem: Option<&str>, issued: &Issued) -> Result<PathBuf, AuthorityError> {
-    let mut public = vec![("ca.pem", ca_pem), ("overlord.pem", issued.cert_pem.as_str())];
-    public.extend(crl_pem.map(|pem| (CRL_FILE, pem)));
-    write(out, issued, &public, "overlord.key")
+    let public = [Some(("ca.pem", ca_pem)), Some(("overlord.pem", issued.cert_pem.as_str())), crl_pem.map(|pem| (CRL_FILE, pem))];
+    write(out, issued, &public.into_iter().flatten().collect::<Vec<_>>(), "overlord.key")
 }
 
 fn write(out: &Path, issued: &Issued, public: &[(&str, &str)], key_file: &str) -> Result<PathBuf, AuthorityError> {

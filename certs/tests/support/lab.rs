@@ -62,7 +62,7 @@ impl Lab {
         let validity = Validity { not_before: Timestamp::now() - SignedDuration::from_mins(30), not_after };
         let issued = self.authority.issue_within(&[role.parse().unwrap()], validity).unwrap();
         let out = tempfile::tempdir_in(self.home.path()).unwrap().keep();
-        write_folder(&out, self.authority.ca_pem(), &issued[0]).unwrap()
+        write_folder(&out, self.authority.ca_pem(), None, &issued[0]).unwrap()
     }
 
     pub fn credentials(&self, role: &str) -> Credentials {

@@ -52,7 +52,7 @@ impl Lab {
         let validity = Validity { not_before: Timestamp::now() - SignedDuration::from_mins(30), not_after };
         let issued = self.authority.issue_within(&[role.parse().unwrap()], validity).unwrap();
         let out = tempfile::tempdir_in(self.home.path()).unwrap().keep();
-        let folder: PathBuf = write_folder(&out, self.authority.ca_pem(), &issued[0]).unwrap();
+        let folder: PathBuf = write_folder(&out, self.authority.ca_pem(), None, &issued[0]).unwrap();
         Credentials::load(&folder.join("ca.pem"), &folder.join("cert.pem"), &folder.join("key.pem")).unwrap()
     }
 

@@ -49,7 +49,7 @@ fn credentials(dir: &Path, role: &str) -> Credentials {
     if !folder.exists() {
         fs::create_dir_all(dir.join("certs")).unwrap();
         let issued = authority.issue(std::slice::from_ref(&role), Duration::from_secs(3600)).unwrap();
-        write_folder(&dir.join("certs"), authority.ca_pem(), &issued[0]).unwrap();
+        write_folder(&dir.join("certs"), authority.ca_pem(), None, &issued[0]).unwrap();
     }
     Credentials::load(&folder.join("ca.pem"), &folder.join("cert.pem"), &folder.join("key.pem")).unwrap()
 }

@@ -94,7 +94,7 @@ mod tests {
         let issued_at = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
         let validity = Validity { not_before: issued_at - CLOCK_SKEW, not_after: issued_at + life };
         let issued = authority.issue_within(&["fleet:minion/web1".parse().unwrap()], validity).unwrap().remove(0);
-        let folder = write_folder(dir.path(), authority.ca_pem(), &issued).unwrap();
+        let folder = write_folder(dir.path(), authority.ca_pem(), None, &issued).unwrap();
         let load = Credentials::load(&folder.join("ca.pem"), &folder.join("cert.pem"), &folder.join("key.pem"));
         (load.unwrap(), issued_at)
     }

@@ -1,6 +1,6 @@
 //! The revocation list given to every host of the roster, all at once. What a host says of it changes nothing here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use certs::authority::desk::CRL_FILE;
 use common::identity::MinionName;
@@ -27,8 +27,9 @@ pub(crate) struct Spread {
     pub(crate) missed: BTreeMap<MinionName, String>,
 }
 
-/// Gives the home's list, of that number, to every host. Bounded by the limits of `overlord.toml`.
-pub(crate) fn spread(fleet: &Fleet, number: u64) -> Spread {
+/// Gives the home's list, of that number, to every host but those that are `out`: their own certificates are revoked, and they are not called any
+/// more. Bounded by the limits of `overlord.toml`.
+pub(crate) fn spread(fleet: &Fleet, number: u64, out: &BTreeSet<MinionName>) -> Spread {
     let none = Spread { number, ..Spread::default() };
     let roster = match fleet.roster() {
         Ok(roster) => roster,
@@ -39,6 +40,7 @@ pub(crate) fn spread(fleet: &Fleet, number: u64) -> Spread {
             return none;
         }
     };
+    let roster: Roster = roster.iter().filter(|host| !out.contains(&host.name)).cloned().collect();
     let asked = give_all(fleet, number, &roster);
     asked.unwrap_or_else(|reason| {
         let missed = roster.iter().map(|host| (host.name.clone(), reason.clone())).collect();

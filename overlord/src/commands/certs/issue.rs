@@ -34,7 +34,7 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: &CertsIssueArgs) -> R
     for issued in all {
         let folder = match issued.role {
             Role::Overlord(_) => write_overlord_folder(&args.out, ca, crl.as_deref(), &issued)?,
-            Role::Minion(_) | Role::Authority => write_folder(&args.out, ca, &issued)?,
+            Role::Minion(_) | Role::Authority => write_folder(&args.out, ca, crl.as_deref(), &issued)?,
         };
         folders.push((folder, issued));
     }

@@ -18,8 +18,9 @@ pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
     let listed = desk.listed()?;
     remark_damaged(&desk.view()?);
     let now = Timestamp::now();
+    let is_held = |one: &&Listed| one.revoked_at.is_none();
     // They come oldest first, so the last of a role is its newest.
-    let newest: HashMap<&Role, &str> = listed.iter().map(|Listed { entry, .. }| (&entry.role, entry.serial.as_str())).collect();
+    let newest: HashMap<&Role, &str> = listed.iter().filter(is_held).map(|one| (&one.entry.role, one.entry.serial.as_str())).collect();
     let state = |one: &Listed| state(one, newest.get(&one.entry.role) == Some(&one.entry.serial.as_str()), now);
     match output.format() {
         Format::Text => output.print(&table(

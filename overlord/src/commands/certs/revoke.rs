@@ -1,11 +1,11 @@
 //! `overlord certs revoke SUBJECT...` and `overlord certs clean SUBJECT...`: certificates that are good no more, and every host told so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use certs::authority::IssuedEntry;
-use certs::authority::desk::Desk;
+use certs::authority::desk::{Bearer, Desk, Standing};
 use certs::files::Credentials;
-use common::identity::MinionName;
+use common::identity::{MinionName, Role};
 use serde_json::{Value, json};
 
 use super::{OK, Refusal, STALE, document, record};
@@ -36,14 +36,14 @@ pub(super) fn clean(fleet: &Fleet, output: Output, args: &CertsCleanArgs) -> Res
 fn finish(
     fleet: &Fleet,
     mut output: Output,
-    Office { desk, ledger }: Office,
+    Office { mut desk, ledger }: Office,
     action: Action,
     subjects: &[String],
     revoked: &[IssuedEntry],
 ) -> Result<u8, Refusal> {
     let serials = revoked.iter().map(|entry| entry.serial.clone());
     record(&ledger, &Entry::of_command(action).about(subjects).with_serials(serials))?;
-    let spread = told(fleet, &desk)?;
+    let spread = told(fleet, &mut desk, action, subjects)?;
     match output.format() {
         Format::Text if revoked.is_empty() => output.print(&subjects.iter().map(|name| format!("{name}\n")).collect::<String>())?,
         Format::Text => output.print(&shown(revoked))?,
@@ -57,11 +57,23 @@ fn finish(
     Ok(if spread.missed.is_empty() { OK } else { STALE })
 }
 
-/// Gives the list to every host, if there are hosts.
-fn told(fleet: &Fleet, desk: &Desk) -> Result<Spread, Refusal> {
-    match desk.signed_list()? {
-        Some(list) => Ok(spread(fleet, list.number)),
-        None => Ok(Spread::default()),
+/// Gives the list to every host that is still one.
+fn told(fleet: &Fleet, desk: &mut Desk, action: Action, subjects: &[String]) -> Result<Spread, Refusal> {
+    let view = desk.view()?;
+    let Some(list) = view.list else { return Ok(Spread::default()) };
+    let is_out = |bearer: &&Bearer| matches!(bearer.standing, Standing::Revoked(_));
+    let mut out: BTreeSet<MinionName> = view.bearers.iter().filter(is_out).filter_map(|bearer| host(&bearer.entry.role)).collect();
+    if action == Action::Clean {
+        let name = |subject: &String| subject.strip_prefix("minion/").unwrap_or(subject).parse().ok();
+        out.extend(subjects.iter().filter_map(name));
+    }
+    Ok(spread(fleet, list.number, &out))
+}
+
+fn host(role: &Role) -> Option<MinionName> {
+    match role {
+        Role::Minion(name) => Some(name.clone()),
+        Role::Overlord(_) | Role::Authority => None,
     }
 }
 
