@@ -22,7 +22,7 @@ pub fn open_trust(config: &Config) -> Result<MinionTrust, String> {
     let files = TrustFiles::of_minion(&config.certs_dir);
     if files.cert.symlink_metadata().is_err() {
         return Err(format!(
-            "this host has no certificate: {} is not there; run `minion --config {} enroll --overlord HOST --ca-fingerprint SHA256` as the \
+            "this host has no certificate: {} is not there; run `minion enroll --config {} --overlord HOST --ca-fingerprint SHA256` as the \
              user that serves, or put there what `overlord certs issue {}` writes",
             files.cert.display(),
             config.file.display(),
