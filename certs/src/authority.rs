@@ -21,12 +21,13 @@ use common::identity::Role;
 use jiff::Timestamp;
 use rayon::prelude::*;
 use rcgen::{Certificate, Issuer, KeyPair, PublicKeyData};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::files::{self, FileError};
-use crate::leaf::{Leaf, LeafError, issued_at, part_of_life, timestamp};
+use crate::leaf::{Leaf, issued_at, part_of_life, timestamp};
 pub use crate::request::{CLOCK_SKEW, RequestError, Validity};
 use crate::request::{Particulars, key, validity};
 use crate::tls::CaPin;
@@ -41,6 +42,9 @@ const KEY_FILE: &str = "ca.key";
 /// The folder of the certificates it has issued, within its folder.
 const ISSUED_FOLDER: &str = "issued";
 
+/// What stands between a certificate and the checksum (CRC-32) of its PEM text in a record.
+const CHECKSUM: &str = "CRC32: ";
+
 /// What the folder of an authority is called until it is complete.
 const UNFINISHED_AUTHORITY: &str = ".unfinished-authority-";
 
@@ -48,6 +52,7 @@ const UNFINISHED_AUTHORITY: &str = ".unfinished-authority-";
 pub struct Authority {
     dir: PathBuf,
     cert_pem: String,
+    cert: CertificateDer<'static>,
     pin: CaPin,
     not_after: Timestamp,
     issuer: Issuer<'static, KeyPair>,
@@ -114,7 +119,7 @@ impl Authority {
         let not_after = own_end(cert, &key).ok_or_else(damaged)?;
         let cert_pem = fs::read_to_string(&cert_path).map_err(|source| FileError::Read { path: cert_path.clone(), source })?;
         let issuer = Issuer::from_ca_cert_der(cert, key).map_err(|_| damaged())?;
-        Ok(Self { dir: dir.to_owned(), cert_pem, pin: CaPin::of(cert), not_after, issuer })
+        Ok(Self { dir: dir.to_owned(), cert_pem, cert: cert.clone(), pin: CaPin::of(cert), not_after, issuer })
     }
 
     /// The authority's certificate: what hosts and callers trust.
@@ -158,24 +163,6 @@ impl Authority {
         Ok(issued)
     }
 
-    /// What the authority in `dir` has issued, by name.
-    ///
-    /// # Errors
-    /// There is none, or a record is damaged.
-    pub fn list(dir: &Path) -> Result<Vec<IssuedEntry>, AuthorityError> {
-        if !dir.join(CERT_FILE).exists() {
-            return Err(AuthorityError::Missing { dir: dir.to_owned() });
-        }
-        let folder = dir.join(ISSUED_FOLDER);
-        let failed = |source| AuthorityError::Folder { doing: "reading", path: folder.clone(), source };
-        let names = fs::read_dir(&folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>());
-        let mut paths = names.map_err(failed)?;
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
-        let mut entries: Vec<_> = paths.par_iter().map(|path| read_record(path)).collect::<Result<_, _>>()?;
-        entries.sort_by(|a, b| (a.role.name(), &a.role, a.not_before, &a.serial).cmp(&(b.role.name(), &b.role, b.not_before, &b.serial)));
-        Ok(entries)
-    }
-
     /// What the server of the authority shows: a key and a certificate that are written nowhere, good for `valid`, and the authority's
     /// own certificate behind it.
     ///
@@ -187,7 +174,7 @@ impl Authority {
         let particulars = Particulars::leaf(&Role::Authority, until(Timestamp::now()).map_err(failed)?).map_err(failed)?;
         let key = key().map_err(failed)?;
         let cert = particulars.params.signed_by(&key, &self.issuer).map_err(|error| failed(error.into()))?;
-        let chain = [vec![cert.der().clone()], files::read_certificates(&self.dir.join(CERT_FILE))?].concat();
+        let chain = vec![cert.der().clone(), self.cert.clone()];
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = rustls::crypto::ring::default_provider();
         CertifiedKey::from_der(chain, key, &provider).map_err(|_| AuthorityError::Damaged { dir: self.dir.clone() })
@@ -205,7 +192,7 @@ impl Authority {
         let Particulars { params, serial } = Particulars::leaf(role, validity).map_err(failed)?;
         let cert = params.signed_by(key, &self.issuer).map_err(|error| failed(error.into()))?;
         // A serial number is the name of a file that is never overwritten: no two certificates have one.
-        files::write_new(&self.issued_dir().join(format!("{serial}.pem")), cert.pem().as_bytes(), 0o644)?;
+        files::write_new(&self.issued_dir().join(format!("{serial}.pem")), record_text(&cert.pem()).as_bytes(), 0o644)?;
         Ok((cert, serial))
     }
 
@@ -234,6 +221,12 @@ impl Issued {
 }
 
 impl IssuedEntry {
+    /// Whether its time has begun and is not over.
+    #[must_use]
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+
     /// When it was issued.
     #[must_use]
     pub fn issued_at(&self) -> Timestamp {
@@ -302,9 +295,19 @@ fn own_end(cert: &CertificateDer<'_>, key: &KeyPair) -> Option<Timestamp> {
     if cert.is_ca() && own_key { timestamp(cert.validity().not_after).ok() } else { None }
 }
 
-fn read_record(path: &Path) -> Result<IssuedEntry, AuthorityError> {
-    let damaged = |source| AuthorityError::Record { path: path.to_owned(), source };
-    let certs = files::read_certificates(path)?;
-    let leaf = Leaf::read(certs.first().ok_or_else(|| damaged(LeafError::NotX509))?).map_err(damaged)?;
-    Ok(leaf.into())
+/// A record: the certificate, and behind it a checksum, so that damage never turns it into somebody else's.
+fn record_text(pem: &str) -> String {
+    format!("{pem}{CHECKSUM}{:08x}\n", crc32fast::hash(pem.as_bytes()))
+}
+
+/// The certificate of a record, if that is whole.
+fn record_pem(text: &str) -> Option<&str> {
+    let (pem, checksum) = text.split_once(CHECKSUM)?;
+    (checksum.trim_end() == format!("{:08x}", crc32fast::hash(pem.as_bytes()))).then_some(pem)
+}
+
+fn read_record(serial: &str, bytes: &[u8]) -> Option<IssuedEntry> {
+    let pem = record_pem(std::str::from_utf8(bytes).ok()?)?;
+    let leaf = Leaf::read(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?).ok()?;
+    (leaf.serial == serial).then(|| leaf.into())
 }

@@ -131,6 +131,11 @@ impl Crl {
         self.0.number
     }
 
+    /// The serial numbers in it, in small hexadecimal digits.
+    pub fn serials(&self) -> impl Iterator<Item = &str> {
+        self.0.revoked.iter().map(AsRef::as_ref)
+    }
+
     /// When the authority signed it.
     #[must_use]
     pub fn this_update(&self) -> Timestamp {

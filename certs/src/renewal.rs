@@ -57,6 +57,16 @@ pub enum RenewalError {
         /// Until when it is valid.
         until: Timestamp,
     },
+    /// It is for a time to come: one of the two clocks is wrong.
+    #[error(
+        "the new certificate is good from {from} on, and the clock here says {now}: set the clocks here and where the authority is right"
+    )]
+    NotYet {
+        /// From when on it is good.
+        from: Timestamp,
+        /// What the clock says.
+        now: Timestamp,
+    },
     /// The certificate in use lies in no file.
     #[error("the certificate in use lies in no file")]
     NoFile,
@@ -82,7 +92,13 @@ pub fn replace_cert(ca: &Path, cert: &Path, key: &Path, pem: &str) -> Result<(),
     if leaf.public_key != present.public_key() {
         return Err(RenewalError::OtherKey { key: key.to_owned() });
     }
-    if leaf.not_before < present.not_before() || leaf.not_after <= Timestamp::now() {
+    let now = Timestamp::now();
+    if leaf.not_before > now {
+        return Err(RenewalError::NotYet { from: leaf.not_before, now });
+    }
+    // What is in place may be from a time when the authority's clock was ahead: then it is good for nobody yet.
+    let is_older = leaf.not_before < present.not_before() && present.not_before() <= now;
+    if is_older || leaf.not_after <= now {
         return Err(RenewalError::Older { from: leaf.not_before, until: leaf.not_after });
     }
     files::replace(cert, pem.as_bytes(), 0o644)?;

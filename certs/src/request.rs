@@ -119,7 +119,7 @@ pub(crate) fn validity(now: Timestamp, valid: Duration) -> Result<Validity, Requ
     Ok(Validity { not_before, not_after })
 }
 
-fn server_name(name: &str) -> Result<SanType, RequestError> {
+pub(crate) fn server_name(name: &str) -> Result<SanType, RequestError> {
     match ServerName::try_from(name) {
         Ok(ServerName::DnsName(_)) => Ok(SanType::DnsName(name.try_into()?)),
         Ok(ServerName::IpAddress(address)) => Ok(SanType::IpAddress(std::net::IpAddr::from(address))),

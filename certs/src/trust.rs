@@ -261,7 +261,9 @@ impl<T: Configurations> Trust<T> {
         watch.looked_at = Instant::now();
         let seen = Stamps::of(&self.source.paths(&self.crl));
         let held = self.held();
-        let renew = self.source.is_made() && held.credentials.renewal_due_at() < Timestamp::now();
+        let (from, due, now) = (held.credentials.not_before(), held.credentials.renewal_due_at(), Timestamp::now());
+        // Made while the clock was ahead, it is good for nobody.
+        let renew = self.source.is_made() && (due < now || now < from);
         let again = renew || !watch.seen.are_settled();
         if !again && seen == watch.seen {
             return;

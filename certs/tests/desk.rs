@@ -1,5 +1,12 @@
 //! What the authority's desk gives to whom, and that a kill between any two of its steps loses and doubles nothing.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test may panic"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -274,6 +281,131 @@ fn what_a_kill_left_half_done_is_finished() {
     keep("issued");
     let _ = issued(ask(&mut desk, lab.with_token("web2", "2", &token)));
     assert!(matches!(ask(&mut lab.desk(), lab.with_token("web3", "3", &token)), Err(Refused::Token { .. })));
+}
+
+/// A name that no certificate can be made for harms nobody else, however it came to be asked.
+#[test]
+fn a_name_that_cannot_be_certified_stops_nobody() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let token = desk.token(None, DAY).unwrap().token;
+    for asked in [lab.asked("db.10", "x"), lab.with_token("db.10", "x", &token)] {
+        let said = ask(&mut desk, asked).unwrap_err().to_string();
+        assert!(said.contains("db.10") && said.contains("digits"), "{said}");
+    }
+    // An older version has kept one, and granted another.
+    let waiting = ask(&mut desk, lab.asked("web1", "1"));
+    assert!(is_waiting(&waiting));
+    let kept: String = fs::read_to_string(lab.certs().join("requests/web1.json")).unwrap();
+    for (name, answer) in [("rack.7", "\"waiting\""), ("rack.8", "{\"granted\":{\"token\":\"none\"}}")] {
+        let body: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        let mut body = body["body"].clone();
+        body["name"] = name.into();
+        body["answer"] = serde_json::from_str(answer).unwrap();
+        fs::write(lab.certs().join(format!("requests/{name}.json")), common::seal::seal(&body).unwrap()).unwrap();
+    }
+    let Err(AuthorityError::NotAll { problems, .. }) = desk.sign(None) else { panic!("signed") };
+    assert!(problems.len() == 1 && problems[0].contains("rack.7"), "{problems:?}");
+    assert!(lab.files("issued").is_empty(), "all or none");
+    assert_eq!(desk.sign(Some(&names(&["web1"]))).unwrap().len(), 1);
+    assert!(desk.view().unwrap().requests.iter().any(|request| request.name.as_str() == "rack.8" && request.rejected_at.is_some()));
+}
+
+#[test]
+fn the_longest_name_is_kept_and_signed_like_any_other() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
+    assert!(is_waiting(&ask(&mut desk, lab.asked(&long, "k"))));
+    assert_eq!(desk.sign(Some(&names(&[&long]))).unwrap()[0].role.name(), long);
+    let _ = issued(ask(&mut desk, lab.asked(&long, "k")));
+}
+
+#[test]
+fn a_token_outranks_who_merely_asked_before() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    assert!(is_waiting(&ask(&mut desk, lab.asked("web1", "squatter"))));
+    let token = desk.token(Some("web1".into()), DAY).unwrap().token;
+    let _ = issued(ask(&mut desk, lab.with_token("web1", "own", &token)));
+    assert!(matches!(ask(&mut desk, lab.asked("web1", "squatter")), Err(Refused::Mismatch { .. })));
+}
+
+/// Damage never frees a name, turns a record into another's, or lets a revoked certificate back in.
+#[test]
+fn damage_gives_nobody_anything() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let token = |desk: &mut Desk| desk.token(None, DAY).unwrap().token;
+    let first = token(&mut desk);
+    let _ = issued(ask(&mut desk, lab.with_token("web1", "own", &first)));
+    let revoked = issued(ask(&mut desk, lab.with_token("web2", "2", &token(&mut lab.desk()))));
+    desk.revoke(&texts(&["web2"]), None).unwrap();
+    let serial = desk.signed_list().unwrap().unwrap().serials.into_iter().next().unwrap();
+    // The mark of the one, and the record of the other.
+    fs::write(lab.certs().join(format!("revoked/{serial}.json")), "nonsense").unwrap();
+    let record = lab.files("issued").into_iter().find(|file| !file.starts_with(&serial)).unwrap();
+    let path = lab.certs().join("issued").join(record);
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replacen('M', "N", 1)).unwrap();
+    let mut desk = lab.desk();
+    desk.revoke(&texts(&["web9"]), None).unwrap_err();
+    fs::remove_file(lab.certs().join("crl.pem")).unwrap();
+    desk.tend().unwrap();
+    assert!(desk.signed_list().unwrap().unwrap().serials.contains(&serial), "its mark is damaged, and it stays revoked");
+    assert!(matches!(desk.renew(&[der(&revoked)]).unwrap()[0], Err(Refused::Revoked { .. })));
+    let stolen = token(&mut desk);
+    assert!(matches!(ask(&mut desk, lab.with_token("web1", "thief", &stolen)), Err(Refused::Damaged { .. })));
+    assert!(is_waiting(&ask(&mut desk, lab.asked("web1", "thief"))));
+    assert!(matches!(desk.sign(None), Err(AuthorityError::NotAll { .. })));
+    assert_eq!(desk.view().unwrap().damaged.len(), 2);
+    fs::write(&path, whole).unwrap();
+    assert!(matches!(ask(&mut lab.desk(), lab.with_token("web1", "thief", &stolen)), Err(Refused::Mismatch { .. })));
+}
+
+/// What was revoked stands in the list after a restore from a backup too, and a list that nobody can verify is signed anew.
+#[test]
+fn the_list_forgets_nothing_that_it_cannot_know_to_be_over() {
+    let lab = Lab::new();
+    // Each list is signed anew whenever the folder is held.
+    let mut desk = lab.desk_with(Terms { crl_valid: Duration::ZERO, ..TERMS });
+    let token = desk.token(None, DAY).unwrap().token;
+    let _ = issued(ask(&mut desk, lab.with_token("web1", "1", &token)));
+    desk.revoke(&texts(&["web1"]), None).unwrap();
+    let list = desk.signed_list().unwrap().unwrap();
+    fs::remove_dir_all(lab.certs().join("revoked")).unwrap();
+    fs::remove_dir_all(lab.certs().join("issued")).unwrap();
+    fs::create_dir(lab.certs().join("issued")).unwrap();
+    let mut restored = lab.desk_with(Terms { crl_valid: Duration::ZERO, ..TERMS });
+    restored.tend().unwrap();
+    let again = restored.signed_list().unwrap().unwrap();
+    assert!(again.number > list.number && again.serials == list.serials, "{again:?}");
+    let path = lab.certs().join("crl.pem");
+    let text = fs::read_to_string(&path).unwrap();
+    let at = text.find("-----END").unwrap() - 12;
+    let other = if text[at..].starts_with('A') { "B" } else { "A" };
+    fs::write(&path, format!("{}{other}{}", &text[..at], &text[at + 1..])).unwrap();
+    assert_eq!(restored.signed_list().unwrap(), None, "its signature is not the authority's");
+    restored.tend().unwrap();
+    assert!(restored.signed_list().unwrap().unwrap().number > again.number);
+}
+
+#[test]
+fn a_second_renewal_goes_on_from_the_first() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let token = desk.token(None, DAY).unwrap().token;
+    let first = issued(ask(&mut desk, lab.with_token("web1", "k", &token)));
+    let renew = |desk: &mut Desk, pem: &str| desk.renew(&[der(pem)]).unwrap().remove(0).unwrap().cert_pem;
+    let second = renew(&mut desk, &first);
+    let third = renew(&mut desk, &second);
+    assert!(third != first && third != second);
+    for _ in 0..6 {
+        let newest = desk.listed().unwrap().len();
+        let _ = renew(&mut desk, &third);
+        assert!(desk.listed().unwrap().len() <= newest + 1);
+    }
+    assert_eq!(desk.view().unwrap().bearers.len(), 1);
 }
 
 fn copy(from: &Path, to: &Path) {

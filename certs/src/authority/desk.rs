@@ -23,7 +23,8 @@ use super::records::{Folder, read_sealed};
 use super::revoked::Revoked;
 use super::token::{self, Token};
 use super::{Authority, AuthorityError, ISSUED_FOLDER, Issued, IssuedEntry, folder, read_record};
-use crate::files::FileError;
+use crate::files::{self, FileError};
+use crate::leaf::fingerprint;
 
 pub use super::refusal::Refused;
 pub use super::revoked::SignedList;
@@ -41,8 +42,13 @@ const LOCK_FILE: &str = "authority.lock";
 /// How long to wait while another process changes the authority, and how often to look.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
-/// How long what is over is kept, so that it can be told why: rejected requests, expired tokens and certificates.
+/// How long what is over is kept, so that it can be told why: rejected requests, expired tokens. Who waits longer asks again.
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// So many certificates of a name are remembered in any case. A next one is issued at half a life, so what is older has expired, whatever
+/// the clock says now.
+const CERTIFICATES_KEPT: usize = 4;
+/// Names that are longer go by their digest as files: with `.json` they are longer than names of files may be.
+const FILE_NAME_MAX_BYTES: usize = 200;
 
 /// By what the authority issues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +112,7 @@ impl Desk {
         Ok(Self {
             authority,
             terms,
-            issued: Folder::new(dir.join(ISSUED_FOLDER), "pem", |path| read_record(path).ok()),
+            issued: Folder::new(dir.join(ISSUED_FOLDER), "pem", read_record),
             revoked: Folder::new(dir.join(REVOKED_FOLDER), "json", read_sealed),
             requests: Folder::new(dir.join(REQUESTS_FOLDER), "json", read_sealed),
             tokens: Folder::new(dir.join(TOKENS_FOLDER), "json", read_sealed),
@@ -156,18 +162,25 @@ impl Desk {
         let _held = self.hold()?;
         let now = Timestamp::now();
         let is_over = |since: Timestamp| now.duration_since(since).unsigned_abs() > REMEMBERED && since < now;
-        let rejected = |request: &Request| matches!(request.answer, Answer::Rejected { at } if is_over(at));
-        for (name, _) in self.requests.iter().filter(|(_, request)| rejected(request)) {
+        let is_forgotten = |request: &Request| match request.answer {
+            Answer::Rejected { at } => is_over(at),
+            Answer::Waiting => is_over(request.since),
+            Answer::Granted { .. } => false,
+        };
+        for (name, _) in self.requests.iter().filter(|(_, request)| is_forgotten(request)) {
             self.requests.remove(name)?;
         }
         for (name, _) in self.tokens.iter().filter(|(_, token)| is_over(token.expires_at)) {
             self.tokens.remove(name)?;
         }
-        for serial in self.superseded(is_over) {
-            // The mark goes last: a certificate without a record is known by it.
+        // Marks of what was revoked stay for ever: a clock that was wrong for a while must let nobody back in.
+        for serial in self.superseded(now) {
             self.issued.remove(&serial)?;
-            self.revoked.remove(&serial)?;
         }
+        self.requests.sweep();
+        self.tokens.sweep();
+        self.revoked.sweep();
+        self.issued.sweep();
         Ok(())
     }
 
@@ -175,7 +188,11 @@ impl Desk {
     fn hold(&mut self) -> Result<Held, AuthorityError> {
         let held = self.lock()?;
         for folder in [REQUESTS_FOLDER, REVOKED_FOLDER, TOKENS_FOLDER] {
-            folder::make_folder(&self.authority.dir.join(folder))?;
+            let folder = self.authority.dir.join(folder);
+            if !folder.is_dir() {
+                folder::make_folder(&folder)?;
+                files::sync_folder_of(&folder)?;
+            }
         }
         self.refresh()?;
         self.finish_signed()?;
@@ -189,20 +206,25 @@ impl Desk {
         // Requests before what is made of them, so that none is missed on its way.
         self.requests.refresh()?;
         self.tokens.refresh()?;
-        self.revoked.refresh()?;
-        self.issued.refresh()?;
+        let (revoked, issued) = (self.revoked.refresh()?, self.issued.refresh()?);
+        if revoked || issued {
+            self.bound = self.bindings();
+        }
+        Ok(())
+    }
+
+    fn bindings(&self) -> HashMap<Role, Vec<String>> {
         let frees = |serial: &str| self.revoked.get(serial).is_some_and(|revoked| revoked.frees_name);
         let mut bound: HashMap<Role, Vec<&IssuedEntry>> = HashMap::new();
-        for (serial, entry) in self.issued.iter().filter(|(serial, _)| !frees(serial)) {
-            debug_assert_eq!(serial, entry.serial);
+        for (_, entry) in self.issued.iter().filter(|(serial, _)| !frees(serial)) {
             bound.entry(entry.role.clone()).or_default().push(entry);
         }
         let sorted = |mut entries: Vec<&IssuedEntry>| {
-            entries.sort_by_key(|entry| (entry.not_before, entry.not_after));
+            // Certificates count seconds, and files do not.
+            entries.sort_by_key(|entry| (entry.not_before, self.issued.written_at(&entry.serial)));
             entries.into_iter().map(|entry| entry.serial.clone()).collect()
         };
-        self.bound = bound.into_iter().map(|(role, entries)| (role, sorted(entries))).collect();
-        Ok(())
+        bound.into_iter().map(|(role, entries)| (role, sorted(entries))).collect()
     }
 
     fn lock(&self) -> Result<Held, AuthorityError> {
@@ -229,23 +251,36 @@ impl Desk {
 
     /// The certificates of `role` for that key that are good at `now`, newest first.
     fn good(&self, role: &Role, key: &str, now: Timestamp) -> impl Iterator<Item = &IssuedEntry> {
-        self.records(role).rev().filter(move |entry| entry.key == key && now < entry.not_after && self.revoked_at(&entry.serial).is_none())
+        let is_good = move |entry: &IssuedEntry| entry.key == key && entry.is_valid_at(now) && self.revoked_at(&entry.serial).is_none();
+        self.records(role).rev().filter(move |entry| is_good(entry))
+    }
+
+    /// The request of that name.
+    fn request(&self, name: &MinionName) -> Option<&Request> {
+        self.requests.get(&request_file(name))
     }
 
     fn revoked_at(&self, serial: &str) -> Option<Timestamp> {
         // A mark that is damaged is a mark: what is revoked stays so.
-        let is_damaged = || self.revoked.damaged().contains(&self.revoked.file(serial));
+        let is_damaged = || self.revoked.damaged().contains(serial);
         self.revoked.get(serial).map(|revoked| revoked.at).or_else(|| is_damaged().then_some(Timestamp::UNIX_EPOCH))
     }
 
-    /// The certificates that expired long ago and bind no name any more: a later one does.
-    fn superseded(&self, is_over: impl Fn(Timestamp) -> bool) -> Vec<String> {
-        let is_newest = |entry: &IssuedEntry| self.records(&entry.role).next_back().is_some_and(|newest| newest.serial == entry.serial);
+    /// The certificates that have expired and bind no name any more: enough later ones do, or the name was freed.
+    fn superseded(&self, now: Timestamp) -> Vec<String> {
+        let kept = |role: &Role| self.bound.get(role).into_iter().flat_map(|serials| serials.iter().rev().take(CERTIFICATES_KEPT));
+        let is_kept = |entry: &IssuedEntry| kept(&entry.role).any(|serial| *serial == entry.serial);
         let entries = self.issued.iter().map(|(_, entry)| entry);
-        entries.filter(|entry| is_over(entry.not_after) && !is_newest(entry)).map(|entry| entry.serial.clone()).collect()
+        entries.filter(|entry| entry.not_after < now && !is_kept(entry)).map(|entry| entry.serial.clone()).collect()
     }
 
     fn crl_file(&self) -> PathBuf {
         self.authority.dir.join(CRL_FILE)
     }
+}
+
+/// The file, without its extension, in which the request of a name is kept. A digest is no name: its one part is too long.
+fn request_file(name: &MinionName) -> String {
+    let name = name.as_str();
+    if name.len() > FILE_NAME_MAX_BYTES { fingerprint(name.as_bytes()) } else { name.to_owned() }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::files::FileError;
-use crate::leaf::LeafError;
 use crate::request::RequestError;
 
 /// Why the authority cannot do what was asked.
@@ -62,19 +61,17 @@ pub enum AuthorityError {
         /// Until when the authority's is valid.
         authority: Timestamp,
     },
-    /// A record of an issued certificate is damaged.
-    #[error("the record {} of an issued certificate is damaged", .path.display())]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: LeafError,
-    },
     /// The host's folder is there already.
     #[error("{} exists already and is never overwritten: move it away, or choose another folder with --out", .path.display())]
     FolderExists {
         /// The folder.
         path: PathBuf,
+    },
+    /// The revocation list would be larger than anybody reads.
+    #[error("nothing was revoked: the revocation list would be larger than {max_bytes} bytes, which nobody reads; a new authority is due")]
+    ListFull {
+        /// The most that it may be.
+        max_bytes: usize,
     },
     /// A request that is kept is damaged.
     #[error("the request {} cannot be used: delete the file, and let the host ask again", .path.display())]

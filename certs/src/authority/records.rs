@@ -1,11 +1,12 @@
 //! A folder of small files, one for each thing that happened, kept in memory as it lies on disk: what has changed since the last look is
 //! read again, so that several processes can work on one authority.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use common::seal;
 use rayon::prelude::*;
@@ -20,11 +21,20 @@ use crate::files::{self, FileError};
 pub(super) struct Folder<T> {
     path: PathBuf,
     extension: &'static str,
-    read: fn(&Path) -> Option<T>,
+    /// Of a file's name without its extension, and its bytes; nothing if they are damaged.
+    read: fn(&str, &[u8]) -> Option<T>,
     entries: BTreeMap<String, (Stamp, T)>,
-    /// Files that cannot be understood.
-    damaged: Vec<PathBuf>,
+    /// The names of files that cannot be understood.
+    damaged: BTreeSet<String>,
+    /// What the folder itself looked like when it was read last; none if that may deceive.
+    seen: Option<Stamp>,
 }
+
+/// A folder that changed less than this before it was read may change again without looking changed: file systems stamp times in ticks.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A file's name and stamp, and what it says if that was read now: nothing if it is damaged.
+type Looked<T> = (String, Stamp, Option<Option<T>>);
 
 /// Enough of a file to see that it is another: every change is a new file that is renamed into place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,40 +45,58 @@ struct Stamp {
 
 impl<T: Send + Sync> Folder<T> {
     /// The folder, of which nothing is read yet. `read` gives nothing for a file that is damaged.
-    pub(super) fn new(path: PathBuf, extension: &'static str, read: fn(&Path) -> Option<T>) -> Self {
-        Self { path, extension, read, entries: BTreeMap::new(), damaged: Vec::new() }
+    pub(super) fn new(path: PathBuf, extension: &'static str, read: fn(&str, &[u8]) -> Option<T>) -> Self {
+        Self { path, extension, read, entries: BTreeMap::new(), damaged: BTreeSet::new(), seen: None }
     }
 
-    /// Reads what has changed.
-    pub(super) fn refresh(&mut self) -> Result<(), AuthorityError> {
+    /// Reads what has changed; says whether anything has.
+    pub(super) fn refresh(&mut self) -> Result<bool, AuthorityError> {
         let failed = |source| AuthorityError::Folder { doing: "reading", path: self.path.clone(), source };
+        let now = Stamp::of(&self.path).ok();
+        if now.is_some() && now == self.seen {
+            return Ok(false);
+        }
         let names = self.names().map_err(failed)?;
-        let (read, known) = (self.read, &self.entries);
-        let look = |name: String| {
-            let path = self.file(&name);
-            // One that vanished meanwhile is there no more.
-            let stamp = Stamp::of(&path).ok()?;
-            Some((known.get(&name).is_none_or(|(seen, _)| *seen != stamp).then(|| read(&path)), name, stamp))
-        };
-        let looked: Vec<_> = names.into_par_iter().filter_map(look).collect();
+        let looked: Vec<_> = names.into_par_iter().map(|name| self.look(name)).collect::<io::Result<Vec<_>>>().map_err(failed)?;
         let mut before = std::mem::take(&mut self.entries);
         self.damaged.clear();
-        for (fresh, name, stamp) in looked {
+        for (name, stamp, fresh) in looked.into_iter().flatten() {
             match fresh.unwrap_or_else(|| before.remove(&name).map(|(_, entry)| entry)) {
                 Some(entry) => drop(self.entries.insert(name, (stamp, entry))),
-                None => self.damaged.push(self.file(&name)),
+                None => drop(self.damaged.insert(name)),
             }
         }
-        Ok(())
+        self.seen = now.filter(Stamp::is_settled);
+        Ok(true)
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&T> {
-        self.entries.get(name).map(|(_, entry)| entry)
+    /// A file's stamp, and what it says if that is not known yet. Nothing if it vanished meanwhile.
+    fn look(&self, name: String) -> io::Result<Option<Looked<T>>> {
+        let path = self.file(&name);
+        let stamp = match Stamp::of(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            stamp => stamp?,
+        };
+        if self.entries.get(&name).is_some_and(|(seen, _)| *seen == stamp) {
+            return Ok(Some((name, stamp, None)));
+        }
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => {
+                let entry = (self.read)(&name, &bytes?);
+                Ok(Some((name, stamp, Some(entry))))
+            }
+        }
     }
 
     /// Holds an entry that is about to be written, until the next look.
     pub(super) fn note(&mut self, name: &str, entry: T) {
+        self.seen = None;
         self.entries.insert(name.to_owned(), (Stamp::default(), entry));
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&T> {
+        self.entries.get(name).map(|(_, entry)| entry)
     }
 
     /// Every entry, with its name.
@@ -76,9 +104,28 @@ impl<T: Send + Sync> Folder<T> {
         self.entries.iter().map(|(name, (_, entry))| (name.as_str(), entry))
     }
 
-    /// The files that cannot be understood.
-    pub(super) fn damaged(&self) -> &[PathBuf] {
+    /// The names of the files that cannot be understood.
+    pub(super) fn damaged(&self) -> &BTreeSet<String> {
         &self.damaged
+    }
+
+    /// The files that cannot be understood.
+    pub(super) fn damaged_files(&self) -> Vec<PathBuf> {
+        self.damaged.iter().map(|name| self.file(name)).collect()
+    }
+
+    /// When the file of an entry came to be, for telling apart what the entries themselves do not.
+    pub(super) fn written_at(&self, name: &str) -> [i64; 2] {
+        self.entries.get(name).map_or([0; 2], |(Stamp { changed: [seconds, nanos, ..], .. }, _)| [*seconds, *nanos])
+    }
+
+    /// Deletes what a kill left of files that were being written. Nobody else writes here meanwhile.
+    pub(super) fn sweep(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(files::UNFINISHED) {
+                let _it_is_litter = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Where the entry `name` lies.
@@ -126,13 +173,20 @@ impl<T: Send + Sync + Serialize> Folder<T> {
 }
 
 /// Reads what was sealed; nothing if it is damaged.
-pub(super) fn read_sealed<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    seal::open(&fs::read(path).ok()?).ok()
+pub(super) fn read_sealed<T: DeserializeOwned>(_: &str, bytes: &[u8]) -> Option<T> {
+    seal::open(bytes).ok()
 }
 
 impl Stamp {
     fn of(path: &Path) -> io::Result<Self> {
         let file = fs::symlink_metadata(path)?;
         Ok(Self { inode: file.ino(), changed: [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()] })
+    }
+
+    fn is_settled(&self) -> bool {
+        let [modified, modified_nanos, changed, changed_nanos] = self.changed;
+        let limit = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(TICK);
+        let limit = (i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), i64::from(limit.subsec_nanos()));
+        (modified, modified_nanos).max((changed, changed_nanos)) < limit
     }
 }

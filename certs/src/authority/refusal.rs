@@ -1,5 +1,7 @@
 //! Why a request from outside gets nothing: one line for the person at the host, which names the command that settles it.
 
+use std::path::PathBuf;
+
 use common::identity::{MinionName, Role};
 use jiff::Timestamp;
 
@@ -16,6 +18,26 @@ pub enum Refused {
         name: MinionName,
         /// What is wrong with it.
         problem: CsrProblem,
+    },
+    /// No certificate can be made for the name.
+    #[error("the request of {name} is refused: {problem}")]
+    Unusable {
+        /// Who asked.
+        name: MinionName,
+        /// Why not.
+        problem: String,
+    },
+    /// A record of an issued certificate is damaged, and may be that of the name.
+    #[error(
+        "the request of {name} is not signed: {} is damaged, and may be the record of a certificate that {name} has. Restore it from a backup \
+         where the authority is",
+        .path.display()
+    )]
+    Damaged {
+        /// Who asked.
+        name: MinionName,
+        /// The record.
+        path: PathBuf,
     },
     /// It bears a name that is not the host's.
     #[error("the request of {name} is refused: it bears the name \"{borne}\", and a host gets a certificate for its own name alone")]

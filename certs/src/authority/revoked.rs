@@ -1,20 +1,20 @@
 //! What was revoked, and the list of it that the authority signs (RFC 5280, 5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use common::seal;
 use jiff::Timestamp;
 use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use x509_parser::pem::Pem;
-use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::AuthorityError;
+use crate::crl::{Crl, CrlError};
 use crate::files::{self, FileError};
-use crate::leaf::{hex, part_of_life, timestamp, unhex};
+use crate::leaf::{part_of_life, unhex};
 use crate::request::{CLOCK_SKEW, RequestError, since_1970};
 
 /// What is kept of a revocation, under the certificate's serial number.
@@ -50,44 +50,44 @@ impl SignedList {
     }
 }
 
-/// The list in `path`; nothing if there is none, or if it is damaged: another one is signed then.
-pub(super) fn read(path: &Path) -> Result<Option<SignedList>, AuthorityError> {
-    match fs::read(path) {
-        Ok(text) => Ok(parse(&text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(FileError::Read { path: path.to_owned(), source }.into()),
+impl From<&Crl> for SignedList {
+    fn from(list: &Crl) -> Self {
+        let serials = list.serials().map(str::to_owned).collect();
+        Self { number: list.number(), this_update: list.this_update(), next_update: list.next_update(), serials }
     }
 }
 
-fn parse(text: &[u8]) -> Option<SignedList> {
-    let pem = Pem::iter_from_buffer(text).next()?.ok()?;
-    let (_, list) = CertificateRevocationList::from_der(&pem.contents).ok()?;
-    Some(SignedList {
-        number: u64::try_from(list.crl_number()?).ok()?,
-        this_update: timestamp(list.last_update()).ok()?,
-        next_update: timestamp(list.next_update()?).ok()?,
-        serials: list.iter_revoked_certificates().map(|revoked| hex(revoked.raw_serial())).collect(),
-    })
+/// The list in `path`; nothing if there is none, or if it is damaged or another authority's: another one is signed then.
+pub(super) fn read(path: &Path, authority: &CertificateDer<'_>) -> Result<Option<SignedList>, AuthorityError> {
+    match Crl::load(path, std::slice::from_ref(authority)) {
+        Ok(list) => Ok(list.as_ref().map(SignedList::from)),
+        Err(CrlError::File(error)) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
 }
 
-/// Signs a list of `revoked`, that is good for `valid`, into `path`. Its number is larger than that of any before, also where that was
+/// The number of the list that was signed last, as it is kept beside it: it must only grow, though the list be lost and the clock go back.
+pub(super) fn last_number(path: &Path) -> u64 {
+    fs::read(path).ok().and_then(|text| seal::open(&text).ok()).unwrap_or_default()
+}
+
+/// A list that is good for `valid`: PEM text. Its number is larger than `last_number`, and than that of any before, also where that was
 /// lost: it is the time in microseconds.
-pub(super) fn sign<'r>(
-    path: &Path,
+pub(super) fn sign(
     issuer: &Issuer<'_, KeyPair>,
     last_number: u64,
-    revoked: impl Iterator<Item = (&'r str, &'r Revoked)>,
+    revoked: &BTreeMap<String, Timestamp>,
     valid: Duration,
-) -> Result<(), AuthorityError> {
+) -> Result<(u64, String), AuthorityError> {
     let failed = |source| AuthorityError::Request { subject: "the revocation list".into(), source };
     let now = Timestamp::now();
     let number = (last_number + 1).max(u64::try_from(now.as_microsecond()).unwrap_or_default());
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let date = |at: Timestamp| since_1970(at).map(|since| epoch + since).map_err(failed);
-    let entry = |(serial, revoked): (&str, &Revoked)| {
+    let entry = |(serial, at): (&String, &Timestamp)| {
         Ok(RevokedCertParams {
             serial_number: SerialNumber::from_slice(&unhex(serial)),
-            revocation_time: date(revoked.at)?,
+            revocation_time: date(*at)?,
             reason_code: None,
             invalidity_date: None,
         })
@@ -98,10 +98,17 @@ pub(super) fn sign<'r>(
         next_update: date(next_update)?,
         crl_number: SerialNumber::from(number),
         issuing_distribution_point: None,
-        revoked_certs: revoked.map(entry).collect::<Result<_, AuthorityError>>()?,
+        revoked_certs: revoked.iter().map(entry).collect::<Result<_, AuthorityError>>()?,
         key_identifier_method: KeyIdMethod::Sha256,
     };
     let pem = list.signed_by(issuer).and_then(|list| list.pem()).map_err(|error| failed(error.into()))?;
+    Ok((number, pem))
+}
+
+/// Puts a list into `path`, its number into `number_path` first.
+pub(super) fn publish(path: &Path, number_path: &Path, number: u64, pem: &str) -> Result<(), AuthorityError> {
+    let kept = seal::seal(&number).map_err(|error| FileError::Write { path: number_path.to_owned(), source: error.into() })?;
+    files::replace(number_path, &kept, 0o600)?;
     files::replace(path, pem.as_bytes(), 0o644)?;
     Ok(files::sync_folder_of(path)?)
 }

@@ -6,7 +6,11 @@ use jiff::Timestamp;
 use super::{Answer, Desk, Refused, Request};
 use crate::authority::IssuedEntry;
 use crate::csr::Csr;
+use crate::request::server_name;
 use crate::tls::AUTHORITY_NAME;
+
+/// As much of a name that is not the host's as is repeated, to it and in logs.
+const QUOTED_MAX_LETTERS: usize = 200;
 
 /// What a request gets.
 #[derive(Debug)]
@@ -36,12 +40,20 @@ pub(super) fn decide(
     if let Some(entry) = require_bound(desk, name, &csr.key, now)? {
         return Ok(Decision::Issued(entry.clone()));
     }
-    let before = require_no_other(desk.requests.get(name.as_str()), name, &csr.key)?;
+    let before = desk.request(name);
     if let Some(token) = token {
         let kept = desk.tokens.get(token).ok_or(super::TokenProblem::Unknown);
         kept.and_then(|kept| kept.check(name, now)).map_err(|problem| Refused::Token { name: name.clone(), problem })?;
-        return Ok(Decision::Grant(token.to_owned()));
+        require_known_bindings(desk, name)?;
+        // An administrator has said who may: that outranks whoever merely asked before.
+        return match before {
+            Some(Request { answer: Answer::Granted { .. }, since, .. }) => {
+                Err(Refused::OtherKeyWaits { name: name.clone(), since: *since })
+            }
+            _ => Ok(Decision::Grant(token.to_owned())),
+        };
     }
+    let before = require_no_other(before, name, &csr.key)?;
     match before {
         Some(Request { answer: Answer::Rejected { at }, .. }) => Ok(Decision::Rejected(*at)),
         Some(Request { since, .. }) => Ok(Decision::Waits(*since)),
@@ -50,9 +62,21 @@ pub(super) fn decide(
     }
 }
 
+/// While a record is damaged, nobody knows whose it is: it may be of a name that has no other.
+pub(super) fn require_known_bindings(desk: &Desk, name: &MinionName) -> Result<(), Refused> {
+    let has_record = desk.records(&Role::Minion(name.clone())).next().is_some();
+    match desk.issued.damaged().first() {
+        Some(serial) if !has_record => Err(Refused::Damaged { name: name.clone(), path: desk.issued.file(serial) }),
+        _ => Ok(()),
+    }
+}
+
 fn require_own_name(desk: &Desk, name: &MinionName, csr: &Csr) -> Result<(), Refused> {
+    if let Err(problem) = server_name(name.as_str()) {
+        return Err(Refused::Unusable { name: name.clone(), problem: problem.to_string() });
+    }
     if let Some(borne) = csr.foreign_name(name) {
-        return Err(Refused::ForeignName { name: name.clone(), borne: borne.escape_debug().collect() });
+        return Err(Refused::ForeignName { name: name.clone(), borne: borne.escape_debug().take(QUOTED_MAX_LETTERS).collect() });
     }
     let taken = |owner| Refused::NameTaken { name: name.clone(), owner };
     let is_overlords = name.as_str().parse().is_ok_and(|caller| desk.records(&Role::Overlord(caller)).next().is_some());
@@ -73,7 +97,7 @@ pub(super) fn require_bound<'d>(desk: &'d Desk, name: &MinionName, key: &str, no
     if newest.key != key {
         return Err(Refused::Mismatch { name: name.clone(), serial: newest.serial.clone(), not_after: newest.not_after });
     }
-    Ok((now < newest.not_after).then_some(newest))
+    Ok(newest.is_valid_at(now).then_some(newest))
 }
 
 /// What the key has asked before; an error if another one has, and waits.

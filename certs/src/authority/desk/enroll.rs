@@ -5,14 +5,14 @@ use jiff::Timestamp;
 use rayon::prelude::*;
 use rustls::pki_types::CertificateDer;
 
-use super::decide::{Decision, decide, require_bound};
-use super::{Answer, Desk, Refused, Request};
+use super::decide::{Decision, decide, require_bound, require_known_bindings};
+use super::{Answer, Desk, Refused, Request, request_file};
 use crate::authority::token::{self, Token, Used};
-use crate::authority::{AuthorityError, IssuedEntry};
+use crate::authority::{AuthorityError, IssuedEntry, record_pem};
 use crate::csr::{Csr, CsrProblem, usable_key};
 use crate::files::FileError;
 use crate::leaf::{Leaf, hex, unhex};
-use crate::request::validity;
+use crate::request::{server_name, validity};
 
 /// One request for a first certificate.
 #[derive(Debug, Clone)]
@@ -55,6 +55,13 @@ pub struct Certified {
     pub cert_pem: String,
 }
 
+/// Whether a record was made now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    New,
+    Before,
+}
+
 impl Desk {
     /// Takes requests for first certificates, as many as came at once; what each gets, in their order. All that is said is on the disk.
     ///
@@ -62,6 +69,12 @@ impl Desk {
     /// The folder cannot be read or written; then nobody is told anything, and whoever asks again finds how it stands.
     pub fn enroll(&mut self, asked: &[Asked]) -> Result<Vec<Result<Enrolled, Refused>>, AuthorityError> {
         let read: Vec<_> = asked.par_iter().map(|asked| Csr::read(&asked.csr)).collect();
+        if read.iter().all(Result::is_err) {
+            // Junk costs nobody the lock.
+            let refused =
+                |(asked, csr): (&Asked, Result<Csr, CsrProblem>)| Some(Err(Refused::Csr { name: asked.name.clone(), problem: csr.err()? }));
+            return Ok(asked.iter().zip(read).filter_map(refused).collect());
+        }
         let _held = self.hold()?;
         let now = Timestamp::now();
         let mut waiting = self.requests.iter().filter(|(_, request)| request.answer == Answer::Waiting).count();
@@ -69,9 +82,8 @@ impl Desk {
         for (asked, csr) in asked.iter().zip(read) {
             decided.push(self.take(asked, csr, &mut waiting, now));
         }
-        let names: Vec<&str> =
-            asked.iter().zip(&decided).filter(|(_, decided)| is_new(decided)).map(|(asked, _)| asked.name.as_str()).collect();
-        self.write_requests(&names)?;
+        let new = asked.iter().zip(&decided).filter(|(_, decided)| is_new(decided)).map(|(asked, _)| request_file(&asked.name));
+        self.write_requests(&new.collect::<Vec<_>>())?;
         self.finish_granted()?;
         let told = |(asked, decided)| match decided {
             Ok(decision) => self.told(asked, decision, now).map(Ok),
@@ -93,7 +105,7 @@ impl Desk {
         if !problems.is_empty() {
             return Err(AuthorityError::NotAll { done: "signed", problems });
         }
-        let requests: Vec<Request> = names.iter().filter_map(|name| self.requests.get(name.as_str()).cloned()).collect();
+        let requests: Vec<Request> = names.iter().filter_map(|name| self.request(name).cloned()).collect();
         self.certify_all(&requests, now)
     }
 
@@ -144,7 +156,8 @@ impl Desk {
             return Ok(Err(Refused::NotCurrent { role: leaf.role }));
         }
         // Who did not hear our answer asks again.
-        let already = self.good(&leaf.role, &leaf.key, now).find(|entry| entry.serial != leaf.serial && now < entry.renewal_due_at());
+        let mut newer = self.good(&leaf.role, &leaf.key, now).take_while(|entry| entry.serial != leaf.serial);
+        let already = newer.find(|entry| now < entry.renewal_due_at());
         if let Some(entry) = already {
             return self.certified(entry).map(Ok);
         }
@@ -181,7 +194,7 @@ impl Desk {
             from: asked.from.clone(),
             answer,
         };
-        self.requests.note(asked.name.as_str(), request);
+        self.requests.note(&request_file(&asked.name), request);
         Ok(decision)
     }
 
@@ -191,12 +204,12 @@ impl Desk {
         Some(used)
     }
 
-    fn write_requests(&self, names: &[&str]) -> Result<(), AuthorityError> {
-        if names.is_empty() {
+    fn write_requests(&self, files: &[String]) -> Result<(), AuthorityError> {
+        if files.is_empty() {
             return Ok(());
         }
-        let write = |name: &&str| self.requests.get(name).map_or(Ok(()), |request| self.requests.write(name, request));
-        names.par_iter().try_for_each(write)?;
+        let write = |file: &String| self.requests.get(file).map_or(Ok(()), |request| self.requests.write(file, request));
+        files.par_iter().try_for_each(write)?;
         self.requests.sync()
     }
 
@@ -208,7 +221,7 @@ impl Desk {
         if signed.peek().is_none() {
             return Ok(());
         }
-        signed.try_for_each(|request| self.requests.remove(request.name.as_str()))?;
+        signed.try_for_each(|request| self.requests.remove(&request_file(&request.name)))?;
         self.requests.sync()
     }
 
@@ -228,30 +241,55 @@ impl Desk {
         }
         burnt.par_iter().try_for_each(|(token, used)| self.tokens.write(token, used))?;
         self.tokens.sync()?;
-        self.certify_all(&requests, now).map(drop)
+        // One that cannot be signed must not keep all others from it for ever.
+        let (good, bad): (Vec<_>, Vec<_>) = requests.into_iter().partition(|request| self.is_certifiable(request));
+        for request in &bad {
+            let file = request_file(&request.name);
+            self.requests.write(&file, &Request { answer: Answer::Rejected { at: now }, ..request.clone() })?;
+        }
+        self.certify_all(&good, now).map(drop)
     }
 
-    /// Signs requests that were decided on: records the certificates, then removes the requests.
+    fn is_certifiable(&self, request: &Request) -> bool {
+        server_name(request.name.as_str()).is_ok() && usable_key(&unhex(&request.public_key)).is_ok()
+    }
+
+    /// Signs requests that were decided on: records the certificates, then removes the requests. Where one cannot be recorded, none is.
     fn certify_all(&mut self, requests: &[Request], now: Timestamp) -> Result<Vec<IssuedEntry>, AuthorityError> {
-        let entries: Vec<IssuedEntry> = requests.par_iter().map(|request| self.certify_request(request, now)).collect::<Result<_, _>>()?;
+        let certified: Vec<_> = requests.par_iter().map(|request| self.certify_request(request, now)).collect();
+        if let Some(error) = self.undo_if_any_failed(&certified) {
+            return Err(error);
+        }
+        let entries: Vec<IssuedEntry> = certified.into_iter().flatten().map(|(entry, _)| entry).collect();
         self.issued.sync()?;
-        requests.par_iter().try_for_each(|request| self.requests.remove(request.name.as_str()))?;
+        requests.par_iter().try_for_each(|request| self.requests.remove(&request_file(&request.name)))?;
         self.requests.sync()?;
         self.refresh()?;
         Ok(entries)
     }
 
-    fn certify_request(&self, request: &Request, now: Timestamp) -> Result<IssuedEntry, AuthorityError> {
+    /// Takes back what was recorded just now, and has been told to nobody, if anything could not be.
+    fn undo_if_any_failed(&self, certified: &[Result<(IssuedEntry, Age), AuthorityError>]) -> Option<AuthorityError> {
+        let error = certified.iter().find_map(|one| one.as_ref().err())?.to_string();
+        for (entry, _) in certified.iter().flatten().filter(|(_, age)| *age == Age::New) {
+            if let Err(error) = self.issued.remove(&entry.serial) {
+                return Some(error);
+            }
+        }
+        Some(AuthorityError::NotAll { done: "signed", problems: vec![error] })
+    }
+
+    fn certify_request(&self, request: &Request, now: Timestamp) -> Result<(IssuedEntry, Age), AuthorityError> {
         let role = Role::Minion(request.name.clone());
         // A kill came between its record and the request's end.
         if let Some(entry) = self.good(&role, &request.key, now).next() {
-            return Ok(entry.clone());
+            return Ok((entry.clone(), Age::Before));
         }
-        let damaged = || AuthorityError::DamagedRequest { path: self.requests.file(request.name.as_str()) };
+        let damaged = || AuthorityError::DamagedRequest { path: self.requests.file(&request_file(&request.name)) };
         let key = usable_key(&unhex(&request.public_key)).map_err(|_| damaged())?;
         let (cert, _) = self.authority.certify(&role, &key, self.validity(&role, now)?)?;
         let leaf = Leaf::read(cert.der()).map_err(|_| damaged())?;
-        Ok(leaf.into())
+        Ok((leaf.into(), Age::New))
     }
 
     fn validity(&self, role: &Role, now: Timestamp) -> Result<crate::request::Validity, AuthorityError> {
@@ -273,14 +311,15 @@ impl Desk {
     }
 
     fn waits(&self, asked: &Asked, since: Timestamp) -> Enrolled {
-        let key = self.requests.get(asked.name.as_str()).map(|request| request.key.clone()).unwrap_or_default();
+        let key = self.request(&asked.name).map(|request| request.key.clone()).unwrap_or_default();
         Enrolled::Waiting { key, since }
     }
 
     fn certified(&self, entry: &IssuedEntry) -> Result<Certified, AuthorityError> {
         let path = self.issued.file(&entry.serial);
-        let cert_pem = std::fs::read_to_string(&path).map_err(|source| FileError::Read { path, source })?;
-        Ok(Certified { serial: entry.serial.clone(), cert_pem })
+        let text = std::fs::read_to_string(&path).map_err(|source| FileError::Read { path: path.clone(), source })?;
+        let cert_pem = record_pem(&text).ok_or(FileError::NotPem { path, what: "whole certificate" })?;
+        Ok(Certified { serial: entry.serial.clone(), cert_pem: cert_pem.to_owned() })
     }
 
     pub(super) fn waiting(&self) -> impl Iterator<Item = &Request> {
@@ -288,19 +327,21 @@ impl Desk {
     }
 
     fn has_waiting(&self, name: &MinionName) -> bool {
-        self.requests.get(name.as_str()).is_some_and(|request| request.answer == Answer::Waiting)
+        self.request(name).is_some_and(|request| request.answer == Answer::Waiting)
     }
 
     fn why_not_signed(&self, name: &MinionName, now: Timestamp) -> Option<String> {
         if !self.has_waiting(name) {
             return Some(self.no_request(name));
         }
-        let request = self.requests.get(name.as_str())?;
-        require_bound(self, name, &request.key, now).err().map(|refused| refused.to_string())
+        let request = self.request(name)?;
+        let bound = require_bound(self, name, &request.key, now).and_then(|_| require_known_bindings(self, name));
+        let usable = |refused: Option<Refused>| refused.map(|refused| refused.to_string());
+        usable(bound.err()).or_else(|| server_name(name.as_str()).err().map(|problem| problem.to_string()))
     }
 
     fn no_request(&self, name: &MinionName) -> String {
-        match self.requests.get(name.as_str()).map(|request| &request.answer) {
+        match self.request(name).map(|request| &request.answer) {
             Some(Answer::Rejected { at }) => format!("{name}'s request was rejected on {at}"),
             _ => match self.records(&Role::Minion(name.clone())).next_back() {
                 Some(entry) => format!("{name} has no request that waits, and has a certificate until {}", entry.not_after),

@@ -1,13 +1,19 @@
 //! Certificates revoked, names freed, and the list of it signed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::identity::Role;
+use common::protocol::certs::REVOCATIONS_MAX_BYTES;
 use jiff::Timestamp;
 
-use super::{Desk, REVOKED_FOLDER};
+use super::{Desk, request_file};
 use crate::authority::revoked::{self, Revoked, SignedList};
-use crate::authority::{AuthorityError, IssuedEntry, folder};
+use crate::authority::{AuthorityError, IssuedEntry};
+
+/// The number of the list that was signed last, within the authority's folder.
+const NUMBER_FILE: &str = "crl.number";
+/// What a certificate takes in the list as PEM text, and a little more (measured: 48).
+const LIST_ENTRY_BYTES: usize = 64;
 
 /// What becomes of the names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,14 +53,16 @@ impl Desk {
         let _held = self.hold()?;
         let found = self.found(subjects, ours, "cleaned", |desk, subject, role| {
             let bound: Vec<_> = desk.of_subject(subject, role).cloned().collect();
-            let asks = desk.requests.get(role.name()).is_some();
+            let asks = matches!(role, Role::Minion(name) if desk.request(name).is_some());
             if bound.is_empty() && !asks { Err(format!("{subject} has no certificate and no request")) } else { Ok(bound) }
         })?;
         let now = Timestamp::now();
         let fresh = found.iter().filter(|entry| now < entry.not_after && self.revoked_at(&entry.serial).is_none()).cloned().collect();
         self.mark(&found, Name::Free)?;
-        for subject in subjects {
-            self.requests.remove(&bare_name(subject).to_lowercase())?;
+        for role in subjects.iter().filter_map(|subject| self.role_of(subject).ok()) {
+            if let Role::Minion(name) = role {
+                self.requests.remove(&request_file(&name))?;
+            }
         }
         self.requests.sync()?;
         Ok(fresh)
@@ -65,32 +73,41 @@ impl Desk {
     /// # Errors
     /// It cannot be read.
     pub fn signed_list(&self) -> Result<Option<SignedList>, AuthorityError> {
-        revoked::read(&self.crl_file())
+        revoked::read(&self.crl_file(), &self.authority.cert)
     }
 
     /// Signs the list if what was revoked is not in it, or if half its time is over.
     pub(super) fn finish_revoked(&mut self) -> Result<(), AuthorityError> {
         let (now, list) = (Timestamp::now(), self.signed_list()?);
-        let missing = |list: &SignedList| self.in_list(now).any(|(serial, _)| !list.serials.contains(serial));
-        match &list {
-            Some(list) if !missing(list) && now < list.half_time() => Ok(()),
-            list => self.sign_list(list.as_ref().map_or(0, |list| list.number)),
+        let wanted = self.in_list(list.as_ref(), now);
+        if let Some(list) = &list {
+            let is_whole = wanted.keys().all(|serial| list.serials.contains(serial));
+            if is_whole && now < list.half_time() && list.this_update < now {
+                return Ok(());
+            }
         }
+        let kept = self.authority.dir.join(NUMBER_FILE);
+        let last_number = revoked::last_number(&kept).max(list.map_or(0, |list| list.number));
+        let (number, pem) = revoked::sign(&self.authority.issuer, last_number, &wanted, self.terms.crl_valid)?;
+        revoked::publish(&self.crl_file(), &kept, number, &pem)
     }
 
-    fn sign_list(&self, last_number: u64) -> Result<(), AuthorityError> {
-        let now = Timestamp::now();
-        revoked::sign(&self.crl_file(), &self.authority.issuer, last_number, self.in_list(now), self.terms.crl_valid)
-    }
-
-    /// What belongs into the list: what was revoked and would still be good.
-    fn in_list(&self, now: Timestamp) -> impl Iterator<Item = (&str, &Revoked)> {
-        self.revoked.iter().filter(move |(_, revoked)| now < revoked.not_after)
+    /// What belongs into the list, and since when: what was revoked and would still be good; what has a damaged mark; and what stands in the
+    /// list of before and nothing is known of any more, as after the authority was restored from a backup.
+    fn in_list(&self, before: Option<&SignedList>, now: Timestamp) -> BTreeMap<String, Timestamp> {
+        let good = self.revoked.iter().filter(|(_, revoked)| now < revoked.not_after).map(|(serial, revoked)| (serial, revoked.at));
+        let is_unknown =
+            |serial: &&String| self.revoked.get(serial).is_none() && self.issued.get(serial).is_none_or(|entry| now < entry.not_after);
+        let unknown = before.into_iter().flat_map(|list| &list.serials).filter(is_unknown);
+        let undated = self.revoked.damaged().iter().chain(unknown).map(|serial| (serial.as_str(), Timestamp::UNIX_EPOCH));
+        undated.chain(good).map(|(serial, at)| (serial.to_owned(), at)).collect()
     }
 
     fn mark(&mut self, entries: &[IssuedEntry], name: Name) -> Result<(), AuthorityError> {
-        folder::make_folder(&self.authority.dir.join(REVOKED_FOLDER))?;
         let now = Timestamp::now();
+        if (self.revoked.iter().count() + entries.len()) * LIST_ENTRY_BYTES > REVOCATIONS_MAX_BYTES {
+            return Err(AuthorityError::ListFull { max_bytes: REVOCATIONS_MAX_BYTES });
+        }
         for entry in entries {
             let revoked = Revoked {
                 role: entry.role.to_string(),
@@ -150,8 +167,4 @@ impl Desk {
         let is_meant = move |entry: &&IssuedEntry| serial.as_ref().is_none_or(|serial| entry.serial == *serial);
         self.records(role).filter(is_meant).collect::<Vec<_>>().into_iter()
     }
-}
-
-fn bare_name(subject: &str) -> &str {
-    subject.rsplit_once('/').map_or(subject, |(_, name)| name)
 }

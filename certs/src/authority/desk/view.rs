@@ -78,7 +78,9 @@ impl Desk {
         let newest = self.bound.values().filter_map(|serials| self.issued.get(serials.last()?));
         let mut bearers: Vec<Bearer> = newest.map(|entry| Bearer { entry: entry.clone(), standing: self.standing(entry, now) }).collect();
         bearers.sort_by(|a, b| (a.entry.role.name(), &a.entry.role).cmp(&(b.entry.role.name(), &b.entry.role)));
-        let damaged = [self.issued.damaged(), self.revoked.damaged(), self.requests.damaged(), self.tokens.damaged()].concat();
+        let damaged =
+            [self.issued.damaged_files(), self.revoked.damaged_files(), self.requests.damaged_files(), self.tokens.damaged_files()];
+        let damaged = damaged.concat();
         Ok(View { requests: self.shown_requests(), bearers, list: self.signed_list()?, damaged })
     }
 
