@@ -78,6 +78,14 @@ fn a_revoked_caller_is_out_at_once_with_no_restart_and_others_stay() {
     assert_eq!((web1.pid(), web1.audit().iter().filter(|line| line["caller"] == "ops").count()), (pid, 2));
 }
 
+/// Lets the calling end, also when the test fails.
+struct Over<'o>(&'o AtomicBool);
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_certificate_put_there_by_hand_is_shown_from_the_next_handshake_on_and_no_call_fails() {
     let fleet = Fleet::start(1);
@@ -86,6 +94,7 @@ fn a_certificate_put_there_by_hand_is_shown_from_the_next_handshake_on_and_no_ca
     let shown = || client.connect().unwrap().conn.peer_certificates().unwrap()[0].clone();
     let (before, is_over) = (shown(), AtomicBool::new(false));
     let calls = std::thread::scope(|scope| {
+        let over = Over(&is_over);
         let calling = scope.spawn(|| {
             let ping = || client.post_json(&request(1.into(), &envelope("admin", "web1", "test.ping", json!([])))).unwrap();
             let mut calls = 0;
@@ -104,7 +113,7 @@ fn a_certificate_put_there_by_hand_is_shown_from_the_next_handshake_on_and_no_ca
         assert_eq!(shown(), before);
         put(&fleet, &fresh.join("key.pem"), "key.pem");
         wait_until("the new one to be shown", PATIENCE, || shown() != before);
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
         calling.join().unwrap()
     });
     assert!(calls > 0 && fleet.overlord(["web1", "test.ping"]).code() == 0);

@@ -34,7 +34,7 @@ fn a_certificate_is_renewed_in_its_second_half_and_the_list_comes_with_it() {
     runtime.block_on(async {
         let tending = tokio::spawn(tend(Arc::clone(&trust), config));
         let until = Instant::now() + DEADLINE;
-        while trust.now().credentials().serial() == issued.serial {
+        while trust.now().credentials().serial() == issued.serial || trust.now().crl_number() == 0 {
             assert!(Instant::now() < until && !tending.is_finished());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
