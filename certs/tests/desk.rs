@@ -243,9 +243,13 @@ fn what_is_revoked_stands_in_the_list_and_the_list_only_grows_newer() {
     desk.tend().unwrap();
     let again = desk.signed_list().unwrap().unwrap();
     assert!(again.serials == list.serials && again.number >= list.number, "{again:?}");
-    assert!(desk.revoke(&texts(&["web1"]), None).is_err(), "it is revoked already");
+    assert!(desk.revoke(&texts(&["web1"]), None).unwrap().is_empty(), "it is revoked already");
+    assert!(desk.revoke(&texts(&["web1", "web9"]), None).is_err(), "and still all or none");
     assert!(matches!(ask(&mut desk, lab.asked("web1", "k")), Err(Refused::Revoked { .. })), "and its name stays shut");
-    desk.clean(&texts(&["web1"]), None).unwrap();
+    for _ in 0..2 {
+        desk.clean(&texts(&["web1", "overlord/both"]), None).unwrap();
+    }
+    assert!(desk.revoke(&texts(&["web1", "overlord/both", &made[0].serial]), None).unwrap().is_empty());
     assert!(is_waiting(&ask(&mut desk, lab.asked("web1", "k"))));
 }
 

@@ -42,8 +42,16 @@ impl Office {
     /// # Errors
     /// There is none here, or one of them cannot be used.
     pub(crate) fn open(home: &Home, config: &Config) -> Result<Self, OfficeError> {
-        let desk = Desk::open(&home.certs_dir(), terms(config))?;
+        let desk = Self::desk(home, config)?;
         Ok(Self { desk, ledger: Arc::new(Ledger::open(home, config)?) })
+    }
+
+    /// The desk alone, for who only looks: nothing is written, not even the log's file.
+    ///
+    /// # Errors
+    /// There is none here, or it cannot be used.
+    pub(crate) fn desk(home: &Home, config: &Config) -> Result<Desk, AuthorityError> {
+        Desk::open(&home.certs_dir(), terms(config))
     }
 
     /// Whether the authority is in this home.

@@ -19,7 +19,6 @@ use jsonrpsee_http_client::transport::Error as TransportError;
 use jsonrpsee_http_client::{HttpClientBuilder, RpcServiceBuilder};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tokio_rustls::TlsConnector;
 use tower::ServiceBuilder;
 
 use crate::authority::renewal::Renewal;
@@ -134,7 +133,7 @@ impl Client {
     async fn exchange<R: DeserializeOwned>(&self, letter: &Letter, params: Params, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
         self.renewal.look();
         let dial = Arc::new(Dial {
-            connector: TlsConnector::from(self.trust.now().tls().client.clone()),
+            trust: self.trust.clone(),
             heard: self.heard.clone(),
             host: letter.host.clone(),
             address: letter.address.clone(),

@@ -11,6 +11,7 @@
 mod audit;
 mod calls;
 mod certs;
+mod certs_trouble;
 mod damage_overlord;
 mod enrolment;
 mod faults;

@@ -49,6 +49,17 @@ struct Task {
     reply: oneshot::Sender<Answer>,
 }
 
+/// Completes once nobody is at the desk any more.
+#[derive(Debug)]
+pub(super) struct Ended(oneshot::Receiver<()>);
+
+impl Ended {
+    /// Until then.
+    pub(super) async fn wait(self) {
+        let _never_sent = self.0.await.is_ok();
+    }
+}
+
 /// The way to the desk. When the last is dropped, the thread ends.
 #[derive(Debug)]
 pub(super) struct Clerk {
@@ -56,14 +67,17 @@ pub(super) struct Clerk {
 }
 
 impl Clerk {
-    /// Starts the thread, which calls `tend` at once and then every `tend_every`.
+    /// Starts the thread, which calls `tend` at once and then every `tend_every`. [`Ended`] is told of its end, however it comes.
     pub(super) fn start(
         Office { mut desk, ledger }: Office,
         tend_every: Duration,
         mut tend: impl FnMut(&mut Desk, &Ledger) + Send + 'static,
-    ) -> io::Result<(Self, JoinHandle<()>)> {
+    ) -> io::Result<(Self, Ended, JoinHandle<()>)> {
         let (tasks, waiting) = sync_channel(QUEUE_MAX);
+        let (alive, ended) = oneshot::channel();
         let work = move || {
+            // Dropped by a panic, too.
+            let _alive: oneshot::Sender<()> = alive;
             let mut due = Instant::now();
             while let Some(batch) = next_batch(&waiting, due) {
                 deal_with(&mut desk, &ledger, batch);
@@ -73,7 +87,7 @@ impl Clerk {
                 }
             }
         };
-        Ok((Self { tasks }, thread::Builder::new().name("desk".to_owned()).spawn(work)?))
+        Ok((Self { tasks }, Ended(ended), thread::Builder::new().name("desk".to_owned()).spawn(work)?))
     }
 
     /// Waits for its turn.

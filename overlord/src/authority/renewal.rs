@@ -131,8 +131,9 @@ impl Renewal {
         runtime.shutdown_background();
         let issued = renewed.map_err(|error| error.to_string())?;
         self.trust.take_cert(&issued.cert).map_err(|error| chain(&error))?;
-        if let Some(crl) = &issued.revocations.crl {
-            self.trust.take_crl(crl).map_err(|error| chain(&error))?;
+        // The certificate is renewed, whatever becomes of the list that came with it.
+        if let Some(Err(error)) = issued.revocations.crl.as_ref().map(|crl| self.trust.take_crl(crl)) {
+            (self.warning)(&format!("the authority's revocation list is not taken: {}", chain(&error)));
         }
         Ok(())
     }
@@ -176,7 +177,7 @@ pub(super) fn renew_at(desk: &mut Desk, ledger: &Ledger, trust: &OverlordTrust, 
 
 /// Signs the authority's revocation list anew if it is time.
 pub(crate) fn tend(home: &Home, config: &Config) -> Result<(), OfficeError> {
-    Ok(Office::open(home, config)?.desk.tend()?)
+    Ok(Office::desk(home, config)?.tend()?)
 }
 
 /// Whether half the time of the list is over.

@@ -64,20 +64,34 @@ pub(crate) enum ServeError {
     /// The system gives no thread, or no signals.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
+    /// Nobody is there any more who decides.
+    #[error(
+        "the thread at the desk has panicked, which is a bug: nobody could be answered any more. What was decided is on disk; start it again"
+    )]
+    Desk,
 }
 
 /// Serves at `listen` until SIGTERM or SIGINT; `ready` is told what to type on a host once connections are accepted.
 ///
 /// # Errors
-/// It cannot begin to.
+/// It cannot begin to, or cannot go on.
 pub(crate) fn serve(fleet: &Fleet, listen: SocketAddr, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
+    serve_tended(fleet, listen, ready, tending(fleet))
+}
+
+fn serve_tended(
+    fleet: &Fleet,
+    listen: SocketAddr,
+    ready: impl FnOnce(&str),
+    tend: impl FnMut(&mut Desk, &Ledger) + Send + 'static,
+) -> Result<(), ServeError> {
     let config = fleet.config();
     let mut office = Office::open(fleet.home(), config)?;
     // The first list of an authority that has none, before anybody asks for it.
     office.desk.tend().map_err(OfficeError::from)?;
     let trust = Arc::new(server_trust(fleet.home().certs_dir())?);
     let (pin, ledger) = (office.desk.authority().pin().clone(), office.ledger.clone());
-    let (clerk, desk) = Clerk::start(office, tend_every(config), tending(fleet)).map_err(ServeError::Threads)?;
+    let (clerk, ended, desk) = Clerk::start(office, tend_every(config), tend).map_err(ServeError::Threads)?;
     let counter = Arc::new(Counter::new(clerk, trust.clone(), ledger));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().map_err(ServeError::Threads)?;
     let served = runtime.block_on(async {
@@ -86,14 +100,16 @@ pub(crate) fn serve(fleet: &Fleet, listen: SocketAddr, ready: impl FnOnce(&str))
         let stop = stop_on_signals().map_err(ServeError::Threads)?;
         info!(%address, "listening");
         ready(&enroll_line_at(&public_address(config, address), &pin));
-        service::serve(listener, trust, counter, Arc::new(limits(config)), stop).await;
-        Ok(())
+        tokio::select! {
+            () = service::serve(listener, trust, counter, Arc::new(limits(config)), stop) => Ok(()),
+            () = ended.wait() => Err(ServeError::Desk),
+        }
     });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
-    if desk.join().is_err() {
-        error!("the thread at the desk panicked; this is a bug");
+    match desk.join() {
+        Ok(()) => served,
+        Err(_) => Err(ServeError::Desk),
     }
-    served
 }
 
 /// What the server shows is made by whoever holds the authority's key, and lies in no file.
@@ -161,4 +177,26 @@ fn stop_on_signals() -> std::io::Result<watch::Receiver<bool>> {
         sender.closed().await;
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+    use crate::fake_minion::Lab;
+
+    #[test]
+    fn a_server_at_whose_desk_nobody_is_any_more_ends_with_an_error() {
+        let lab = Lab::new();
+        let (fleet, (told, ended)) = (lab.fleet(), channel());
+        thread::spawn(move || {
+            let served = serve_tended(&fleet, "127.0.0.1:0".parse().unwrap(), |_| (), |_, _| panic!("of the test's"));
+            told.send(served).unwrap();
+        });
+        let served = ended.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(matches!(served, Err(ServeError::Desk)), "{served:?}");
+    }
 }

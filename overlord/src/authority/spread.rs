@@ -25,11 +25,13 @@ pub(crate) struct Spread {
     pub(crate) told: usize,
     /// Who could not be told, and why.
     pub(crate) missed: BTreeMap<MinionName, String>,
+    /// Who was not called, because it has no certificate that is still good.
+    pub(crate) out: BTreeSet<MinionName>,
 }
 
-/// Gives the home's list, of that number, to every host but those that are `out`: their own certificates are revoked, and they are not called any
+/// Gives the home's list, of that number, to every host but those that are `out`: they have no certificate that is good, and can be called no
 /// more. Bounded by the limits of `overlord.toml`.
-pub(crate) fn spread(fleet: &Fleet, number: u64, out: &BTreeSet<MinionName>) -> Spread {
+pub(crate) fn spread(fleet: &Fleet, number: u64, is_out: impl Fn(&MinionName) -> bool) -> Spread {
     let none = Spread { number, ..Spread::default() };
     let roster = match fleet.roster() {
         Ok(roster) => roster,
@@ -40,12 +42,14 @@ pub(crate) fn spread(fleet: &Fleet, number: u64, out: &BTreeSet<MinionName>) -> 
             return none;
         }
     };
+    let out: BTreeSet<_> = roster.iter().map(|host| host.name.clone()).filter(is_out).collect();
     let roster: Roster = roster.iter().filter(|host| !out.contains(&host.name)).cloned().collect();
     let asked = give_all(fleet, number, &roster);
-    asked.unwrap_or_else(|reason| {
+    let spread = asked.unwrap_or_else(|reason| {
         let missed = roster.iter().map(|host| (host.name.clone(), reason.clone())).collect();
         Spread { missed, ..none }
-    })
+    });
+    Spread { out, ..spread }
 }
 
 fn give_all(fleet: &Fleet, number: u64, roster: &Roster) -> Result<Spread, String> {

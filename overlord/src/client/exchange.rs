@@ -10,7 +10,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use certs::tls::Refusal;
+use certs::tls::{Peer, Refusal};
+use certs::trust::OverlordTrust;
 use common::identity::MinionName;
 use http::header::{HOST, HeaderValue};
 use http::uri::Uri;
@@ -22,7 +23,7 @@ use jsonrpsee_http_client::transport::Error as TransportError;
 use jsonrpsee_http_client::{HttpBody, HttpRequest, HttpResponse};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{Instant, interval_at, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
@@ -35,6 +36,8 @@ use super::heard::Heard;
 const ADDRESSES_MAX: usize = 4;
 /// How long a broken connection is read on for the reason why the host closed it.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether the host that is being asked may still be there. An answer that comes sooner is not looked at.
+const ADMISSION_EVERY: Duration = Duration::from_millis(250);
 
 type Stream = TlsStream<TcpStream>;
 type Connection = http1::Connection<TokioIo<Stream>, HttpBody>;
@@ -43,7 +46,7 @@ type Exchanged = Pin<Box<dyn Future<Output = Result<Answer, TransportError>> + S
 
 /// One exchange to be.
 pub(super) struct Dial {
-    pub(super) connector: TlsConnector,
+    pub(super) trust: Arc<OverlordTrust>,
     pub(super) heard: Arc<Heard>,
     pub(super) host: MinionName,
     pub(super) address: String,
@@ -80,12 +83,29 @@ impl Dial {
             Ok(connected) => connected?,
             Err(_) => return Err(self.not_sent(&format!("no connection within {:?}", self.connect_within))),
         };
+        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| certs::tls::peer(chain).ok());
         let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| self.not_sent(&error.to_string()))?;
         self.sent.set();
-        match timeout(self.answer_within, self.send(request, sender, connection)).await {
-            Ok(answered) => answered,
-            Err(_) => Err(Broken::Silent(format!("it was sent, and no answer came within {:?}", self.answer_within))),
+        tokio::select! {
+            biased;
+            answered = timeout(self.answer_within, self.send(request, sender, connection)) => match answered {
+                Ok(answered) => answered,
+                Err(_) => Err(Broken::Silent(format!("it was sent, and no answer came within {:?}", self.answer_within))),
+            },
+            reason = self.refused_meanwhile(peer) => Err(Broken::Silent(format!("{reason} while it was asked: what it did is not known"))),
+        }
+    }
+
+    /// Until the host is one that we would not connect to any more: why. It pends for ever while it is not.
+    async fn refused_meanwhile(&self, peer: Option<Peer>) -> String {
+        let Some(peer) = peer else { return std::future::pending().await };
+        let mut tick = interval_at(Instant::now() + ADMISSION_EVERY, ADMISSION_EVERY);
+        loop {
+            tick.tick().await;
+            if let Err(reason) = self.trust.admits(&peer) {
+                return reason;
+            }
         }
     }
 
@@ -100,7 +120,8 @@ impl Dial {
     async fn connect(&self) -> Result<Stream, Broken> {
         let tcp = self.connect_tcp().await?;
         let name = certs::tls::server_name(&self.host).map_err(|error| self.not_sent(&error.to_string()))?;
-        self.connector.connect(name, tcp).await.map_err(|error| match self.refusal(&error) {
+        let connector = TlsConnector::from(self.trust.now().tls().client.clone());
+        connector.connect(name, tcp).await.map_err(|error| match self.refusal(&error) {
             Some(refusal) => Broken::NotSent(refusal.message),
             None => self.not_sent(&format!("the TLS handshake failed: {error}")),
         })

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use certs::authority::Authority;
+use certs::authority::desk::{Desk, Terms};
 use common::identity::Role;
 use common::job::HostState;
 use common::outcome::ErrorCode;
@@ -211,4 +212,21 @@ fn a_silent_host_is_waited_for_as_long_as_was_said_and_five_seconds() {
     assert_eq!(verdict.state(), HostState::Lost);
     assert!(verdict.error().unwrap().message.contains("no answer came within 5.1s"), "{verdict:?}");
     assert!((5..8).contains(&begun.elapsed().as_secs()));
+}
+
+#[test]
+fn a_host_that_is_revoked_while_it_is_asked_is_waited_for_no_longer() {
+    let lab = Lab::new();
+    let certs = lab.dir.path().join("certs");
+    let hour = Duration::from_secs(3600);
+    lab.minion("web1", move |_| {
+        let mut desk = Desk::open(&certs, Terms { valid: hour, crl_valid: hour, requests_max: 1 }).unwrap();
+        desk.revoke(&["minion/web1".to_owned()], None).unwrap();
+        Reply::Hang
+    });
+    let begun = Instant::now();
+    let (state, reason) = ping(&lab);
+    assert_eq!(state, HostState::Lost, "{reason}");
+    assert!(reason.contains("its certificate has been revoked while it was asked"), "{reason}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }

@@ -27,13 +27,16 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u
     let stop = Stop::new();
     stop_on_interrupt(stop.clone());
     let bar = progress(target.hosts().len());
-    let printed =
-        target.call_and_collect(method, args, &stop, |arrivals| print_arrivals(&mut output, &bar, arrivals).inspect_err(|_| stop.stop()));
-    let tally = printed??;
+    let printed = target.call_and_collect(method, args, &stop, |arrivals| {
+        let tally = print_arrivals(&mut output, &bar, arrivals).inspect_err(|_| stop.stop());
+        // An interrupt of what comes behind the last outcome takes nothing from them.
+        tally.map(|tally| (tally, stop.is_stopped()))
+    });
+    let (tally, was_stopped) = printed??;
     if tally.hosts() > 1 {
         remark_result(&counted(&tally.counts));
     }
-    Ok(if stop.is_stopped() { INTERRUPTED } else { tally.exit_bits() })
+    Ok(if was_stopped { INTERRUPTED } else { tally.exit_bits() })
 }
 
 /// Forks first: no thread may exist yet. All that can fail is done behind the fork, and told through the pipe.

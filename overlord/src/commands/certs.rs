@@ -11,7 +11,9 @@ mod sign;
 mod status;
 mod token;
 
+use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 
 use certs::authority::IssuedEntry;
 use certs::authority::desk::View;
@@ -67,6 +69,24 @@ fn record(ledger: &Ledger, entry: &Entry) -> Result<(), Refusal> {
 /// Says which files of the authority cannot be understood.
 fn remark_damaged(view: &View) {
     for path in &view.damaged {
-        remark(&format!("{} is damaged, and left out: restore it from a backup, or delete it", path.display()));
+        remark(&damage(path));
     }
+}
+
+/// What it means that a file of the authority is damaged, and what to do: by the folder in which it lies.
+fn damage(path: &Path) -> String {
+    let folder = path.parent().and_then(Path::file_name).and_then(OsStr::to_str);
+    let meaning = match folder {
+        Some("issued") => {
+            "the certificate in it is not known, nor to which key its name is bound. Restore it from a backup, and never delete it: another \
+             host could then have the name"
+        }
+        Some("revoked") => {
+            "its certificate stays revoked, and in the list. Restore it from a backup, and never delete it: the certificate would be good again"
+        }
+        Some("requests") => "it is left out. Delete it, and the host asks again",
+        Some("tokens") => "it signs nothing. Delete it, and make another with `overlord certs token`",
+        _ => "it is left out. Restore it from a backup",
+    };
+    format!("{} is damaged: {meaning}", path.display())
 }

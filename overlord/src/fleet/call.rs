@@ -98,7 +98,7 @@ impl Target {
         let letters = message.letters(&self.hosts);
         let collected = fan_out(letters, self.forks, |letter| call_one(link, letter, within, stop), collect)?;
         if !stop.is_stopped() {
-            gossip::carry_on(&self.fleet, link);
+            gossip::carry_on(&self.fleet, link, stop, None);
         }
         Ok(collected)
     }

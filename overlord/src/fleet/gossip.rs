@@ -1,64 +1,82 @@
 //! Revocation lists carried on: after a call, hosts with an older list than ours are given ours, and of a host with a newer one we take it. A list
-//! is signed and numbered, so it matters not who brings it. Changes no outcome, and speaks to no host if all have the same list.
+//! is signed and numbered, so it matters not who brings it. Changes no outcome, and speaks to no host if all have the same list. What time it takes is
+//! bounded for all hosts together: who has not heard of it by then is spoken to by the next command.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::outcome::Outcome;
 use common::protocol::certs::{Revocations, RevocationsParams};
 
-use super::{Fleet, Link};
+use super::{Fleet, Link, Stop};
 use crate::authority::spread::letters;
 use crate::buckets::fan_out;
 use crate::client::Sent;
 use crate::envelope::Letter;
 use crate::hosts::Host;
 
-/// So many hosts that say they have a newer list are asked for it, one after the other, until one has.
+/// So many hosts that say they have a newer list are asked for it, all at once, until one has: whoever says so and has none keeps nobody from it.
 const ASKED_FOR_NEWER_MAX: usize = 3;
+/// How long it may take in all; half of it for a newer list. The command is over but for this.
+const WITHIN: Duration = Duration::from_secs(2);
 
-/// Does so for what was heard since.
-pub(crate) fn carry_on(fleet: &Fleet, link: &Link) {
+/// Does so for what was heard since, until it is stopped, and no longer than `until`, when the command is to be over.
+pub(crate) fn carry_on(fleet: &Fleet, link: &Link, stop: &Stop, until: Option<Instant>) {
+    let now = Instant::now();
+    let until = until.map_or(now + WITHIN, |until| until.min(now + WITHIN));
+    take_newer(fleet, link, stop, now + until.saturating_duration_since(now) / 2);
+    give_to_older(fleet, link, stop, until);
+}
+
+/// Asks for a newer list than ours, and takes the first that is one.
+fn take_newer(fleet: &Fleet, link: &Link, stop: &Stop, until: Instant) {
     let ours = link.trust.now().crl_number();
     let newer = link.client.heard().others_than(ours).into_iter().take_while(|(number, _)| *number > ours);
-    for (_, host) in newer.take(ASKED_FOR_NEWER_MAX) {
-        if take_from(fleet, link, host, ours) {
-            break;
+    let hosts: Vec<Host> = newer.take(ASKED_FOR_NEWER_MAX).map(|(_, host)| host).collect();
+    let taken = Stop::new();
+    exchange(fleet, link, &hosts, RevocationsParams { have: ours, crl: None }, [stop, &taken], until, |theirs| {
+        match theirs.crl.as_deref().map(|pem| link.trust.take_crl(pem)) {
+            Some(Ok(true)) => taken.stop(),
+            Some(Ok(false)) | None => {}
+            Some(Err(error)) => fleet.warn(&format!("a host offers a revocation list that cannot be used: {}", crate::chain(&error))),
         }
-    }
-    give_to_older(fleet, link);
+    });
 }
 
-/// Asks a host for its list, and says whether we go by it now.
-fn take_from(fleet: &Fleet, link: &Link, host: Host, ours: u64) -> bool {
-    let mut answers = exchange(fleet, link, vec![host], RevocationsParams { have: ours, crl: None });
-    let Some(pem) = answers.pop().and_then(|theirs| theirs.crl) else { return false };
-    match link.trust.take_crl(&pem) {
-        Ok(newer) => newer,
-        Err(error) => {
-            fleet.warn(&format!("a host offers a revocation list that cannot be used: {}", crate::chain(&error)));
-            false
-        }
-    }
-}
-
-fn give_to_older(fleet: &Fleet, link: &Link) {
+fn give_to_older(fleet: &Fleet, link: &Link, stop: &Stop, until: Instant) {
     let trusted = link.trust.now();
     let Some(crl) = trusted.crl() else { return };
     let older = link.client.heard().others_than(crl.number()).into_iter().filter(|(number, _)| *number < crl.number());
     let older: Vec<Host> = older.map(|(_, host)| host).collect();
-    exchange(fleet, link, older, RevocationsParams { have: crl.number(), crl: Some(crl.pem().to_owned()) });
+    let params = RevocationsParams { have: crl.number(), crl: Some(crl.pem().to_owned()) };
+    exchange(fleet, link, &older, params, [stop, stop], until, |_| ());
 }
 
-/// One question to each host, bounded by the time to connect and as long again; what could be understood.
-fn exchange(fleet: &Fleet, link: &Link, hosts: Vec<Host>, params: RevocationsParams) -> Vec<Revocations> {
+/// One question to each host, all at once, until `until` or until one of the two is stopped; `each` is given what could be understood.
+fn exchange(
+    fleet: &Fleet,
+    link: &Link,
+    hosts: &[Host],
+    params: RevocationsParams,
+    [first, second]: [&Stop; 2],
+    until: Instant,
+    mut each: impl FnMut(Revocations),
+) {
     if hosts.is_empty() {
-        return Vec::new();
+        return;
     }
-    link.client.heard().speak_to(&hosts);
-    let Ok(letters) = letters(link, fleet, params, &hosts) else { return Vec::new() };
-    let within = fleet.config().connect_timeout;
-    let asked = fan_out(letters, fleet.config().forks, |letter| ask(link, letter, within), |answers| answers.iter().flatten().collect());
-    asked.unwrap_or_default()
+    link.client.heard().speak_to(hosts);
+    let Ok(letters) = letters(link, fleet, params, hosts) else { return };
+    let work = |letter| async move {
+        tokio::select! {
+            biased;
+            () = first.stopped() => None,
+            () = second.stopped() => None,
+            () = tokio::time::sleep_until(until.into()) => None,
+            answer = ask(link, letter, WITHIN) => answer,
+        }
+    };
+    // Where there are no threads for it, the next command does it.
+    let _untold = fan_out(letters, fleet.config().forks, work, |answers| answers.iter().flatten().for_each(&mut each));
 }
 
 /// Who gives no answer is spoken to by the next command.

@@ -154,7 +154,7 @@ impl Dispatch {
         if let Err(error) = store::fold(&fleet, &job) {
             fleet.warn(&crate::chain(&error));
         }
-        gossip::carry_on(&fleet, link);
+        gossip::carry_on(&fleet, link, &Stop::new(), None);
         if let Err(error) = retention::tidy(&fleet) {
             fleet.warn(&crate::chain(&error));
         }

@@ -14,7 +14,7 @@ use super::JobError;
 use crate::buckets::fan_out;
 use crate::client::{NoAnswer, Sent};
 use crate::envelope::{Letter, Message, fresh_id, later};
-use crate::fleet::{Fleet, Link, gossip};
+use crate::fleet::{Fleet, Link, Stop, gossip};
 
 /// A question to one host about one sending of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +124,7 @@ pub(crate) fn ask(
     };
     fan_out(letters, fleet.config().forks, work, |arrivals| arrivals.iter().flatten().for_each(each))?;
     if until.is_none_or(|until| Instant::now() < until) {
-        gossip::carry_on(fleet, link);
+        gossip::carry_on(fleet, link, &Stop::new(), until);
     }
     Ok(())
 }

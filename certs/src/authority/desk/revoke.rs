@@ -26,26 +26,28 @@ enum Name {
 
 impl Desk {
     /// Revokes what `subjects` name (a host, a caller, `minion/NAME` or `overlord/NAME`, a serial number), and signs the list: all of it, or,
-    /// if one of them names nothing that is good, nothing. Gives the certificates that were revoked.
+    /// if one of them names nothing that is good or was revoked, nothing. Gives the certificates that were revoked only now: who is revoked
+    /// already counts as done, so that a command that was killed before every host was told can be repeated.
     ///
     /// `ours` is the serial number of the certificate of whoever asks, who would lock himself out.
     ///
     /// # Errors
-    /// A subject names nothing that is good, or several things; or it cannot be written.
+    /// A subject names nothing that is good or was revoked, or several things; or it cannot be written.
     pub fn revoke(&mut self, subjects: &[String], ours: Option<&str>) -> Result<Vec<IssuedEntry>, AuthorityError> {
         let _held = self.hold()?;
         let found = self.found(subjects, ours, "revoked", |desk, subject, role| {
             let now = Timestamp::now();
             let is_good = |entry: &&IssuedEntry| now < entry.not_after && desk.revoked_at(&entry.serial).is_none();
             let good: Vec<_> = desk.of_subject(subject, role).filter(is_good).cloned().collect();
-            if good.is_empty() { Err(format!("{subject} has no certificate that is still good")) } else { Ok(good) }
+            let is_done = !good.is_empty() || desk.was_revoked(subject, role);
+            if is_done { Ok(good) } else { Err(format!("{subject} has no certificate that is still good")) }
         })?;
         self.mark(&found, Name::Bound)?;
         Ok(found)
     }
 
     /// Revokes all that the names have, forgets their requests, and lets other keys have the names: all of them, or, if one of them has
-    /// nothing, none. Gives the certificates that were revoked only now.
+    /// nothing, none. Gives the certificates that were revoked only now; who was cleaned already counts as done.
     ///
     /// # Errors
     /// As [`Desk::revoke`].
@@ -54,7 +56,8 @@ impl Desk {
         let found = self.found(subjects, ours, "cleaned", |desk, subject, role| {
             let bound: Vec<_> = desk.of_subject(subject, role).cloned().collect();
             let asks = matches!(role, Role::Minion(name) if desk.request(name).is_some());
-            if bound.is_empty() && !asks { Err(format!("{subject} has no certificate and no request")) } else { Ok(bound) }
+            let is_done = !bound.is_empty() || asks || desk.was_revoked(subject, role);
+            if is_done { Ok(bound) } else { Err(format!("{subject} has no certificate and no request")) }
         })?;
         let now = Timestamp::now();
         let fresh = found.iter().filter(|entry| now < entry.not_after && self.revoked_at(&entry.serial).is_none()).cloned().collect();
@@ -157,7 +160,18 @@ impl Desk {
         match (is_known(&host), is_known(&caller)) {
             (true, true) => Err(format!("{subject} is a host and a caller: say minion/{subject} or overlord/{subject}")),
             (false, true) => Ok(caller),
+            // A caller that was cleaned is known by its marks alone.
+            (false, false) if !self.was_revoked(subject, &host) && self.was_revoked(subject, &caller) => Ok(caller),
             (_, false) => Ok(host),
+        }
+    }
+
+    /// Whether what the subject means, a certificate or all of the role's, is revoked; also of who was cleaned since.
+    fn was_revoked(&self, subject: &str, role: &Role) -> bool {
+        let (serial, role) = (subject.to_lowercase(), role.to_string());
+        match self.issued.get(&serial) {
+            Some(_) => self.revoked_at(&serial).is_some(),
+            None => self.revoked.iter().any(|(_, revoked)| revoked.role == role),
         }
     }
 

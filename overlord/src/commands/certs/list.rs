@@ -14,7 +14,7 @@ use crate::output::job::moment;
 use crate::output::{Format, Output, table};
 
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
-    let Office { mut desk, .. } = Office::open(fleet.home(), fleet.config())?;
+    let mut desk = Office::desk(fleet.home(), fleet.config())?;
     let listed = desk.listed()?;
     remark_damaged(&desk.view()?);
     let now = Timestamp::now();

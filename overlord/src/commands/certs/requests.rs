@@ -10,7 +10,7 @@ use crate::output::job::moment;
 use crate::output::{Format, Output, remark, table};
 
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
-    let Office { mut desk, .. } = Office::open(fleet.home(), fleet.config())?;
+    let mut desk = Office::desk(fleet.home(), fleet.config())?;
     let view = desk.view()?;
     remark_damaged(&view);
     match output.format() {

@@ -1,11 +1,12 @@
 //! `overlord certs revoke SUBJECT...` and `overlord certs clean SUBJECT...`: certificates that are good no more, and every host told so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use certs::authority::IssuedEntry;
-use certs::authority::desk::{Bearer, Desk, Standing};
+use certs::authority::desk::{Desk, Listed};
 use certs::files::Credentials;
 use common::identity::{MinionName, Role};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{OK, Refusal, STALE, document, record};
@@ -42,9 +43,16 @@ fn finish(
     revoked: &[IssuedEntry],
 ) -> Result<u8, Refusal> {
     let serials = revoked.iter().map(|entry| entry.serial.clone());
-    record(&ledger, &Entry::of_command(action).about(subjects).with_serials(serials))?;
-    let spread = told(fleet, &mut desk, action, subjects)?;
+    // Whatever comes of it, the hosts are told: until then they let in what is revoked.
+    let recorded = record(&ledger, &Entry::of_command(action).about(subjects).with_serials(serials));
+    let spread = told(fleet, &mut desk)?;
+    remark_spread(&spread);
+    recorded?;
+    if action == Action::Revoke {
+        remark_repeated(subjects, revoked);
+    }
     match output.format() {
+        Format::Text if revoked.is_empty() && action == Action::Revoke => {}
         Format::Text if revoked.is_empty() => output.print(&subjects.iter().map(|name| format!("{name}\n")).collect::<String>())?,
         Format::Text => output.print(&shown(revoked))?,
         Format::Json => output.print_json(&report(action, subjects, revoked, &spread))?,
@@ -53,21 +61,32 @@ fn finish(
             output.print_json(&json!({ "summary": spread_document(&spread) }))?;
         }
     }
-    remark_spread(&spread);
     Ok(if spread.missed.is_empty() { OK } else { STALE })
 }
 
-/// Gives the list to every host that is still one.
-fn told(fleet: &Fleet, desk: &mut Desk, action: Action, subjects: &[String]) -> Result<Spread, Refusal> {
-    let view = desk.view()?;
-    let Some(list) = view.list else { return Ok(Spread::default()) };
-    let is_out = |bearer: &&Bearer| matches!(bearer.standing, Standing::Revoked(_));
-    let mut out: BTreeSet<MinionName> = view.bearers.iter().filter(is_out).filter_map(|bearer| host(&bearer.entry.role)).collect();
-    if action == Action::Clean {
-        let name = |subject: &String| subject.strip_prefix("minion/").unwrap_or(subject).parse().ok();
-        out.extend(subjects.iter().filter_map(name));
+/// Gives the list to every host that is still one. Of a host of which nothing is known, a record that is damaged may be the one.
+fn told(fleet: &Fleet, desk: &mut Desk) -> Result<Spread, Refusal> {
+    let Some(list) = desk.signed_list()? else { return Ok(Spread::default()) };
+    let (listed, now, is_damaged) = (desk.listed()?, Timestamp::now(), !desk.view()?.damaged.is_empty());
+    let is_good = |one: &Listed| one.revoked_at.is_none() && now < one.entry.not_after;
+    let mut hosts: BTreeMap<MinionName, bool> = BTreeMap::new();
+    for one in &listed {
+        if let Some(name) = host(&one.entry.role) {
+            *hosts.entry(name).or_default() |= is_good(one);
+        }
     }
-    Ok(spread(fleet, list.number, &out))
+    Ok(spread(fleet, list.number, |name| !hosts.get(name).copied().unwrap_or(is_damaged)))
+}
+
+/// Says whose certificates were revoked before, and that the hosts are told again.
+fn remark_repeated(subjects: &[String], revoked: &[IssuedEntry]) {
+    let is_fresh = |subject: &str| {
+        let name = subject.rsplit_once('/').map_or(subject, |(_, name)| name);
+        revoked.iter().any(|entry| entry.role.name().eq_ignore_ascii_case(name) || entry.serial.eq_ignore_ascii_case(subject))
+    };
+    for subject in subjects.iter().filter(|subject| !is_fresh(subject)) {
+        remark(&format!("{subject} was revoked before; the hosts were told again"));
+    }
 }
 
 fn host(role: &Role) -> Option<MinionName> {
@@ -96,7 +115,7 @@ fn report(action: Action, subjects: &[String], revoked: &[IssuedEntry], spread: 
 }
 
 fn spread_document(spread: &Spread) -> Value {
-    json!({ "number": spread.number, "told": spread.told, "missed": spread.missed })
+    json!({ "number": spread.number, "told": spread.told, "missed": spread.missed, "out": spread.out })
 }
 
 fn shown(revoked: &[IssuedEntry]) -> String {
@@ -106,7 +125,10 @@ fn shown(revoked: &[IssuedEntry]) -> String {
 }
 
 fn remark_spread(spread: &Spread) {
-    let Spread { number, told, missed } = spread;
+    let Spread { number, told, missed, out } = spread;
+    if !out.is_empty() {
+        remark(&format!("{} has no certificate that is still good, and was not told", compressed(&out.iter().collect::<Vec<_>>())));
+    }
     remark(&format!("{told} of {} hosts have the revocation list number {number}", told + missed.len()));
     let mut by_reason: BTreeMap<&str, Vec<&MinionName>> = BTreeMap::new();
     for (host, reason) in missed {

@@ -8,7 +8,7 @@ use certs::authority::{Authority, CLOCK_SKEW};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::{NOT_WELL, OK, Refusal, STALE, document};
+use super::{NOT_WELL, OK, Refusal, STALE, document, remark_damaged};
 use crate::authority::Office;
 use crate::fleet::Fleet;
 use crate::output::job::moment;
@@ -18,7 +18,7 @@ use crate::output::{Format, Output, harmless, remark, table};
 const AUTHORITY_ENDS_WITHIN: SignedDuration = SignedDuration::from_hours(90 * 24);
 
 pub(super) fn run(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
-    let Office { mut desk, .. } = Office::open(fleet.home(), fleet.config())?;
+    let mut desk = Office::desk(fleet.home(), fleet.config())?;
     let mut view = desk.view()?;
     view.bearers.sort_by_key(|bearer| urgency(bearer.standing));
     let report = Report { view: &view, authority: desk.authority(), now: Timestamp::now() };
@@ -147,9 +147,7 @@ impl Report<'_> {
         if self.is_stale() {
             remark("the revocation list is signed anew by `overlord certs serve`, or by any command that changes the authority");
         }
-        if !self.view.damaged.is_empty() {
-            remark("what is damaged is left out: restore it from a backup, or delete it; a certificate with a damaged mark stays revoked");
-        }
+        remark_damaged(self.view);
         if self.waiting() > 0 {
             remark("`overlord certs requests` lists who waits; `overlord certs sign NAME` lets a host in");
         }
