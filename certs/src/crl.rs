@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Version};
 
 use crate::files::{self, FileError};
-use crate::leaf::{hex, timestamp};
+use crate::leaf::{hex, issued_at, part_of_life, timestamp};
 
 /// How a revocation list in PEM form begins and ends.
 const PEM_BEGIN: &str = "-----BEGIN X509 CRL-----";
@@ -136,7 +136,19 @@ impl Crl {
         self.0.revoked.iter().map(AsRef::as_ref)
     }
 
-    /// When the authority signed it.
+    /// When the authority signed it: lists are dated back, for hosts whose clocks are slow.
+    #[must_use]
+    pub fn signed_at(&self) -> Timestamp {
+        issued_at(self.0.this_update)
+    }
+
+    /// When half of its time is over, and another one is to be signed.
+    #[must_use]
+    pub fn half_time(&self) -> Timestamp {
+        part_of_life(self.0.this_update, self.0.next_update, 1, 2)
+    }
+
+    /// From when on it says that it holds.
     #[must_use]
     pub fn this_update(&self) -> Timestamp {
         self.0.this_update

@@ -31,10 +31,7 @@ fn a_list_of_the_desk_is_read() {
     desk.revoke(&["web1".to_owned()], None).unwrap();
     let crl = Crl::load(&lab.dir().join("crl.pem"), &lab.ca()).unwrap().unwrap();
     let signed = desk.signed_list().unwrap().unwrap();
-    assert_eq!(
-        (crl.number(), crl.this_update(), crl.next_update(), crl.count()),
-        (signed.number, signed.this_update, signed.next_update, 1)
-    );
+    assert_eq!((crl.pem(), crl.count()), (signed.pem(), 1));
     assert!(crl.revokes(&serial) && !crl.revokes("4102") && !crl.is_stale(Timestamp::now()));
 }
 

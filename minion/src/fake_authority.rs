@@ -109,7 +109,7 @@ impl Office {
     }
 
     fn revocations(&self, desk: &Desk) -> Revocations {
-        let number = desk.signed_list().unwrap().map_or(0, |list| list.number);
+        let number = desk.signed_list().unwrap().map_or(0, |list| list.number());
         Revocations { number, crl: fs::read_to_string(self.dir.join("crl.pem")).ok() }
     }
 }

@@ -129,7 +129,7 @@ fn a_list_is_taken_from_any_overlord_if_the_authority_signed_it_and_it_is_newer(
     let _ = fleet.issue("fleet:minion/old1");
     let signed = |subject| {
         let text = fs::read_to_string(revoke(&fleet, subject, HOUR)).unwrap();
-        (desk(&fleet.home().join("certs"), HOUR).signed_list().unwrap().unwrap().number, text)
+        (desk(&fleet.home().join("certs"), HOUR).signed_list().unwrap().unwrap().number(), text)
     };
     let (one, first) = signed("minion/old1");
     assert_eq!(ask(json!({ "have": one, "crl": first }))["result"]["result"], json!({ "number": one }));

@@ -27,10 +27,9 @@ use crate::files::{self, FileError};
 use crate::leaf::fingerprint;
 
 pub use super::refusal::Refused;
-pub use super::revoked::SignedList;
 pub use super::token::{NewToken, TokenProblem, digest as token_digest};
 pub use enroll::{Asked, Certified, Enrolled};
-pub use view::{Bearer, Listed, Standing, View, Waiting};
+pub use view::{Bearer, Standing, View, Waiting};
 
 /// The list of what was revoked, within the authority's folder.
 pub const CRL_FILE: &str = "crl.pem";

@@ -1,6 +1,6 @@
 //! What was revoked, and the list of it that the authority signs (RFC 5280, 5).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::AuthorityError;
 use crate::crl::{Crl, CrlError};
 use crate::files::{self, FileError};
-use crate::leaf::{part_of_life, unhex};
+use crate::leaf::unhex;
 use crate::request::{CLOCK_SKEW, RequestError, since_1970};
 
 /// What is kept of a revocation, under the certificate's serial number.
@@ -29,38 +29,10 @@ pub(super) struct Revoked {
     pub(super) frees_name: bool,
 }
 
-/// What is read of the list that the authority signed last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedList {
-    /// Its number.
-    pub number: u64,
-    /// When it was signed.
-    pub this_update: Timestamp,
-    /// By when another one is to be there: after that it is stale.
-    pub next_update: Timestamp,
-    /// Whose certificates are in it, by serial number in small hexadecimal digits.
-    pub serials: BTreeSet<String>,
-}
-
-impl SignedList {
-    /// When another one is to be signed.
-    #[must_use]
-    pub fn half_time(&self) -> Timestamp {
-        part_of_life(self.this_update, self.next_update, 1, 2)
-    }
-}
-
-impl From<&Crl> for SignedList {
-    fn from(list: &Crl) -> Self {
-        let serials = list.serials().map(str::to_owned).collect();
-        Self { number: list.number(), this_update: list.this_update(), next_update: list.next_update(), serials }
-    }
-}
-
 /// The list in `path`; nothing if there is none, or if it is damaged or another authority's: another one is signed then.
-pub(super) fn read(path: &Path, authority: &CertificateDer<'_>) -> Result<Option<SignedList>, AuthorityError> {
+pub(super) fn read(path: &Path, authority: &CertificateDer<'_>) -> Result<Option<Crl>, AuthorityError> {
     match Crl::load(path, std::slice::from_ref(authority)) {
-        Ok(list) => Ok(list.as_ref().map(SignedList::from)),
+        Ok(list) => Ok(list),
         Err(CrlError::File(error)) => Err(error.into()),
         Err(_) => Ok(None),
     }

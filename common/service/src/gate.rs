@@ -1,6 +1,5 @@
 //! What a listener needs to know of trust.
 
-use std::fmt;
 use std::sync::Arc;
 
 use certs::tls::Peer;
@@ -18,34 +17,6 @@ pub trait Gate: Send + Sync + 'static {
     /// # Errors
     /// Why not: its connections are cut at once, whatever they are doing, and the reason is logged.
     fn admits(&self, peer: &Peer) -> Result<(), String>;
-}
-
-/// A gate that never changes: whoever came through the handshake stays.
-#[derive(Clone)]
-pub struct FixedGate(Arc<ServerConfig>);
-
-impl FixedGate {
-    /// The gate whose handshakes all go by `tls`.
-    #[must_use]
-    pub fn new(tls: Arc<ServerConfig>) -> Self {
-        Self(tls)
-    }
-}
-
-impl fmt::Debug for FixedGate {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("FixedGate").finish_non_exhaustive()
-    }
-}
-
-impl Gate for FixedGate {
-    fn tls(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0)
-    }
-
-    fn admits(&self, _: &Peer) -> Result<(), String> {
-        Ok(())
-    }
 }
 
 /// What lies on disk now: a new certificate, authority or revocation list holds from the next handshake on, and cuts who is now revoked.

@@ -10,7 +10,7 @@ mod listener;
 mod reception;
 mod visitor;
 
-pub use gate::{FixedGate, Gate};
+pub use gate::Gate;
 pub use listener::{Limits, serve};
 pub use reception::{Knock, Reception};
 pub use visitor::Visitor;

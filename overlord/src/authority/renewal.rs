@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use certs::authority::CLOCK_SKEW;
 use certs::authority::desk::Desk;
 use certs::files::Credentials;
 use certs::trust::OverlordTrust;
@@ -182,9 +181,5 @@ pub(crate) fn tend(home: &Home, config: &Config) -> Result<(), OfficeError> {
 
 /// Whether half the time of the list is over.
 fn is_list_due(trust: &OverlordTrust, now: Timestamp) -> bool {
-    let trusted = trust.now();
-    trusted.crl().is_none_or(|crl| {
-        let signed_at = crl.this_update().checked_add(CLOCK_SKEW).unwrap_or(crl.this_update());
-        now.duration_since(signed_at) >= crl.next_update().duration_since(signed_at) / 2
-    })
+    trust.now().crl().is_none_or(|list| now >= list.half_time())
 }

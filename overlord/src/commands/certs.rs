@@ -16,13 +16,14 @@ use std::io;
 use std::path::Path;
 
 use certs::authority::IssuedEntry;
-use certs::authority::desk::View;
+use certs::authority::desk::{Bearer, Standing, View};
 use serde_json::{Value, json};
 
 use super::{INTERNAL, NOT_WELL, OK, Refusal, STALE};
 use crate::authority::audit::{Entry, Ledger};
 use crate::cli::CertsCommand;
 use crate::fleet::Fleet;
+use crate::output::job::moment;
 use crate::output::{Format, Output, remark};
 
 pub(super) fn run(fleet: &Fleet, output: Output, command: CertsCommand) -> Result<u8, Refusal> {
@@ -55,6 +56,29 @@ fn document(entry: &IssuedEntry) -> Value {
         "name": entry.role.name(), "role": entry.role.kind(), "serial": entry.serial, "not_before": entry.not_before,
         "not_after": entry.not_after, "fingerprint": entry.fingerprint, "key": entry.key,
     })
+}
+
+/// The columns of a [`row`].
+const COLUMNS: [&str; 5] = ["NAME", "ROLE", "STATE", "VALID UNTIL", "SERIAL"];
+
+fn bearer_document(bearer: &Bearer) -> Value {
+    let mut fields = document(&bearer.entry);
+    if let Some(fields) = fields.as_object_mut() {
+        let revoked_at = match bearer.standing {
+            Standing::Revoked(at) => Some(at),
+            _ => None,
+        };
+        fields.insert("state".to_owned(), json!(bearer.standing.name()));
+        fields.insert("revoked_at".to_owned(), json!(revoked_at));
+        fields.insert("overdue_at".to_owned(), json!(bearer.entry.overdue_at()));
+    }
+    fields
+}
+
+fn row(bearer: &Bearer) -> [String; 5] {
+    let entry = &bearer.entry;
+    let (who, kind) = (entry.role.name().to_owned(), entry.role.kind().to_owned());
+    [who, kind, bearer.standing.name().to_owned(), moment(entry.not_after), entry.serial.clone()]
 }
 
 /// Writes down what was done. It is done: that it could not be written down is told, and ends the command with an error.

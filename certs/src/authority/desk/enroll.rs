@@ -121,10 +121,9 @@ impl Desk {
             return Err(AuthorityError::NotAll { done: "rejected", problems });
         }
         for name in names {
-            let rejected =
-                self.requests.get(name.as_str()).map(|request| Request { answer: Answer::Rejected { at: now }, ..request.clone() });
+            let rejected = self.request(name).map(|request| Request { answer: Answer::Rejected { at: now }, ..request.clone() });
             if let Some(rejected) = rejected {
-                self.requests.write(name.as_str(), &rejected)?;
+                self.requests.write(&request_file(name), &rejected)?;
             }
         }
         self.requests.sync()

@@ -7,8 +7,9 @@ use common::protocol::certs::REVOCATIONS_MAX_BYTES;
 use jiff::Timestamp;
 
 use super::{Desk, request_file};
-use crate::authority::revoked::{self, Revoked, SignedList};
+use crate::authority::revoked::{self, Revoked};
 use crate::authority::{AuthorityError, IssuedEntry};
+use crate::crl::Crl;
 
 /// The number of the list that was signed last, within the authority's folder.
 const NUMBER_FILE: &str = "crl.number";
@@ -75,7 +76,7 @@ impl Desk {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn signed_list(&self) -> Result<Option<SignedList>, AuthorityError> {
+    pub fn signed_list(&self) -> Result<Option<Crl>, AuthorityError> {
         revoked::read(&self.crl_file(), &self.authority.cert)
     }
 
@@ -84,25 +85,26 @@ impl Desk {
         let (now, list) = (Timestamp::now(), self.signed_list()?);
         let wanted = self.in_list(list.as_ref(), now);
         if let Some(list) = &list {
-            let is_whole = wanted.keys().all(|serial| list.serials.contains(serial));
-            if is_whole && now < list.half_time() && list.this_update < now {
+            let is_whole = wanted.keys().all(|serial| list.revokes(serial));
+            if is_whole && now < list.half_time() && list.this_update() < now {
                 return Ok(());
             }
         }
         let kept = self.authority.dir.join(NUMBER_FILE);
-        let last_number = revoked::last_number(&kept).max(list.map_or(0, |list| list.number));
+        let last_number = revoked::last_number(&kept).max(list.map_or(0, |list| list.number()));
         let (number, pem) = revoked::sign(&self.authority.issuer, last_number, &wanted, self.terms.crl_valid)?;
         revoked::publish(&self.crl_file(), &kept, number, &pem)
     }
 
     /// What belongs into the list, and since when: what was revoked and would still be good; what has a damaged mark; and what stands in the
     /// list of before and nothing is known of any more, as after the authority was restored from a backup.
-    fn in_list(&self, before: Option<&SignedList>, now: Timestamp) -> BTreeMap<String, Timestamp> {
+    fn in_list(&self, before: Option<&Crl>, now: Timestamp) -> BTreeMap<String, Timestamp> {
         let good = self.revoked.iter().filter(|(_, revoked)| now < revoked.not_after).map(|(serial, revoked)| (serial, revoked.at));
         let is_unknown =
-            |serial: &&String| self.revoked.get(serial).is_none() && self.issued.get(serial).is_none_or(|entry| now < entry.not_after);
-        let unknown = before.into_iter().flat_map(|list| &list.serials).filter(is_unknown);
-        let undated = self.revoked.damaged().iter().chain(unknown).map(|serial| (serial.as_str(), Timestamp::UNIX_EPOCH));
+            |serial: &&str| self.revoked.get(serial).is_none() && self.issued.get(serial).is_none_or(|entry| now < entry.not_after);
+        let unknown = before.into_iter().flat_map(Crl::serials).filter(is_unknown);
+        let damaged = self.revoked.damaged().iter().map(String::as_str);
+        let undated = damaged.chain(unknown).map(|serial| (serial, Timestamp::UNIX_EPOCH));
         undated.chain(good).map(|(serial, at)| (serial.to_owned(), at)).collect()
     }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use common::identity::MinionName;
 use jiff::Timestamp;
 
-use super::{Answer, Desk, SignedList};
+use super::{Answer, Desk};
 use crate::authority::{AuthorityError, IssuedEntry};
+use crate::crl::Crl;
 
 /// How the authority stands.
 #[derive(Debug, Clone)]
@@ -16,7 +17,7 @@ pub struct View {
     /// Everyone who has a certificate, with the newest, by name.
     pub bearers: Vec<Bearer>,
     /// The revocation list, if one was signed.
-    pub list: Option<SignedList>,
+    pub list: Option<Crl>,
     /// Files that cannot be understood.
     pub damaged: Vec<PathBuf>,
 }
@@ -36,7 +37,7 @@ pub struct Waiting {
     pub rejected_at: Option<Timestamp>,
 }
 
-/// Someone's newest certificate, and how it stands.
+/// Someone's certificate, and how it stands.
 #[derive(Debug, Clone)]
 pub struct Bearer {
     /// The certificate.
@@ -45,26 +46,33 @@ pub struct Bearer {
     pub standing: Standing,
 }
 
-/// A certificate that was issued, and when it was revoked.
-#[derive(Debug, Clone)]
-pub struct Listed {
-    /// The certificate.
-    pub entry: IssuedEntry,
-    /// When it was revoked, if it was.
-    pub revoked_at: Option<Timestamp>,
-}
-
 /// How a certificate stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// All is well.
     Good,
+    /// Its bearer has a newer one.
+    Replaced,
     /// Two thirds of its life are over, and it was not renewed.
     Overdue,
     /// It has expired.
     Expired,
     /// It was revoked.
     Revoked(Timestamp),
+}
+
+impl Standing {
+    /// As it is shown.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Replaced => "replaced",
+            Self::Overdue => "overdue",
+            Self::Expired => "expired",
+            Self::Revoked(_) => "revoked",
+        }
+    }
 }
 
 impl Desk {
@@ -88,11 +96,20 @@ impl Desk {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn listed(&mut self) -> Result<Vec<Listed>, AuthorityError> {
+    pub fn listed(&mut self) -> Result<Vec<Bearer>, AuthorityError> {
         self.refresh()?;
-        let listed = |entry: &IssuedEntry| Listed { entry: entry.clone(), revoked_at: self.revoked_at(&entry.serial) };
-        let mut entries: Vec<Listed> = self.issued.iter().map(|(_, entry)| listed(entry)).collect();
-        entries.sort_by(|Listed { entry: a, .. }, Listed { entry: b, .. }| {
+        let now = Timestamp::now();
+        let is_replaced = |entry: &IssuedEntry| {
+            let newest = self.records(&entry.role).rev().find(|entry| self.revoked_at(&entry.serial).is_none());
+            newest.is_some_and(|newest| newest.serial != entry.serial)
+        };
+        let shown = |entry: &IssuedEntry| match self.standing(entry, now) {
+            Standing::Good | Standing::Overdue if is_replaced(entry) => Standing::Replaced,
+            standing => standing,
+        };
+        let mut entries: Vec<Bearer> =
+            self.issued.iter().map(|(_, entry)| Bearer { standing: shown(entry), entry: entry.clone() }).collect();
+        entries.sort_by(|Bearer { entry: a, .. }, Bearer { entry: b, .. }| {
             (a.role.name(), &a.role, a.not_before, &a.serial).cmp(&(b.role.name(), &b.role, b.not_before, &b.serial))
         });
         Ok(entries)

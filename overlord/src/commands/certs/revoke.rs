@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use certs::authority::IssuedEntry;
-use certs::authority::desk::{Desk, Listed};
+use certs::authority::desk::{Bearer, Desk, Standing};
 use certs::files::Credentials;
 use common::identity::{MinionName, Role};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{OK, Refusal, STALE, document, record};
@@ -67,15 +66,15 @@ fn finish(
 /// Gives the list to every host that is still one. Of a host of which nothing is known, a record that is damaged may be the one.
 fn told(fleet: &Fleet, desk: &mut Desk) -> Result<Spread, Refusal> {
     let Some(list) = desk.signed_list()? else { return Ok(Spread::default()) };
-    let (listed, now, is_damaged) = (desk.listed()?, Timestamp::now(), !desk.view()?.damaged.is_empty());
-    let is_good = |one: &Listed| one.revoked_at.is_none() && now < one.entry.not_after;
+    let (listed, is_damaged) = (desk.listed()?, !desk.view()?.damaged.is_empty());
+    let is_good = |one: &Bearer| matches!(one.standing, Standing::Good | Standing::Replaced | Standing::Overdue);
     let mut hosts: BTreeMap<MinionName, bool> = BTreeMap::new();
     for one in &listed {
         if let Some(name) = host(&one.entry.role) {
             *hosts.entry(name).or_default() |= is_good(one);
         }
     }
-    Ok(spread(fleet, list.number, |name| !hosts.get(name).copied().unwrap_or(is_damaged)))
+    Ok(spread(fleet, list.number(), |name| !hosts.get(name).copied().unwrap_or(is_damaged)))
 }
 
 /// Says whose certificates were revoked before, and that the hosts are told again.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use certs::authority::desk::{Bearer, SignedList, Standing, View};
-use certs::authority::{Authority, CLOCK_SKEW};
+use certs::authority::Authority;
+use certs::authority::desk::{Bearer, Standing, View};
+use certs::crl::Crl;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::{NOT_WELL, OK, Refusal, STALE, document, remark_damaged};
+use super::{COLUMNS, NOT_WELL, OK, Refusal, STALE, bearer_document, remark_damaged, row};
 use crate::authority::Office;
 use crate::fleet::Fleet;
 use crate::output::job::moment;
@@ -54,13 +55,11 @@ impl Report<'_> {
 
     /// A list that is not there, or cannot be read, is no better than an old one.
     fn is_stale(&self) -> bool {
-        self.view.list.as_ref().is_none_or(|list| self.now > list.next_update)
+        self.view.list.as_ref().is_none_or(|list| list.is_stale(self.now))
     }
 
-    /// A list is dated back for hosts whose clocks are slow.
-    fn age_seconds(&self, this_update: Timestamp) -> i64 {
-        let signed_at = this_update.checked_add(CLOCK_SKEW).unwrap_or(this_update);
-        self.now.duration_since(signed_at).as_secs().max(0)
+    fn age_seconds(&self, list: &Crl) -> i64 {
+        self.now.duration_since(list.signed_at()).as_secs().max(0)
     }
 
     fn waiting(&self) -> usize {
@@ -69,15 +68,15 @@ impl Report<'_> {
 
     fn counts(&self) -> BTreeMap<&'static str, usize> {
         let mut counts: BTreeMap<_, _> = ["good", "overdue", "expired", "revoked"].into_iter().map(|name| (name, 0)).collect();
-        self.view.bearers.iter().for_each(|bearer| *counts.entry(name(bearer.standing)).or_default() += 1);
+        self.view.bearers.iter().for_each(|bearer| *counts.entry(bearer.standing.name()).or_default() += 1);
         counts
     }
 
     fn document(&self, with_certificates: bool) -> Value {
-        let list = self.view.list.as_ref().map(|SignedList { number, this_update, next_update, serials }| {
+        let list = self.view.list.as_ref().map(|list| {
             json!({
-                "number": number, "signed_at": this_update, "stale_at": next_update, "stale": self.is_stale(),
-                "age_s": self.age_seconds(*this_update), "revoked": serials.len(),
+                "number": list.number(), "signed_at": list.signed_at(), "stale_at": list.next_update(), "stale": self.is_stale(),
+                "age_s": self.age_seconds(list), "revoked": list.count(),
             })
         });
         let mut document = json!({
@@ -117,18 +116,16 @@ impl Report<'_> {
         }
         let due: Vec<&Bearer> = self.view.bearers.iter().filter(|bearer| bearer.standing != Standing::Good).collect();
         if !due.is_empty() {
-            put(format_args!("\n{}", table(["NAME", "ROLE", "STATE", "VALID UNTIL", "SERIAL"], due.into_iter().map(row))));
+            put(format_args!("\n{}", table(COLUMNS, due.into_iter().map(row))));
         }
         shown
     }
 
     fn list_shown(&self) -> String {
-        let Some(SignedList { number, this_update, next_update, serials }) = &self.view.list else {
-            return "none".to_owned();
-        };
+        let Some(list) = &self.view.list else { return "none".to_owned() };
         let how = if self.is_stale() { "STALE since" } else { "good until" };
-        let age = self.age_seconds(*this_update);
-        format!("number {number}, {age} s old, {how} {}, revokes {}", moment(*next_update), serials.len())
+        let (number, age) = (list.number(), self.age_seconds(list));
+        format!("number {number}, {age} s old, {how} {}, revokes {}", moment(list.next_update()), list.count())
     }
 
     /// What to do about it.
@@ -154,41 +151,12 @@ impl Report<'_> {
     }
 }
 
-fn bearer_document(bearer: &Bearer) -> Value {
-    let mut fields = document(&bearer.entry);
-    if let Some(fields) = fields.as_object_mut() {
-        let revoked_at = match bearer.standing {
-            Standing::Revoked(at) => Some(at),
-            Standing::Good | Standing::Overdue | Standing::Expired => None,
-        };
-        fields.insert("state".to_owned(), json!(name(bearer.standing)));
-        fields.insert("revoked_at".to_owned(), json!(revoked_at));
-        fields.insert("overdue_at".to_owned(), json!(bearer.entry.overdue_at()));
-    }
-    fields
-}
-
-fn row(bearer: &Bearer) -> [String; 5] {
-    let entry = &bearer.entry;
-    let (who, kind) = (entry.role.name().to_owned(), entry.role.kind().to_owned());
-    [who, kind, name(bearer.standing).to_owned(), moment(entry.not_after), entry.serial.clone()]
-}
-
-fn name(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Good => "good",
-        Standing::Overdue => "overdue",
-        Standing::Expired => "expired",
-        Standing::Revoked(_) => "revoked",
-    }
-}
-
 /// What needs attention first.
 fn urgency(standing: Standing) -> u8 {
     match standing {
         Standing::Expired => 0,
         Standing::Overdue => 1,
         Standing::Revoked(_) => 2,
-        Standing::Good => 3,
+        Standing::Good | Standing::Replaced => 3,
     }
 }
