@@ -133,7 +133,15 @@ impl Limits {
     #[must_use]
     pub fn listener(&self) -> service::Limits {
         let Self { body_max_bytes, connections_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace, .. } = *self;
-        service::Limits { body_max_bytes, connections_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace }
+        service::Limits {
+            body_max_bytes,
+            connections_max,
+            handshake_timeout,
+            header_timeout,
+            idle_timeout,
+            shutdown_grace,
+            strangers: None,
+        }
     }
 }
 

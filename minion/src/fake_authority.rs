@@ -65,6 +65,7 @@ impl FakeAuthority {
             header_timeout: HOUR,
             idle_timeout: HOUR,
             shutdown_grace: Duration::from_secs(1),
+            strangers: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();

@@ -91,7 +91,7 @@ fn an_expired_host_says_so_and_enrols_again_with_its_key() {
     authority.kill9();
     let key = fs::read(web1.certs_dir().join("key.pem")).unwrap();
     wait_until("the certificate to expire", PATIENCE, || web1.stderr().contains("the certificate has expired"));
-    assert!(web1.stderr().contains(" enroll --overlord"), "it says what to type");
+    assert!(web1.stderr().contains("minion enroll"), "it says what to type");
     let call = || fleet.overlord(["web1", "test.ping", "--output", "json"]);
     wait_until("overlords to refuse it", PATIENCE, || call().json()["hosts"]["web1"]["error"].to_string().contains("has expired"));
     let authority = fleet.serve_certs();

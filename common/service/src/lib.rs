@@ -11,6 +11,6 @@ mod reception;
 mod visitor;
 
 pub use gate::Gate;
-pub use listener::{Limits, serve};
+pub use listener::{Limits, Strangers, serve};
 pub use reception::{Knock, Reception};
 pub use visitor::Visitor;

@@ -5,6 +5,7 @@ mod connection;
 mod idle;
 mod live;
 mod rpc;
+mod strangers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +21,8 @@ use tracing::{error, warn};
 use crate::{Gate, Reception};
 use connection::Connection;
 use live::Live;
+pub use strangers::Strangers;
+use strangers::{Footing, Porch};
 
 /// How long to wait after a connection could not be accepted: descriptors or memory are short, and hurry would make it worse.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +46,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a server that was told to stop lets running requests end.
     pub shutdown_grace: Duration,
+    /// The narrower bounds of those who show no certificate, where they are let in.
+    pub strangers: Option<Strangers>,
 }
 
 /// Serves `listener` until `stop` becomes true, or its sender is dropped; then lets running requests end, for `limits.shutdown_grace` at
@@ -59,6 +64,7 @@ pub async fn serve<R: Reception>(
         seats: Arc::new(Semaphore::new(limits.connections_max)),
         turned_away: 0,
         told: None,
+        porch: limits.strangers.clone().map(Porch::new),
         gate,
         reception,
         limits,
@@ -115,6 +121,7 @@ struct Accepting<R> {
     /// How many were turned away since it was last told, and when that was.
     turned_away: u64,
     told: Option<Instant>,
+    porch: Option<Arc<Porch>>,
     gate: Arc<dyn Gate>,
     reception: Arc<R>,
     limits: Arc<Limits>,
@@ -125,10 +132,18 @@ impl<R: Reception> Accepting<R> {
     fn seat(&mut self, open: &mut Open, stream: TcpStream, address: SocketAddr) {
         let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() else {
             drop(stream);
-            return self.turn_away();
+            return self.turn_away("limits.connections_max is reached");
+        };
+        let footing: Option<Footing> = match &self.porch {
+            None => None,
+            Some(porch) => match porch.arrive(address.ip()) {
+                Some(footing) => Some(footing),
+                None => return self.turn_away("as many connections of one address are in their handshake as may be"),
+            },
         };
         let connection = Connection {
             address,
+            footing,
             gate: Arc::clone(&self.gate),
             live: Arc::clone(&open.live),
             reception: Arc::clone(&self.reception),
@@ -141,10 +156,10 @@ impl<R: Reception> Accepting<R> {
         });
     }
 
-    fn turn_away(&mut self) {
+    fn turn_away(&mut self, why: &str) {
         self.turned_away += 1;
         if self.told.is_none_or(|told| told.elapsed() >= FULL_TOLD_EVERY) {
-            warn!(turned_away = self.turned_away, connections_max = self.limits.connections_max, "limits.connections_max is reached");
+            warn!(turned_away = self.turned_away, connections_max = self.limits.connections_max, "{why}");
             (self.turned_away, self.told) = (0, Some(Instant::now()));
         }
     }

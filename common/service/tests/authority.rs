@@ -145,6 +145,7 @@ async fn serve(lab: &Lab, idle_timeout: Duration) -> Served {
         header_timeout: Duration::from_secs(5),
         idle_timeout,
         shutdown_grace: Duration::from_secs(1),
+        strangers: None,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

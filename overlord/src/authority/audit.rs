@@ -1,8 +1,11 @@
 //! The authority's audit log: one JSON line for every change and every decision. It never decides, and never holds a token.
 
+mod repeats;
+
 use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -11,6 +14,8 @@ use service::audit::{Audit, AuditError, Rotation};
 
 use crate::config::Config;
 use crate::home::Home;
+pub(super) use repeats::COUNTED_FOR;
+use repeats::Repeats;
 
 /// As much of a token's digest as tells which one it was.
 const TOKEN_SHOWN_CHARS: usize = 8;
@@ -147,7 +152,10 @@ pub(crate) struct LedgerError(#[from] AuditError);
 
 /// The log, open for appending: by the server and by commands at once.
 #[derive(Debug)]
-pub(crate) struct Ledger(Audit);
+pub(crate) struct Ledger {
+    audit: Audit,
+    repeats: Repeats,
+}
 
 impl Ledger {
     /// # Errors
@@ -157,13 +165,35 @@ impl Ledger {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(home.state_dir());
         made.map_err(|source| AuditError { path: path.clone(), source })?;
         let rotation = Rotation { max_bytes: config.certs.audit_max_bytes.get(), files: config.certs.audit_files.get() };
-        Ok(Self(Audit::open(&path, rotation)?))
+        Ok(Self { audit: Audit::open(&path, rotation)?, repeats: Repeats::default() })
     }
 
+    /// Writes it down; of the refusals of who shows no certificate, the first of an address in a minute, and the others as a number.
+    ///
     /// # Errors
     /// It could not be written.
     pub(crate) fn record(&self, entry: &Entry) -> Result<(), LedgerError> {
-        Ok(self.0.record(entry)?)
+        self.tell_repeats(Instant::now())?;
+        match self.repeats.is_repeated(entry, Instant::now()) {
+            true => Ok(()),
+            false => Ok(self.audit.record(entry)?),
+        }
+    }
+
+    /// Writes down how often was refused what was counted for a minute: for who tends the log, as often as he likes.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(crate) fn tell_repeats(&self, now: Instant) -> Result<(), LedgerError> {
+        self.repeats.due(now).iter().try_for_each(|entry| Ok(self.audit.record(entry)?))
+    }
+
+    /// The same of all that was counted: for the end.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(crate) fn tell_all_repeats(&self) -> Result<(), LedgerError> {
+        self.tell_repeats(Instant::now() + COUNTED_FOR)
     }
 }
 

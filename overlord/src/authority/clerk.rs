@@ -11,7 +11,7 @@ use certs::authority::AuthorityError;
 use certs::authority::desk::{Asked, Certified, Desk, Enrolled, Refused};
 use common::outcome::{ErrorCode, Failure};
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tracing::error;
 
@@ -19,8 +19,11 @@ use super::Office;
 use super::audit::{Decision, Entry, Ledger};
 use crate::chain;
 
-/// So many requests wait for the desk; further ones are refused, and come again.
+/// So many requests of each kind wait for the desk; further ones are refused, and come again. However many hosts want a first certificate, which
+/// anybody may ask for, there is a place for who renews.
 const QUEUE_MAX: usize = 1024;
+/// How many kinds there are.
+const KINDS: usize = 2;
 /// So many are dealt with at once.
 const BATCH_MAX: usize = 512;
 
@@ -47,6 +50,8 @@ struct Task {
     /// The line for the log, but for what is decided.
     entry: Entry,
     reply: oneshot::Sender<Answer>,
+    /// Its place among those of its kind, until it is dealt with.
+    _place: OwnedSemaphorePermit,
 }
 
 /// Completes once nobody is at the desk any more.
@@ -64,6 +69,8 @@ impl Ended {
 #[derive(Debug)]
 pub(super) struct Clerk {
     tasks: SyncSender<Task>,
+    enrolling: Arc<Semaphore>,
+    renewing: Arc<Semaphore>,
 }
 
 impl Clerk {
@@ -73,7 +80,7 @@ impl Clerk {
         tend_every: Duration,
         mut tend: impl FnMut(&mut Desk, &Ledger) + Send + 'static,
     ) -> io::Result<(Self, Ended, JoinHandle<()>)> {
-        let (tasks, waiting) = sync_channel(QUEUE_MAX);
+        let (tasks, waiting) = sync_channel(KINDS * QUEUE_MAX);
         let (alive, ended) = oneshot::channel();
         let work = move || {
             // Dropped by a panic, too.
@@ -87,23 +94,30 @@ impl Clerk {
                 }
             }
         };
-        Ok((Self { tasks }, Ended(ended), thread::Builder::new().name("desk".to_owned()).spawn(work)?))
+        let [enrolling, renewing] = [(); KINDS].map(|()| Arc::new(Semaphore::new(QUEUE_MAX)));
+        Ok((Self { tasks, enrolling, renewing }, Ended(ended), thread::Builder::new().name("desk".to_owned()).spawn(work)?))
     }
 
     /// Waits for its turn.
     pub(super) async fn ask(&self, wish: Wish, entry: Entry) -> Answer {
         let (reply, answer) = oneshot::channel();
-        match self.tasks.try_send(Task { wish, entry, reply }) {
+        let places = match &wish {
+            Wish::Enroll(_) => &self.enrolling,
+            Wish::Renew(_) => &self.renewing,
+        };
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else { return Err(full()) };
+        match self.tasks.try_send(Task { wish, entry, reply, _place: place }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                let text =
-                    format!("the authority has {QUEUE_MAX} requests to deal with already, as many as may wait: ask again in a while");
-                return Err(Failure::new(ErrorCode::LimitReached, text));
-            }
+            Err(TrySendError::Full(_)) => return Err(full()),
             Err(TrySendError::Disconnected(_)) => return Err(gone()),
         }
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
+}
+
+fn full() -> Failure {
+    let text = format!("the authority has {QUEUE_MAX} requests to deal with already, as many as may wait: ask again in a while");
+    Failure::new(ErrorCode::LimitReached, text)
 }
 
 fn gone() -> Failure {
@@ -121,7 +135,7 @@ fn next_batch(waiting: &Receiver<Task>, due: Instant) -> Option<Vec<Task>> {
 
 fn deal_with(desk: &mut Desk, ledger: &Arc<Ledger>, batch: Vec<Task>) {
     let (mut asked, mut enrolling, mut shown, mut renewing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for Task { wish, entry, reply } in batch {
+    for Task { wish, entry, reply, .. } in batch {
         match wish {
             Wish::Enroll(one) => {
                 asked.push(one);
@@ -193,4 +207,54 @@ fn failure(refused: &Refused) -> Failure {
         _ => ErrorCode::Denied,
     };
     Failure::new(code, refused.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use std::net::Ipv4Addr;
+    use std::sync::mpsc::channel;
+
+    use super::super::audit::Action;
+    use super::*;
+    use crate::fake_minion::Lab;
+
+    fn entry(action: Action) -> Entry {
+        Entry::new("nobody".to_owned(), action, Decision::Refused)
+    }
+
+    fn enrolling(number: usize) -> Wish {
+        let name = format!("web{number}").parse().unwrap();
+        Wish::Enroll(Asked { name, csr: "none".to_owned(), token: None, from: Ipv4Addr::LOCALHOST.to_string() })
+    }
+
+    /// The desk is held up until the test has filled the queue; who renews finds a place, and is answered.
+    #[tokio::test]
+    async fn however_many_want_to_enrol_there_is_a_place_for_who_renews() {
+        let lab = Lab::new();
+        let fleet = lab.fleet();
+        let office = Office::open(fleet.home(), fleet.config()).unwrap();
+        let ((go, wait), (held_up, is_held_up)) = (channel::<()>(), channel());
+        let tend = move |_: &mut Desk, _: &Ledger| {
+            held_up.send(()).unwrap();
+            let _gone = wait.recv();
+        };
+        let (clerk, _ended, desk) = Clerk::start(office, Duration::from_secs(3600), tend).unwrap();
+        is_held_up.recv_timeout(Duration::from_secs(20)).unwrap();
+        let clerk = Arc::new(clerk);
+        let ask = |wish, action| {
+            let clerk = clerk.clone();
+            tokio::spawn(async move { clerk.ask(wish, entry(action)).await })
+        };
+        let asked: Vec<_> = (0..2 * QUEUE_MAX).map(|number| ask(enrolling(number), Action::Enroll)).collect();
+        let renewing = ask(Wish::Renew(CertificateDer::from(vec![0])), Action::Renew);
+        for asked in asked.into_iter().skip(QUEUE_MAX) {
+            assert!(asked.await.unwrap().is_err_and(|failure| failure.is(ErrorCode::LimitReached)));
+        }
+        go.send(()).unwrap();
+        let renewed = renewing.await.unwrap().unwrap_err();
+        assert!(!renewed.is(ErrorCode::LimitReached), "{renewed:?}");
+        drop(clerk);
+        desk.join().unwrap();
+    }
 }

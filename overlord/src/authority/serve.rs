@@ -2,23 +2,24 @@
 
 mod reception;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use certs::authority::Authority;
 use certs::authority::desk::{CRL_FILE, Desk};
 use certs::crl::StaleCrl;
 use certs::files::Credentials;
 use certs::trust::{AuthorityTrust, OverlordTrust, TrustError};
-use service::Limits;
+use service::{Limits, Strangers};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::audit::{Action, Entry, Ledger};
+use super::audit::{Action, COUNTED_FOR, Entry, Ledger};
 use super::clerk::Clerk;
 use super::renewal::renew_at;
 use super::{Office, OfficeError, enroll_line_at, public_address};
@@ -34,6 +35,8 @@ const BODY_MAX_BYTES: u32 = 64 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of who shows no certificate.
+const STRANGERS_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// The desk is tended at least this often within the life of a certificate or a list, within bounds.
 const TEND_PART_OF_LIFE: u32 = 20;
@@ -92,7 +95,7 @@ fn serve_tended(
     let trust = Arc::new(server_trust(fleet.home().certs_dir())?);
     let (pin, ledger) = (office.desk.authority().pin().clone(), office.ledger.clone());
     let (clerk, ended, desk) = Clerk::start(office, tend_every(config), tend).map_err(ServeError::Threads)?;
-    let counter = Arc::new(Counter::new(clerk, trust.clone(), ledger));
+    let counter = Arc::new(Counter::new(clerk, trust.clone(), ledger.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().map_err(ServeError::Threads)?;
     let served = runtime.block_on(async {
         let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { address: listen, source })?;
@@ -103,12 +106,26 @@ fn serve_tended(
         tokio::select! {
             () = service::serve(listener, trust, counter, Arc::new(limits(config)), stop) => Ok(()),
             () = ended.wait() => Err(ServeError::Desk),
+            never = tell_repeats(&ledger) => match never {},
         }
     });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    if let Err(problem) = ledger.tell_all_repeats() {
+        error!(problem = %chain(&problem), "how often was refused cannot be written down");
+    }
     match desk.join() {
         Ok(()) => served,
         Err(_) => Err(ServeError::Desk),
+    }
+}
+
+/// Sees to it that what was counted is in the log in time, though nothing else comes.
+async fn tell_repeats(ledger: &Ledger) -> Infallible {
+    loop {
+        tokio::time::sleep(COUNTED_FOR).await;
+        if let Err(problem) = ledger.tell_repeats(Instant::now()) {
+            error!(problem = %chain(&problem), "how often was refused cannot be written down");
+        }
     }
 }
 
@@ -127,13 +144,18 @@ fn server_trust(dir: PathBuf) -> Result<AuthorityTrust, TrustError> {
 }
 
 fn limits(config: &Config) -> Limits {
+    let connections_max = usize::try_from(config.certs.connections_max.get()).unwrap_or(usize::MAX);
+    let per_address_max = usize::try_from(config.certs.connections_per_address_max.get()).unwrap_or(usize::MAX);
+    // The other half is for those who renew.
+    let strangers = Strangers { connections_max: connections_max.div_ceil(2), per_address_max, idle_timeout: STRANGERS_IDLE_TIMEOUT };
     Limits {
         body_max_bytes: BODY_MAX_BYTES,
-        connections_max: usize::try_from(config.certs.connections_max.get()).unwrap_or(usize::MAX),
+        connections_max,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         header_timeout: HEADER_TIMEOUT,
         idle_timeout: IDLE_TIMEOUT,
         shutdown_grace: SHUTDOWN_GRACE,
+        strangers: Some(strangers),
     }
 }
 

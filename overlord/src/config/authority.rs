@@ -30,6 +30,8 @@ pub struct CertsLimits {
     pub listen: SocketAddr,
     /// So many connections it holds open at once.
     pub connections_max: NonZeroU32,
+    /// So many of them may come from one address without a certificate: of hosts that enrol. In all, half of `connections_max` may.
+    pub connections_per_address_max: NonZeroU32,
     /// The authority's audit log begins another file at this size.
     pub audit_max_bytes: NonZeroU64,
     /// So many files of it are kept.
@@ -44,6 +46,7 @@ impl Default for CertsLimits {
             requests_max: NonZeroUsize::MIN.saturating_add(9_999),
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, AUTHORITY_PORT)),
             connections_max: NonZeroU32::MIN.saturating_add(4095),
+            connections_per_address_max: NonZeroU32::MIN.saturating_add(63),
             audit_max_bytes: NonZeroU64::MIN.saturating_add((64 << 20) - 1),
             audit_files: NonZeroU32::MIN.saturating_add(7),
         }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -23,6 +24,7 @@ use tracing::{debug, info};
 use super::idle::{Pulse, Watched};
 use super::live::{Live, Place};
 use super::rpc::Entrance;
+use super::strangers::Footing;
 use super::{Limits, told};
 use crate::{Gate, Knock, Reception, Visitor};
 
@@ -36,6 +38,8 @@ const KEEPALIVE_COUNT: u32 = 3;
 /// One connection that was accepted.
 pub(super) struct Connection<R> {
     pub(super) address: SocketAddr,
+    /// Where those are bounded who show no certificate: among them, until one is shown.
+    pub(super) footing: Option<Footing>,
     pub(super) gate: Arc<dyn Gate>,
     pub(super) live: Arc<Live>,
     pub(super) reception: Arc<R>,
@@ -61,8 +65,21 @@ impl<R: Reception> Connection<R> {
         if let Some(Err(reason)) = visitor.peer().map(|peer| self.gate.admits(peer)) {
             return refused(reason);
         }
+        let mut footing = self.footing.take();
+        let idle_timeout = match (visitor.peer(), &mut footing) {
+            (None, Some(footing)) => match footing.is_a_strangers() {
+                Ok(idle_timeout) => idle_timeout,
+                Err(reason) => return refused(reason),
+            },
+            _ => {
+                footing = None;
+                self.limits.idle_timeout
+            }
+        };
+        // It is among the strangers until the connection ends.
+        let _among_strangers = footing;
         match self.reception.admit(visitor) {
-            Ok(caller) => self.serve_http(stream, Arc::new(caller), place).await,
+            Ok(caller) => self.serve_http(stream, Arc::new(caller), place, idle_timeout).await,
             Err(error) => refused(error),
         }
     }
@@ -85,8 +102,8 @@ impl<R: Reception> Connection<R> {
         None
     }
 
-    async fn serve_http(mut self, stream: TlsStream<TcpStream>, caller: Arc<R::Caller>, mut place: Place<'_>) {
-        let pulse = Arc::new(Pulse::new(&self.limits));
+    async fn serve_http(mut self, stream: TlsStream<TcpStream>, caller: Arc<R::Caller>, mut place: Place<'_>, idle_timeout: Duration) {
+        let pulse = Arc::new(Pulse::new(idle_timeout, self.limits.header_timeout));
         let io = Watched::new(TokioIo::new(stream), Arc::clone(&pulse));
         let service = service_fn(|request| {
             let entrance = Entrance::new(Arc::clone(&self.reception), Arc::clone(&caller));

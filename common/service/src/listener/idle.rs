@@ -9,8 +9,6 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Instant, sleep_until};
 
-use super::Limits;
-
 /// What a connection is doing, and since when.
 #[derive(Debug)]
 pub(super) struct Pulse {
@@ -40,8 +38,7 @@ impl Drop for Busy {
 }
 
 impl Pulse {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let Limits { idle_timeout, header_timeout, .. } = *limits;
+    pub(super) fn new(idle_timeout: Duration, header_timeout: Duration) -> Self {
         Self { phase: Mutex::new(Phase::Idle(Instant::now())), idle_timeout, header_timeout }
     }
 
