@@ -27,7 +27,7 @@ use tokio::sync::watch;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What it does to a reply before it gives it away.
-type Bend = Box<dyn Fn(EnrollReply) -> EnrollReply + Send + Sync>;
+type Bend = Box<dyn Fn(EnrollReply) -> Result<EnrollReply, Failure> + Send + Sync>;
 
 pub(crate) struct FakeAuthority {
     pub(crate) dir: PathBuf,
@@ -48,7 +48,12 @@ struct Office {
 impl FakeAuthority {
     /// One whose certificates are valid for `valid`, in `dir`.
     pub(crate) fn start(dir: &Path, valid: Duration, bend: Bend) -> Self {
-        let authority = Authority::init(dir, 24 * HOUR).unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap(), 100, dir, valid, bend)
+    }
+
+    /// One that listens at `at`, for so many at once.
+    pub(crate) fn start_at(at: SocketAddr, connections_max: usize, dir: &Path, valid: Duration, bend: Bend) -> Self {
+        let authority = if dir.exists() { Authority::open(dir).unwrap() } else { Authority::init(dir, 24 * HOUR).unwrap() };
         let ca = dir.join("ca.pem");
         let pin = certs::enrolled::known_authorities(&certs::trust::TrustFiles::of_minion(dir)).unwrap().remove(0);
         let make = {
@@ -60,7 +65,7 @@ impl FakeAuthority {
         let office = Arc::new(Office { dir: dir.to_owned(), desk, bend, asked: AtomicUsize::new(0) });
         let limits = Limits {
             body_max_bytes: 1 << 20,
-            connections_max: 100,
+            connections_max,
             handshake_timeout: HOUR,
             header_timeout: HOUR,
             idle_timeout: HOUR,
@@ -68,7 +73,7 @@ impl FakeAuthority {
             strangers: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         runtime.spawn(serve(listener, Arc::new(trust), Arc::clone(&office), Arc::new(limits), stopped));
@@ -77,6 +82,15 @@ impl FakeAuthority {
 
     pub(crate) fn sign(&self, name: &str) {
         self.office.desk.lock().unwrap().sign(Some(&[name.parse::<MinionName>().unwrap()])).unwrap();
+    }
+
+    pub(crate) fn revoke(&self, serial: &str) {
+        self.office.desk.lock().unwrap().revoke(&[serial.to_owned()], None).unwrap();
+    }
+
+    /// How many requests wait.
+    pub(crate) fn waiting(&self) -> usize {
+        fs::read_dir(self.dir.join("requests")).map_or(0, Iterator::count)
     }
 
     /// How many questions it was asked.
@@ -95,7 +109,7 @@ impl Office {
             Enrolled::Waiting { key, since } => EnrollReply::Waiting { key, since },
             Enrolled::Rejected { at } => EnrollReply::Rejected { at },
         };
-        Ok((self.bend)(reply))
+        (self.bend)(reply)
     }
 
     fn renew(&self, peer: Option<&Peer>) -> Result<Issued, Failure> {

@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use certs::tls::{self, Anchor};
 use certs::trust::{MinionTls, MinionTrust, Trusted};
 use common::protocol::certs::{Issued, Revocations};
 use jiff::Timestamp;
@@ -97,7 +98,7 @@ impl Renewal {
         if list_is_due {
             let every = self.config.trust.crl_every;
             self.list_at = plan::after(now, every.mul_f64(1.0 - LIST_JITTER + 2.0 * LIST_JITTER * share()));
-            let answer = authority.revocations(trusted.crl_number()).await;
+            let answer = ask_list(&mut authority, trusted).await;
             self.take_told(address, answer).await;
         }
     }
@@ -120,14 +121,14 @@ impl Renewal {
         self.take_list(revocations).await;
     }
 
-    async fn take_told(&mut self, address: &str, answer: Result<Revocations, AskError>) {
+    async fn take_told(&mut self, address: &str, answer: Result<Revocations, String>) {
         match answer {
             Ok(revocations) => {
                 self.list.over();
                 self.take_list(revocations).await;
             }
             // No alarm by itself: overlords bring the list, too, and one that grows stale is told.
-            Err(error) => self.list.tell(Grade::Note, &format!("no revocation list from {address}: {}", harmless(&error.to_string()))),
+            Err(error) => self.list.tell(Grade::Note, &format!("no revocation list from {address}: {}", harmless(&error))),
         }
     }
 
@@ -198,6 +199,22 @@ impl Renewal {
             None => self.stale.over(),
         }
     }
+}
+
+/// Asks for the list, as who we are, or, if our certificate is not good now or the authority refuses it, as nobody: who is refused must hear
+/// of the others that are all the same, and the list is signed, so it does not matter who brings it to whom.
+async fn ask_list(authority: &mut AuthorityClient, trusted: &Trusted<MinionTls>) -> Result<Revocations, String> {
+    let (credentials, have, now) = (trusted.credentials(), trusted.crl_number(), Timestamp::now());
+    if (credentials.not_before()..credentials.not_after()).contains(&now) {
+        match authority.revocations(have).await {
+            Err(AskError::Certificate { refused_by_peer: true, .. }) => {}
+            answer => return answer.map_err(|error| error.to_string()),
+        }
+    }
+    let anchor = Anchor::Authorities(credentials.authorities().to_vec());
+    let shows_nothing = tls::authority_client_config(&anchor, None).map_err(|error| chain(&error))?;
+    let mut authority = AuthorityClient::new(authority.address(), shows_nothing, Deadlines::default());
+    authority.revocations(have).await.map_err(|error| error.to_string())
 }
 
 /// What somebody else said, fit for a log: without control characters, and bounded.

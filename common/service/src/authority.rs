@@ -172,6 +172,11 @@ impl AuthorityClient {
         self.pin.as_ref()?.find(&self.shown).cloned()
     }
 
+    /// Ends the connection: for who asks again much later, and would keep others from it meanwhile.
+    pub fn hang_up(&mut self) {
+        self.link = None;
+    }
+
     /// Where the authority is asked: `HOST:PORT`.
     #[must_use]
     pub fn address(&self) -> &str {

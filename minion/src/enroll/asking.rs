@@ -5,6 +5,7 @@ use std::time::Duration;
 use certs::csr;
 use certs::tls::CaPin;
 use certs::trust::TrustFiles;
+use common::outcome::ErrorCode;
 use common::protocol::certs::{EnrollParams, EnrollReply, Issued};
 use service::authority::{AskError, AuthorityClient, Deadlines};
 use tokio::signal::ctrl_c;
@@ -15,10 +16,12 @@ use super::{EnrollError, say};
 use crate::config::Config;
 use crate::random;
 
-/// How long connecting and an answer may take.
-const DEADLINES: Deadlines = Deadlines { connect: Duration::from_secs(3), answer: Duration::from_secs(10) };
-/// How long to wait between two questions, and how much longer at the most.
+/// How long connecting and an answer may take. The authority itself waits up to 10 s for whoever else is at its folder.
+const DEADLINES: Deadlines = Deadlines { connect: Duration::from_secs(3), answer: Duration::from_secs(15) };
+/// How long to wait between the first two questions, between any two at the most, by what it grows, and what chance adds at the most.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
+const AGAIN_AFTER_MOST: Duration = Duration::from_secs(10);
+const AGAIN_GROWTH: f64 = 1.25;
 const AGAIN_JITTER: Duration = Duration::from_millis(500);
 
 /// What is asked of whom.
@@ -26,7 +29,7 @@ pub(super) struct Asked<'a> {
     pub(super) address: &'a str,
     pub(super) pin: CaPin,
     pub(super) params: EnrollParams,
-    /// For how long to ask again while the request waits.
+    /// For how long to ask again while the request waits, or there is no answer.
     pub(super) wait: Option<Duration>,
 }
 
@@ -59,8 +62,8 @@ struct Asking<'a> {
     until: Instant,
     /// The request was taken, and waits.
     is_waiting: bool,
-    /// It was told that the authority cannot be reached at present.
-    is_gone: bool,
+    /// Why there was no answer to the last question, if there was none. It was told.
+    trouble: Option<String>,
     config: &'a Config,
     files: &'a TrustFiles,
 }
@@ -70,29 +73,32 @@ impl<'a> Asking<'a> {
         let Asked { address, pin, params, wait } = asked;
         let until = Instant::now() + wait.unwrap_or_default();
         let authority = AuthorityClient::pinned(address, pin, DEADLINES)?;
-        Ok(Self { authority, params, wait, until, is_waiting: false, is_gone: false, config, files })
+        Ok(Self { authority, params, wait, until, is_waiting: false, trouble: None, config, files })
     }
 
     async fn run(&mut self) -> Result<Ended, EnrollError> {
+        // The first question is always asked to its end.
+        let mut answer = Some(self.authority.enroll(&self.params).await);
+        let mut pause = AGAIN_AFTER;
         loop {
-            // The first question is always asked to its end.
-            let answer = match self.is_waiting {
-                false => Some(self.authority.enroll(&self.params).await),
-                true => timeout_at(self.until, self.authority.enroll(&self.params)).await.ok(),
-            };
             match answer {
                 Some(Ok(EnrollReply::Issued(issued))) => return self.issued(issued),
                 Some(Ok(EnrollReply::Waiting { .. })) => self.tell_waiting()?,
                 Some(Ok(EnrollReply::Rejected { at })) => return Err(self.rejected(at)),
-                Some(Err(error @ (AskError::Unreachable { .. } | AskError::Silent { .. }))) if self.is_waiting => self.tell_gone(&error),
+                Some(Err(error)) if self.wait.is_some() && may_pass(&error) => self.tell_trouble(self.refused(&error).to_string()),
                 Some(Err(error)) => return Err(self.refused(&error)),
                 None => {}
             }
-            let pause = AGAIN_AFTER + AGAIN_JITTER.mul_f64(random::share());
-            if Instant::now() + pause >= self.until {
-                return Ok(self.waits_on());
+            // Many may wait, and the authority has not so many connections.
+            self.authority.hang_up();
+            let left = self.until.duration_since(Instant::now());
+            if left <= AGAIN_AFTER {
+                return self.waits_on();
             }
-            sleep(pause).await;
+            // However long the pause is, the last question is asked shortly before the end.
+            sleep((pause + AGAIN_JITTER.mul_f64(random::share())).min(left - AGAIN_AFTER)).await;
+            pause = pause.mul_f64(AGAIN_GROWTH).min(AGAIN_AFTER_MOST);
+            answer = timeout_at(self.until, self.authority.enroll(&self.params)).await.ok();
         }
     }
 
@@ -105,9 +111,8 @@ impl<'a> Asking<'a> {
 
     /// What an administrator has to do, once.
     fn tell_waiting(&mut self) -> Result<(), EnrollError> {
-        if self.is_gone {
-            say(&format!("the authority at {} answers again", self.authority.address()));
-            self.is_gone = false;
+        if self.trouble.take().is_some() {
+            say(&format!("the authority at {} answers now", self.authority.address()));
         }
         if self.is_waiting {
             return Ok(());
@@ -124,18 +129,25 @@ impl<'a> Asking<'a> {
         Ok(())
     }
 
-    fn tell_gone(&mut self, error: &AskError) {
-        if !self.is_gone {
-            self.is_gone = true;
-            say(&format!("{}; it is asked again", super::harmless(&error.to_string())));
+    fn tell_trouble(&mut self, trouble: String) {
+        if self.trouble.as_ref() != Some(&trouble) {
+            say(&format!("{}; it is asked again", super::harmless(&trouble)));
+            self.trouble = Some(trouble);
         }
     }
 
-    fn waits_on(&self) -> Ended {
-        if self.wait.is_some() {
-            say(&format!("the request of {} still waits; run this command again to go on waiting", self.config.name));
+    /// The time to wait is over.
+    fn waits_on(&self) -> Result<Ended, EnrollError> {
+        match (&self.trouble, self.wait) {
+            (Some(trouble), Some(wait)) if !self.is_waiting => {
+                Err(EnrollError::Refused(format!("{trouble}; it was asked for {wait:?}, and has not taken the request")))
+            }
+            (_, Some(_)) => {
+                say(&format!("the request of {} still waits; run this command again to go on waiting", self.config.name));
+                Ok(Ended::Waiting)
+            }
+            (_, None) => Ok(Ended::Waiting),
         }
-        Ended::Waiting
     }
 
     fn rejected(&self, at: jiff::Timestamp) -> EnrollError {
@@ -154,5 +166,14 @@ impl<'a> Asking<'a> {
                 error.to_string()
             }
         })
+    }
+}
+
+/// Whether the same question may have an answer later.
+fn may_pass(error: &AskError) -> bool {
+    match error {
+        AskError::Unreachable { .. } | AskError::Silent { .. } => true,
+        AskError::Refused(failure) => failure.is(ErrorCode::LimitReached) || failure.is(ErrorCode::Internal),
+        AskError::Certificate { .. } | AskError::NotUnderstood { .. } => false,
     }
 }
