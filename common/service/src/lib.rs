@@ -5,11 +5,13 @@
 
 pub mod audit;
 pub mod authority;
+mod cause;
 mod gate;
 mod listener;
 mod reception;
 mod visitor;
 
+pub use cause::deepest_cause;
 pub use gate::Gate;
 pub use listener::{Limits, Strangers, serve};
 pub use reception::{Knock, Reception};

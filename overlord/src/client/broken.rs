@@ -1,6 +1,5 @@
 //! What a broken exchange means, and how far it had come: errors alone, no bytes.
 
-use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,13 +42,4 @@ impl Broken {
             other => Err(other),
         }
     }
-}
-
-/// The deepest cause of an error, which says most: the ones above it say that something failed.
-pub(super) fn deepest_cause<'e>(error: &'e (dyn StdError + 'static)) -> &'e (dyn StdError + 'static) {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest
 }

@@ -21,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use jsonrpsee::core::http_helpers::HttpError;
 use jsonrpsee_http_client::transport::Error as TransportError;
 use jsonrpsee_http_client::{HttpBody, HttpRequest, HttpResponse};
+use service::deepest_cause;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, interval_at, timeout};
@@ -29,7 +30,7 @@ use tokio_rustls::client::TlsStream;
 use tower::Service;
 use tower::util::service_fn;
 
-use super::broken::{Broken, Sent, deepest_cause};
+use super::broken::{Broken, Sent};
 use super::heard::Heard;
 
 /// How many addresses of a name are tried.

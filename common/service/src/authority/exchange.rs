@@ -22,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::ANSWER_MAX_BYTES;
+use crate::deepest_cause;
 
 /// How many addresses of a name are tried.
 const ADDRESSES_MAX: usize = 4;
@@ -165,9 +166,5 @@ async fn last_words(mut stream: Stream) -> Option<Cause> {
 
 fn closed(error: impl Into<Cause>) -> Broken {
     let cause = error.into();
-    let mut deepest: &(dyn StdError + 'static) = &*cause;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    Broken::Closed { reason: deepest.to_string(), cause }
+    Broken::Closed { reason: deepest_cause(&*cause), cause }
 }
