@@ -29,5 +29,5 @@ mod renewal;
 mod retention;
 mod retry;
 mod revocation;
-mod revoked;
 mod trust;
+mod trust_files;

@@ -1,187 +1,217 @@
-//! What a running minion goes by: certificates and revocation lists that change under it.
+//! Revoked is out at once: hosts and callers, everywhere, without a restart and without harm to anybody else.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use certs::authority::Authority;
-use certs::authority::desk::{Desk, Terms};
 use fleet::raw::{Connection, ReadOnly, envelope, read_response, request};
 use fleet::{Fleet, PATIENCE, wait_until};
 use serde_json::{Value, json};
 
-/// How long it may take until a connection is cut: a quarter of a second for a look at all connections, a fifth for one at the files, and
-/// the rest for a machine that has other things to do.
-const CUT_WITHIN: Duration = Duration::from_secs(5);
-const HOUR: Duration = Duration::from_secs(3600);
+/// How soon a revoked certificate is out.
+const OUT_WITHIN: Duration = Duration::from_secs(1);
 
-fn desk(certs: &Path, crl_valid: Duration) -> Desk {
-    Desk::open(certs, Terms { valid: HOUR, crl_valid, requests_max: 10 }).unwrap()
+fn ping(fleet: &Fleet, home: &Path) -> Value {
+    fleet.overlord_at(home, ["*", "test.ping", "--output", "json"]).wait().json()["hosts"].clone()
 }
 
-/// Revokes what `subject` names, and gives the list of it.
-fn revoke(fleet: &Fleet, subject: &str, crl_valid: Duration) -> PathBuf {
-    let certs = fleet.home().join("certs");
-    assert_eq!(desk(&certs, crl_valid).revoke(&[subject.to_owned()], None).unwrap().len(), 1);
-    certs.join("crl.pem")
+/// A kept connection, on which a first call has succeeded.
+fn kept(fleet: &Fleet, minion: &str, home: &Path, caller: &str) -> Connection {
+    let certs = home.join("certs");
+    let address = fleet.minion(minion).address();
+    let client = fleet::raw::Client::showing(address, minion, &certs.join("overlord.pem"), &certs.join("overlord.key"));
+    let mut connection = client.connect().unwrap();
+    send(&mut connection, &request(1.into(), &envelope(caller, minion, "test.ping", json!([]))));
+    assert_eq!(read_response(&mut connection).unwrap().status, 200);
+    connection
 }
 
-/// Puts a file into the minion's folder as a whole.
-fn put(fleet: &Fleet, from: &Path, name: &str) {
-    let certs = fleet.minion("web1").certs_dir();
-    fs::copy(from, certs.join("put")).unwrap();
-    fs::rename(certs.join("put"), certs.join(name)).unwrap();
-}
-
-fn send(connection: &mut Connection, caller: &str, method: &str, args: Value) {
-    let body = request(1.into(), &envelope(caller, "web1", method, args)).to_string();
-    let head = format!("POST / HTTP/1.1\r\nhost: web1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
-    connection.write_all((head + &body).as_bytes()).unwrap();
+fn send(connection: &mut Connection, body: &Value) {
+    let body = body.to_string();
+    let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    connection.write_all(format!("{head}{body}").as_bytes()).unwrap();
     connection.flush().unwrap();
 }
 
-fn ping(connection: &mut Connection, caller: &str) -> Value {
-    send(connection, caller, "test.ping", json!([]));
-    serde_json::from_slice(&read_response(connection).unwrap().body).unwrap()
+/// How long it takes until nothing can be read any more.
+fn cut_after(connection: &mut Connection, since: Instant) -> Duration {
+    let mut bytes = [0; 4096];
+    let mut reader = ReadOnly(connection);
+    while reader.read(&mut bytes).is_ok_and(|count| count > 0) {}
+    since.elapsed()
 }
 
-fn revocations(fleet: &Fleet, caller: &str, folder: &Path, args: Value) -> Value {
-    let call = envelope(caller, "web1", "certs.revocations", args);
-    fleet.raw("web1", Some(folder)).post_json(&request(1.into(), &call)).unwrap()
-}
-
-#[test]
-fn a_revoked_caller_is_out_at_once_with_no_restart_and_others_stay() {
-    let fleet = Fleet::start(1);
-    let (web1, ops) = (fleet.minion("web1"), fleet.issue("fleet:overlord/ops"));
-    let (mut of_ops, mut idle_of_ops) = [(); 2].map(|()| fleet.raw("web1", Some(&ops)).connect().unwrap()).into();
-    let mut of_admin = fleet.raw_overlord("web1").connect().unwrap();
-    assert_eq!(ping(&mut idle_of_ops, "ops")["result"]["state"], "ok");
-    assert_eq!(ping(&mut of_admin, "admin")["result"]["state"], "ok");
-    send(&mut of_ops, "ops", "test.sleep", json!([600]));
-    wait_until("its call to run", PATIENCE, || web1.audit().iter().any(|line| line["method"] == "test.sleep"));
-    let pid = web1.pid();
-
-    put(&fleet, &revoke(&fleet, "overlord/ops", HOUR), "crl.pem");
-    let put_at = Instant::now();
-    for connection in [&mut of_ops, &mut idle_of_ops] {
-        let read = ReadOnly(connection).read(&mut [0; 1]);
-        assert!(read.as_ref().is_err() || read.as_ref().is_ok_and(|length| *length == 0), "it was answered: {read:?}");
-    }
-    assert!(put_at.elapsed() < CUT_WITHIN, "{:?}", put_at.elapsed());
-    assert!(web1.stderr().contains("connection cut"), "{}", web1.stderr());
-    let again = fleet.raw("web1", Some(&ops)).post_json(&request(1.into(), &envelope("ops", "web1", "test.ping", json!([]))));
-    assert!(again.is_err(), "the old key still lets it in: {again:?}");
-    assert_eq!(ping(&mut of_admin, "admin")["result"]["state"], "ok", "another caller's connection is not touched");
-    assert_eq!((web1.pid(), web1.audit().iter().filter(|line| line["caller"] == "ops").count()), (pid, 2));
-}
-
-/// Lets the calling end, also when the test fails.
-struct Over<'o>(&'o AtomicBool);
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+fn revoke(fleet: &Fleet, subject: &str) -> Instant {
+    let run = fleet.overlord(["certs", "revoke", subject]);
+    assert!([0, 4].contains(&run.code()), "{}{}", run.out(), run.err());
+    Instant::now()
 }
 
 #[test]
-fn a_certificate_put_there_by_hand_is_shown_from_the_next_handshake_on_and_no_call_fails() {
-    let fleet = Fleet::start(1);
-    let web1 = fleet.minion("web1");
-    let client = fleet.raw_overlord("web1");
-    let shown = || client.connect().unwrap().conn.peer_certificates().unwrap()[0].clone();
-    let (before, is_over) = (shown(), AtomicBool::new(false));
-    let calls = std::thread::scope(|scope| {
-        let over = Over(&is_over);
-        let calling = scope.spawn(|| {
-            let ping = || client.post_json(&request(1.into(), &envelope("admin", "web1", "test.ping", json!([])))).unwrap();
-            let mut calls = 0;
-            while !is_over.load(Ordering::Relaxed) || calls == 0 {
-                assert_eq!(ping()["result"]["state"], "ok");
-                calls += 1;
-            }
-            calls
-        });
-        fs::write(web1.certs_dir().join("cert.pem"), "half a certif").unwrap();
-        wait_until("what cannot be used to be told", PATIENCE, || web1.stderr().contains("cert.pem holds no certificate"));
-        assert_eq!(shown(), before);
-        let fresh = fleet.issue("fleet:minion/web1");
-        put(&fleet, &fresh.join("cert.pem"), "cert.pem");
-        wait_until("the key to be missed", PATIENCE, || web1.stderr().contains("does not belong to the certificate"));
-        assert_eq!(shown(), before);
-        put(&fleet, &fresh.join("key.pem"), "key.pem");
-        wait_until("the new one to be shown", PATIENCE, || shown() != before);
-        drop(over);
-        calling.join().unwrap()
+fn a_revoked_caller_is_out_within_a_second_and_its_connections_are_cut() {
+    let fleet = Fleet::start(2);
+    let ops = fleet.another_overlord("ops");
+    let pids: Vec<_> = fleet.minions().iter().map(fleet::Minion::pid).collect();
+    assert_eq!(ping(&fleet, &ops)["web1"]["state"], "ok");
+    let mut idle = kept(&fleet, "web1", &ops, "ops");
+    let mut busy = kept(&fleet, "web2", &ops, "ops");
+    let mut other = kept(&fleet, "web1", &fleet.home(), "admin");
+    send(&mut busy, &request(2.into(), &envelope("ops", "web2", "command.run", json!(["sleep 600"]))));
+    wait_until("its call to run", PATIENCE, || !fleet.running("sleep 600").is_empty());
+    let since = revoke(&fleet, "ops");
+    for connection in [&mut idle, &mut busy] {
+        let took = cut_after(connection, since);
+        assert!(took < OUT_WITHIN, "cut after {took:?}");
+    }
+    wait_until("what it ran to be stopped", PATIENCE, || fleet.running("sleep 600").is_empty());
+    let refused = ping(&fleet, &ops);
+    for host in ["web1", "web2"] {
+        let said = &refused[host];
+        assert_eq!(said["state"], "undelivered", "{said}");
+        assert!(said["error"]["message"].as_str().unwrap().contains("revoked"), "{said}");
+    }
+    send(&mut other, &request(2.into(), &envelope("admin", "web1", "test.ping", json!([]))));
+    assert_eq!(read_response(&mut other).unwrap().status, 200, "who is not revoked stays connected");
+    assert_eq!(fleet.minions().iter().map(fleet::Minion::pid).collect::<Vec<_>>(), pids, "none was restarted");
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_revoked_host_is_out_and_the_others_results_of_the_same_job_are_unharmed() {
+    let fleet = Fleet::start(3);
+    let gate = fleet.root().join("gate");
+    let id = fleet.start_job(["*", "command.run", &format!("while [ ! -e {} ]; do sleep 0.02; done; echo $MINION_NAME", gate.display())]);
+    let _ = fleet.wait_for_state(&id, "PARTIAL");
+    let mut waiting = fleet.overlord_spawn(["job-status", &id, "--wait", "--timeout", "30s", "--output", "json"]);
+    let since = revoke(&fleet, "web2");
+    let told = ping(&fleet, &fleet.home());
+    assert!(since.elapsed() < OUT_WITHIN, "asked after {:?}", since.elapsed());
+    assert_eq!(told["web2"]["state"], "undelivered", "{told}");
+    assert!(told["web2"]["error"]["message"].as_str().unwrap().contains("revoked"), "{told}");
+    assert!(waiting.is_running());
+    fs::write(&gate, "").unwrap();
+    let done = |status: &Value, host: &str| status["hosts"][host]["result"]["stdout"] == json!(format!("{host}\n"));
+    wait_until("the others' results", PATIENCE, || {
+        let status = fleet.job_status(&id);
+        done(&status, "web1") && done(&status, "web3")
     });
-    assert!(calls > 0 && fleet.overlord(["web1", "test.ping"]).code() == 0);
+    let status = fleet.job_status(&id);
+    assert_eq!((&status["state"], &status["hosts"]["web2"]["state"]), (&json!("PARTIAL"), &json!("running")), "{status}");
+    assert!(status["hosts"]["web2"]["unreachable"].to_string().contains("revoked"), "{status}");
+    drop(waiting);
+    fleet.assert_no_leaks();
 }
 
 #[test]
-fn a_list_is_taken_from_any_overlord_if_the_authority_signed_it_and_it_is_newer() {
-    let fleet = Fleet::builder().hosts(1).acl("").start();
-    let ops = fleet.issue("fleet:overlord/ops");
-    let ask = |args| revocations(&fleet, "ops", &ops, args);
-    let from_the_folder = ask(json!({}))["result"]["result"].clone();
-    assert!(from_the_folder["number"].as_u64() > Some(0) && from_the_folder["crl"].is_string(), "{from_the_folder}");
-    let _ = fleet.issue("fleet:minion/old1");
-    let signed = |subject| {
-        let text = fs::read_to_string(revoke(&fleet, subject, HOUR)).unwrap();
-        (desk(&fleet.home().join("certs"), HOUR).signed_list().unwrap().unwrap().number(), text)
-    };
-    let (one, first) = signed("minion/old1");
-    assert_eq!(ask(json!({ "have": one, "crl": first }))["result"]["result"], json!({ "number": one }));
-    let (two, second) = signed("minion/web1");
-    assert_eq!(ask(json!({ "have": two, "crl": second }))["result"]["result"], json!({ "number": two }));
-    let older = ask(json!({ "have": one, "crl": first }));
-    assert_eq!(
-        older["result"]["result"],
-        json!({ "number": two, "crl": second.trim() }),
-        "the older list is not taken, and the newer told"
-    );
-
-    let foreign = fleet.root().join("foreign");
-    Authority::init(&foreign, 24 * HOUR).unwrap().issue(&["fleet:overlord/ops".parse().unwrap()], HOUR).unwrap();
-    desk(&foreign, HOUR).revoke(&["overlord/ops".to_owned()], None).unwrap();
-    let forged = ask(json!({ "have": two, "crl": fs::read_to_string(foreign.join("crl.pem")).unwrap() }));
-    assert_eq!(forged["error"]["code"], -32602, "{forged}");
-    let said = forged["error"]["message"].as_str().unwrap();
-    assert!(said.contains("not signed by our authority") && said.contains(&format!("number {two}")), "{said}");
-    assert_eq!(fs::read_to_string(fleet.minion("web1").certs_dir().join("crl.pem")).unwrap().trim(), second.trim());
-
-    let call = request(1.into(), &envelope("ops", "web1", "test.ping", json!([])));
-    let denied = fleet.raw("web1", Some(&ops)).post(call.to_string().as_bytes()).unwrap();
-    assert!(denied.head.contains(&format!("fleet-revocations: {two}")), "every answer names the list, a refusal too: {}", denied.head);
-    let job = fleet.raw("web1", Some(&ops)).post_json(&request(1.into(), &envelope("ops", "web1", "async.certs.revocations", json!([]))));
-    assert!(job.unwrap()["error"]["message"].as_str().unwrap().contains("cannot be a job"));
-    let lines = fleet.minion("web1").audit();
-    let told = lines.iter().filter(|line| line["method"] == "certs.revocations" && line["rule"] == "signed by the authority");
-    assert_eq!(told.count(), 5, "{lines:#?}");
+fn a_host_that_was_away_learns_of_it_from_the_next_overlord_that_calls() {
+    let fleet = Fleet::start(2);
+    let (ops, peer) = (fleet.another_overlord("ops"), fleet.another_overlord("peer"));
+    fleet.minion("web1").stop();
+    let run = fleet.overlord(["certs", "revoke", "ops"]).expect(4);
+    assert!(run.err().contains("web1"), "it says who could not be told: {}", run.err());
+    fleet.minion("web1").start();
+    assert_eq!(ping(&fleet, &ops)["web1"]["state"], "ok", "nobody has told web1 yet");
+    // The peer has no list of its own: it takes it from web2, which has it, and gives it to web1.
+    let list = peer.join("certs/crl.pem");
+    let _ = fs::remove_file(&list);
+    wait_until("the peer to have the list", PATIENCE, || {
+        assert_eq!(ping(&fleet, &peer)["web1"]["state"], "ok");
+        list.exists()
+    });
+    assert_eq!(ping(&fleet, &peer)["web1"]["state"], "ok");
+    wait_until("web1 to refuse", PATIENCE, || ping(&fleet, &ops)["web1"]["state"] == "undelivered");
+    fleet.assert_no_leaks();
 }
 
 #[test]
-fn a_stale_list_is_an_alarm_and_service_goes_on_unless_it_is_to_be_refused() {
-    for (stale_crl, is_served) in [("serve", true), ("refuse", false)] {
-        let toml = format!("[trust]\nstale_crl = \"{stale_crl}\"\n");
-        let fleet = Fleet::builder().hosts(1).minion_toml(&toml).stopped().start();
-        let web1 = fleet.minion("web1");
-        let _ = fleet.issue("fleet:minion/old1");
-        put(&fleet, &revoke(&fleet, "minion/old1", Duration::from_secs(3)), "crl.pem");
-        web1.start();
-        let mut open = fleet.raw_overlord("web1").connect().unwrap();
-        wait_until("the list to be stale, and told", PATIENCE, || web1.stderr().contains("is stale since"));
-        // Of the wire itself: a real overlord would bring a newer list.
-        let call = fleet.raw_overlord("web1").post_json(&request(1.into(), &envelope("admin", "web1", "test.ping", json!([]))));
-        let check = fleet.check("web1");
-        assert!(format!("{}{}", check.out(), check.err()).contains("crl.pem is stale since"), "{}", check.out());
-        assert_eq!((call.is_ok(), check.code() == 0), (is_served, is_served), "{call:?}{}", check.out());
-        if is_served {
-            assert_eq!(ping(&mut open, "admin")["result"]["state"], "ok");
-        } else {
-            let read = ReadOnly(&mut open).read(&mut [0; 1]);
-            assert!(read.as_ref().is_err() || read.as_ref().is_ok_and(|length| *length == 0), "it is open: {read:?}");
+fn a_host_that_no_overlord_calls_learns_of_it_from_the_authority() {
+    let fleet = Fleet::builder().hosts(1).stopped().minion_toml("[trust]\ncrl_every = \"1s\"\n").start();
+    let authority = fleet.serve_certs();
+    fs::write(fleet.minion("web1").certs_dir().join("authority"), format!("{}\n", authority.address())).unwrap();
+    fleet.minion("web1").start();
+    let ops = fleet.another_overlord("ops");
+    fs::write(fleet.home().join("hosts.toml"), "").unwrap();
+    let mut connection = kept(&fleet, "web1", &ops, "ops");
+    let since = revoke(&fleet, "ops");
+    let took = cut_after(&mut connection, since);
+    assert!(took < 10 * OUT_WITHIN, "cut after {took:?}");
+    authority.stop();
+    fleet.assert_no_leaks();
+}
+
+/// Who refuses everyone while the list is stale does not refuse the authority, from which alone a newer one comes.
+#[test]
+fn a_host_that_refuses_on_a_stale_list_serves_again_once_it_has_a_newer_one() {
+    let (overlord, minion) = ("[certs]\ncrl_valid = \"10s\"\n", "[trust]\nstale_crl = \"refuse\"\ncrl_every = \"1s\"\n");
+    let fleet = Fleet::builder().hosts(1).stopped().overlord_toml(overlord).minion_toml(minion).start();
+    let authority = fleet.serve_certs();
+    let web1 = fleet.minion("web1");
+    fs::write(web1.certs_dir().join("authority"), format!("{}\n", authority.address())).unwrap();
+    web1.start();
+    wait_until("the host to have a list", PATIENCE, || web1.certs_dir().join("crl.pem").exists());
+    assert_eq!(ping(&fleet, &fleet.home())["web1"]["state"], "ok");
+    authority.kill9();
+    // The overlord, where the authority is, would sign and bring a newer one.
+    let ops = fleet.another_overlord("ops");
+    wait_until("the list to be stale", PATIENCE, || ping(&fleet, &ops)["web1"]["state"] == "undelivered");
+    let authority = fleet.serve_certs();
+    wait_until("the host to serve again", PATIENCE, || ping(&fleet, &ops)["web1"]["state"] == "ok");
+    authority.stop();
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_revoked_host_gets_nothing_from_the_authority() {
+    let fleet = Fleet::builder().hosts(1).unenrolled().overlord_toml("[certs]\nvalid = \"10s\"\n").start();
+    let authority = fleet.serve_certs();
+    let token = || fleet.overlord(["certs", "token"]).ok().out().trim().to_owned();
+    let _ = fleet.enroll("web1", authority.address(), ["--token", &token()]).ok();
+    let web1 = fleet.minion("web1");
+    web1.start();
+    let cert = fs::read(web1.certs_dir().join("cert.pem")).unwrap();
+    let _ = revoke(&fleet, "web1");
+    wait_until("its renewal to be refused", PATIENCE, || web1.stderr().contains("revoked"));
+    let again = fleet.enroll("web1", authority.address(), ["--token", &token()]).expect(1);
+    assert!(again.err().contains("revoked") && again.err().contains("overlord certs clean web1"), "{}", again.err());
+    assert_eq!(fs::read(web1.certs_dir().join("cert.pem")).unwrap(), cert);
+}
+
+/// 200 calls at once of callers who may do different things: each gets its own answer, and is nobody else.
+#[test]
+fn concurrent_calls_of_many_callers_never_cross_identities() {
+    const CALLERS: usize = 5;
+    const CALLS: usize = 200;
+    // The last has no rule.
+    let rules: String = (0..CALLERS - 1).map(|caller| format!("[[allow]]\ncaller = \"c{caller}\"\nmethods = [\"test.add\"]\n")).collect();
+    let fleet = Fleet::builder().hosts(2).acl(&rules).start();
+    let homes: Vec<PathBuf> = (0..CALLERS).map(|caller| fleet.another_overlord(&format!("c{caller}"))).collect();
+    let runs: Vec<_> = (0..CALLS)
+        .map(|call| {
+            let words = ["*", "test.add", &call.to_string(), &(call % CALLERS).to_string(), "--output", "json"].map(str::to_owned);
+            fleet.overlord_at(&homes[call % CALLERS], words)
+        })
+        .collect();
+    for (call, run) in runs.into_iter().enumerate() {
+        let (told, caller) = (run.wait().json()["hosts"].clone(), call % CALLERS);
+        for host in ["web1", "web2"] {
+            match caller == CALLERS - 1 {
+                true => assert_eq!(told[host]["state"], "denied", "{told}"),
+                false => assert_eq!(told[host]["result"], call + caller, "{told}"),
+            }
         }
     }
+    for minion in fleet.minions() {
+        let lines: Vec<_> = minion.audit().into_iter().filter(|line| line["method"] == "test.add").collect();
+        assert_eq!(lines.len(), CALLS);
+        for caller in 0..CALLERS {
+            let name = format!("c{caller}");
+            let own: Vec<_> = lines.iter().filter(|line| line["caller"] == name.as_str()).collect();
+            let fingerprints: std::collections::BTreeSet<_> = own.iter().map(|line| line["fingerprint"].to_string()).collect();
+            let decision = if caller == CALLERS - 1 { "deny" } else { "allow" };
+            assert!(own.len() == CALLS / CALLERS && fingerprints.len() == 1, "{name}");
+            assert!(own.iter().all(|line| line["decision"] == decision), "{name}");
+        }
+    }
+    fleet.assert_no_leaks();
 }
