@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use jiff::Timestamp;
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::acl;
@@ -37,12 +38,16 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let config = Config::load(path).map_err(|error| vec![chain(&error)])?;
     let mut problems = Vec::new();
     let certificate = trust::certificate(&config, &mut problems);
+    let unwritable = certs_dir(&config, &mut problems);
     state_dir(&config, &mut problems);
     problems.extend(sockets(&config));
     problems.extend(listen(&config));
     problems.extend(acl::problems(&config.acl_dir).iter().map(ToString::to_string));
     match certificate {
-        Some((not_after, hints)) if problems.is_empty() => Ok(Sound { config, not_after, hints }),
+        Some((not_after, mut hints)) if problems.is_empty() => {
+            hints.extend(unwritable);
+            Ok(Sound { config, not_after, hints })
+        }
         _ => Err(problems),
     }
 }
@@ -60,6 +65,25 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     line
+}
+
+/// Renewed certificates and revocation lists are written there. Where nobody renews the certificate, that it cannot be written is a hint.
+fn certs_dir(config: &Config, problems: &mut Vec<String>) -> Option<String> {
+    let dir = config.certs_dir.as_path();
+    let why = match access(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
+        // A folder that is not there has no certificate either, which is told.
+        Ok(()) | Err(Errno::ENOENT) => return None,
+        Err(errno) => errno.desc(),
+    };
+    let dir = dir.display();
+    let Some(address) = config.authority_address() else {
+        return Some(format!("certs_dir {dir}: this user cannot write to it, so that no newer revocation list is kept: {why}"));
+    };
+    problems.push(format!(
+        "certs_dir {dir}: this user cannot write to it, and the certificates and revocation lists that the authority at {address} gives are \
+         written there: {why}"
+    ));
+    None
 }
 
 /// The folder, or if it is not there yet, the one that it would be made in.

@@ -10,6 +10,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use certs::crl::CrlError;
+use certs::files::FileError;
+use certs::renewal::RenewalError;
 use certs::tls::{self, Anchor};
 use certs::trust::{MinionTls, MinionTrust, Trusted};
 use common::protocol::certs::{Issued, Revocations};
@@ -106,17 +109,23 @@ impl Renewal {
     async fn take_renewed(&mut self, address: &str, answer: Result<Issued, AskError>) {
         let Issued { cert, revocations } = match answer {
             Ok(issued) => issued,
-            Err(error) => return self.tell_overdue(&harmless(&error.to_string())),
+            Err(error) => return self.tell_overdue(Grade::Note, &harmless(&error.to_string())),
         };
         let trust = Arc::clone(&self.trust);
-        let taken = tokio::task::spawn_blocking(move || trust.take_cert(&cert)).await;
-        match taken.map_err(|error| error.to_string()).and_then(|taken| taken.map_err(|error| chain(&error))) {
-            Ok(()) => {
+        match tokio::task::spawn_blocking(move || trust.take_cert(&cert)).await {
+            Ok(Ok(())) => {
                 self.certificate.over();
                 let until = self.trust.now().credentials().not_after();
                 info!(%until, authority = address, "the certificate was renewed");
             }
-            Err(error) => self.tell_overdue(&format!("what the authority at {address} gave is not taken: {error}")),
+            // It does not pass by itself, and an hour before the certificate's end would be late to say so.
+            Ok(Err(RenewalError::File(error))) if is_of_writing(&error) => {
+                self.tell_overdue(Grade::Warning, &self.unwritten(&error));
+            }
+            Ok(Err(error)) => {
+                self.tell_overdue(Grade::Note, &format!("what the authority at {address} gave is not taken: {}", chain(&error)))
+            }
+            Err(error) => self.tell_overdue(Grade::Note, &format!("what the authority at {address} gave is not taken: {error}")),
         }
         self.take_list(revocations).await;
     }
@@ -138,19 +147,32 @@ impl Renewal {
         match tokio::task::spawn_blocking(move || trust.take_crl(&crl)).await {
             Ok(Ok(true)) => info!(number = self.trust.now().crl_number(), "a newer revocation list was taken"),
             Ok(Ok(false)) => debug!(number = revocations.number, "the revocation list is as new as the authority's"),
+            Ok(Err(CrlError::File(error))) if is_of_writing(&error) => {
+                let text = format!("the authority's revocation list was not taken: {}", self.unwritten(&error));
+                self.list.tell(Grade::Warning, &text);
+            }
             Ok(Err(error)) => warn!(reason = chain(&error), "the authority's revocation list was not taken"),
             Err(error) => warn!(%error, "the authority's revocation list was not taken"),
         }
     }
 
-    /// The certificate is due, and was not renewed: the closer its end, the louder.
-    fn tell_overdue(&mut self, reason: &str) {
+    /// What to do when a file in `certs_dir` cannot be written.
+    fn unwritten(&self, error: &FileError) -> String {
+        format!(
+            "{}; this host must be able to write to {}: see its owner, the disk, and `ReadWritePaths=` of minion.service",
+            chain(error),
+            self.config.certs_dir.display()
+        )
+    }
+
+    /// The certificate is due, and was not renewed: the closer its end, the louder, and never below `least`.
+    fn tell_overdue(&mut self, least: Grade, reason: &str) {
         let now = Timestamp::now();
         let text = format!("the certificate ends on {}, and was not renewed: {reason}", self.plan.until);
         if now < self.plan.overdue_at {
-            self.certificate.tell(Grade::Note, &text);
+            self.certificate.tell(least, &text);
         } else if now < self.plan.until {
-            self.certificate.tell(Grade::Warning, &text);
+            self.certificate.tell(least.max(Grade::Warning), &text);
         } else {
             self.tell_expired();
         }
@@ -199,6 +221,11 @@ impl Renewal {
             None => self.stale.over(),
         }
     }
+}
+
+/// It is about writing, and not about what was there before.
+fn is_of_writing(error: &FileError) -> bool {
+    matches!(error, FileError::Write { .. } | FileError::Lock { .. })
 }
 
 /// Asks for the list, as who we are, or, if our certificate is not good now or the authority refuses it, as nobody: who is refused must hear

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 const TOLD_EVERY: Duration = Duration::from_secs(3600);
 
 /// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Grade {
     /// Worth a line.
     Note,
@@ -45,6 +45,12 @@ impl Alarm {
     /// It is over: should it begin again, that is told at once.
     pub(super) fn over(&mut self) {
         self.0 = None;
+    }
+
+    /// What was told last, if it is not over.
+    #[cfg(test)]
+    pub(super) fn told(&self) -> Option<(Grade, &str)> {
+        self.0.as_ref().map(|told| (told.grade, told.text.as_str()))
     }
 
     fn is_new(&mut self, grade: Grade, text: &str, now: Instant) -> bool {

@@ -72,3 +72,24 @@ fn a_host_whose_certificate_is_refused_still_gets_the_list() {
         assert!(trust.now().crl_number() > 0, "it is revoked: {is_revoked}");
     }
 }
+
+#[test]
+fn a_renewed_certificate_that_cannot_be_written_is_a_warning_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = FakeAuthority::start(&dir.path().join("ca"), Duration::from_secs(3600), Box::new(Ok));
+    let now = Timestamp::now();
+    // More than half its life is over, and less than two thirds.
+    let validity =
+        Validity { not_before: now - CLOCK_SKEW - SignedDuration::from_mins(36), not_after: now + SignedDuration::from_mins(24) };
+    let (_, config) = host(dir.path(), &authority, validity);
+    let certs = config.certs_dir.clone();
+    let trust = Arc::new(crate::check::open_trust(&config).unwrap());
+    let mut renewal = Renewal::new(trust, config);
+    // Root can write everywhere, but not where there is nothing.
+    fs::rename(&certs, dir.path().join("away")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(renewal.tend_once());
+    let (grade, text) = renewal.certificate.told().unwrap();
+    assert_eq!(grade, Grade::Warning, "{text}");
+    assert!(text.contains(certs.to_str().unwrap()) && text.contains("ReadWritePaths"), "{text}");
+}
