@@ -17,6 +17,7 @@ use std::path::Path;
 
 use certs::authority::IssuedEntry;
 use certs::authority::desk::View;
+use certs::files::Credentials;
 use serde_json::{Value, json};
 
 use super::{INTERNAL, NOT_WELL, OK, Refusal, STALE};
@@ -55,6 +56,12 @@ fn document(entry: &IssuedEntry) -> Value {
         "name": entry.role.name(), "role": entry.role.kind(), "serial": entry.serial, "not_before": entry.not_before,
         "not_after": entry.not_after, "fingerprint": entry.fingerprint, "key": entry.key,
     })
+}
+
+/// What calls from here are made with. None: there is nothing of it, or nothing that can be used.
+fn own_credentials(fleet: &Fleet) -> Option<Credentials> {
+    let certs = fleet.home().certs_dir();
+    Credentials::load(&certs.join("ca.pem"), &certs.join("overlord.pem"), &certs.join("overlord.key")).ok()
 }
 
 /// Writes down what was done. It is done: that it could not be written down is told, and ends the command with an error.

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use certs::authority::IssuedEntry;
 use certs::authority::desk::{Desk, Listed};
-use certs::files::Credentials;
 use common::identity::{MinionName, Role};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{OK, Refusal, STALE, document, record};
+use super::{OK, Refusal, STALE, document, own_credentials, record};
 use crate::aggregate::compressed;
 use crate::authority::Office;
 use crate::authority::audit::{Action, Entry};
@@ -98,9 +97,7 @@ fn host(role: &Role) -> Option<MinionName> {
 
 /// Of the certificate that calls from here are made with. None: there is none, and nobody is locked out.
 fn own_serial(fleet: &Fleet) -> Option<String> {
-    let certs = fleet.home().certs_dir();
-    let own = Credentials::load(&certs.join("ca.pem"), &certs.join("overlord.pem"), &certs.join("overlord.key"));
-    own.ok().map(|own| own.serial().to_owned())
+    own_credentials(fleet).map(|own| own.serial().to_owned())
 }
 
 fn report(action: Action, subjects: &[String], revoked: &[IssuedEntry], spread: &Spread) -> Value {
