@@ -375,7 +375,7 @@ fn a_signing_by_hand_killed_at_every_step_signs_once_and_forgets_no_request() {
 #[test]
 fn a_thousand_requests_at_once_are_served() {
     const HOSTS: usize = 1000;
-    let fleet = Fleet::builder().unenrolled().start();
+    let fleet = Fleet::builder().unenrolled().overlord_toml("[certs]\nconnections_per_address_max = 1000\n").start();
     let authority = fleet.serve_certs();
     let asked: Vec<EnrollParams> = (0..HOSTS).map(|host| request(&fleet, &format!("host{host}"))).collect();
     let (address, pin) = (authority.address().to_string(), fleet.ca_fingerprint());
