@@ -74,3 +74,45 @@ fn init_in_another_overlords_home_touches_nothing_and_no_key_is_ever_deleted() {
         assert_eq!(fs::metadata(certs.join(old)).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }
+
+#[test]
+fn what_is_issued_and_cannot_be_handed_out_is_taken_back() {
+    let fleet = Fleet::start(1);
+    let out = fleet.root().join("out");
+    let issue = |names: &[&str]| fleet.overlord([&["certs", "issue", "--out", out.to_str().unwrap()], names].concat());
+    let good = |name: &str| {
+        let listed = fleet.overlord(["certs", "list", "--output", "json"]).ok().json()["certificates"].as_array().unwrap().clone();
+        listed.iter().filter(|one| one["name"] == name && one["state"] == "good").count()
+    };
+    fill_audit_log(&fleet);
+    let refused = issue(&["web1", "db1"]).expect(1);
+    assert!(refused.err().contains("was taken back"), "{}", refused.err());
+    fs::remove_file(fleet.home().join("certs-audit.log")).unwrap();
+    assert_eq!((good("web1"), good("db1")), (1, 0), "web1 keeps the one that it has");
+    // The folder is one that cannot be made.
+    fs::write(&out, "in the way").unwrap();
+    let refused = issue(&["db1"]).expect(1);
+    assert!(refused.err().contains("was taken back") && good("db1") == 0, "{}", refused.err());
+    fs::remove_file(&out).unwrap();
+
+    let replaced = issue(&["web1", "db1"]).ok();
+    assert!(replaced.err().contains("web1 has a good certificate for another key already"), "{}", replaced.err());
+    assert!(!replaced.err().contains("db1 has"), "{}", replaced.err());
+    let own = issue(&["--role", "overlord", "admin"]).expect(64);
+    assert!(own.err().contains("admin is this overlord itself"), "{}", own.err());
+}
+
+#[test]
+fn who_only_looks_writes_nothing() {
+    let fleet = Fleet::builder().names(["web1"]).stopped().start();
+    let log = fleet.home().join("certs-audit.log");
+    fs::remove_file(&log).unwrap();
+    fs::create_dir(&log).unwrap();
+    for verb in ["status", "list", "requests"] {
+        let _ = fleet.overlord(["certs", verb]).ok();
+    }
+    let record = fs::read_dir(fleet.home().join("certs/issued")).unwrap().next().unwrap().unwrap().path();
+    fs::write(&record, "damage").unwrap();
+    let damaged = fleet.overlord(["certs", "status"]).expect(4);
+    assert!(damaged.err().contains("never delete it: another host could then have the name"), "{}", damaged.err());
+}

@@ -111,7 +111,9 @@ pub enum Refused {
     },
     /// The certificate that asks for its renewal has another key than its name is bound to.
     #[error(
-        "no new certificate for {role}: the name is bound to another key by now. A host enrols again; `overlord certs issue --role overlord NAME` makes another for an overlord"
+        "no new certificate for {role}: the name is bound to another key by now, by a certificate that was issued later. If that one is not meant \
+         to be, `overlord certs list` where the authority is names it, and `overlord certs clean SERIAL` undoes it. Else a host enrols again, and an \
+         overlord is given what `overlord certs issue --role overlord NAME` makes"
     )]
     NotCurrent {
         /// Whose.

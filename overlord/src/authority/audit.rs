@@ -168,7 +168,7 @@ impl Ledger {
         Ok(Self { audit: Audit::open(&path, rotation)?, repeats: Repeats::default() })
     }
 
-    /// Writes it down; of the refusals of who shows no certificate, the first of an address in a minute, and the others as a number.
+    /// Writes it down; of the refusals of who shows no certificate, the first few of an address in a minute, and the others as a number.
     ///
     /// # Errors
     /// It could not be written.

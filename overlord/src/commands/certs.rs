@@ -17,6 +17,7 @@ use std::path::Path;
 
 use certs::authority::IssuedEntry;
 use certs::authority::desk::{Bearer, Standing, View};
+use certs::files::Credentials;
 use serde_json::{Value, json};
 
 use super::{INTERNAL, NOT_WELL, OK, Refusal, STALE};
@@ -79,6 +80,12 @@ fn row(bearer: &Bearer) -> [String; 5] {
     let entry = &bearer.entry;
     let (who, kind) = (entry.role.name().to_owned(), entry.role.kind().to_owned());
     [who, kind, bearer.standing.name().to_owned(), moment(entry.not_after), entry.serial.clone()]
+}
+
+/// What calls from here are made with. None: there is nothing of it, or nothing that can be used.
+fn own_credentials(fleet: &Fleet) -> Option<Credentials> {
+    let certs = fleet.home().certs_dir();
+    Credentials::load(&certs.join("ca.pem"), &certs.join("overlord.pem"), &certs.join("overlord.key")).ok()
 }
 
 /// Writes down what was done. It is done: that it could not be written down is told, and ends the command with an error.

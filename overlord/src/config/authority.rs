@@ -46,7 +46,8 @@ impl Default for CertsLimits {
             requests_max: NonZeroUsize::MIN.saturating_add(9_999),
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, AUTHORITY_PORT)),
             connections_max: NonZeroU32::MIN.saturating_add(4095),
-            connections_per_address_max: NonZeroU32::MIN.saturating_add(63),
+            // A rack of hosts behind one address enrols at once.
+            connections_per_address_max: NonZeroU32::MIN.saturating_add(1023),
             audit_max_bytes: NonZeroU64::MIN.saturating_add((64 << 20) - 1),
             audit_files: NonZeroU32::MIN.saturating_add(7),
         }

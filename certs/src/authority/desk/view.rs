@@ -62,6 +62,12 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// Whether its bearer is let in with it.
+    #[must_use]
+    pub fn is_good(self) -> bool {
+        matches!(self, Self::Good | Self::Replaced | Self::Overdue)
+    }
+
     /// As it is shown.
     #[must_use]
     pub fn name(self) -> &'static str {

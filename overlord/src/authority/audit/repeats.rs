@@ -10,8 +10,10 @@ use super::{Action, Decision, Entry};
 
 /// So long after the first refusal of an address, further ones are counted.
 pub(in crate::authority) const COUNTED_FOR: Duration = Duration::from_secs(60);
-/// So many addresses are counted each by itself, and all others together.
-const ADDRESSES_MAX: usize = 4096;
+/// So many refusals of an address are written down first: they say who, and why.
+const WRITTEN_MAX: u64 = 8;
+/// So many addresses are counted each by itself, and all others together. With [`WRITTEN_MAX`] it bounds the lines of a minute.
+const ADDRESSES_MAX: usize = 256;
 
 /// What was refused within the last minute.
 #[derive(Debug, Default)]
@@ -22,6 +24,7 @@ struct Count {
     /// Where the first came from.
     peer: Option<SocketAddr>,
     since: Instant,
+    written: u64,
     more: u64,
 }
 
@@ -33,14 +36,15 @@ impl Repeats {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let address = Some(peer.ip().to_canonical());
         if let Some(count) = counts.get_mut(&address) {
-            count.more += 1;
-            return true;
+            let is_repeated = count.written >= WRITTEN_MAX;
+            *(if is_repeated { &mut count.more } else { &mut count.written }) += 1;
+            return is_repeated;
         }
         if counts.len() < ADDRESSES_MAX {
-            counts.insert(address, Count { peer: Some(peer), since: now, more: 0 });
+            counts.insert(address, Count { peer: Some(peer), since: now, written: 1, more: 0 });
             return false;
         }
-        counts.entry(None).or_insert(Count { peer: None, since: now, more: 0 }).more += 1;
+        counts.entry(None).or_insert(Count { peer: None, since: now, written: 0, more: 0 }).more += 1;
         true
     }
 
@@ -74,17 +78,17 @@ mod tests {
     }
 
     #[test]
-    fn the_first_refusal_of_an_address_is_written_down_and_the_others_are_counted_for_a_minute() {
+    fn the_first_refusals_of_an_address_are_written_down_and_the_others_are_counted_for_a_minute() {
         let (repeats, now) = (Repeats::default(), Instant::now());
         let ports = |ip: &str| (1..=1000).filter(|port| !repeats.is_repeated(&refused(&format!("{ip}:{port}")), now)).count();
-        assert_eq!((ports("10.0.0.1"), ports("10.0.0.2")), (1, 1));
+        assert_eq!((ports("10.0.0.1"), ports("10.0.0.2")), (8, 8));
         assert!(repeats.due(now + COUNTED_FOR / 2).is_empty());
         let mut told = repeats.due(now + COUNTED_FOR);
         told.sort_by_key(|entry| entry.peer);
         assert_eq!(told.len(), 2);
-        assert_eq!(told[0].reason.as_deref(), Some("refused 999 more times within 60 s"));
+        assert_eq!(told[0].reason.as_deref(), Some("refused 992 more times within 60 s"));
         assert_eq!(told[0].peer, Some("10.0.0.1:1".parse().unwrap()));
-        assert_eq!(ports("10.0.0.1"), 1, "another minute has begun");
+        assert_eq!(ports("10.0.0.1"), 8, "another minute has begun");
     }
 
     #[test]
@@ -94,7 +98,7 @@ mod tests {
         let done = refused("10.0.0.1:1").decided(Decision::Done, None);
         let here = Entry { peer: None, ..refused("10.0.0.1:1") };
         for entry in [shown, done, here] {
-            assert!(!repeats.is_repeated(&entry, now) && !repeats.is_repeated(&entry, now));
+            assert!((0..=WRITTEN_MAX).all(|_| !repeats.is_repeated(&entry, now)));
         }
     }
 

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use certs::authority::IssuedEntry;
-use certs::authority::desk::{Bearer, Desk, Standing};
-use certs::files::Credentials;
+use certs::authority::desk::Desk;
 use common::identity::{MinionName, Role};
 use serde_json::{Value, json};
 
-use super::{OK, Refusal, STALE, document, record};
+use super::{OK, Refusal, STALE, document, own_credentials, record};
 use crate::aggregate::compressed;
 use crate::authority::Office;
 use crate::authority::audit::{Action, Entry};
@@ -67,11 +66,10 @@ fn finish(
 fn told(fleet: &Fleet, desk: &mut Desk) -> Result<Spread, Refusal> {
     let Some(list) = desk.signed_list()? else { return Ok(Spread::default()) };
     let (listed, is_damaged) = (desk.listed()?, !desk.view()?.damaged.is_empty());
-    let is_good = |one: &Bearer| matches!(one.standing, Standing::Good | Standing::Replaced | Standing::Overdue);
     let mut hosts: BTreeMap<MinionName, bool> = BTreeMap::new();
     for one in &listed {
         if let Some(name) = host(&one.entry.role) {
-            *hosts.entry(name).or_default() |= is_good(one);
+            *hosts.entry(name).or_default() |= one.standing.is_good();
         }
     }
     Ok(spread(fleet, list.number(), |name| !hosts.get(name).copied().unwrap_or(is_damaged)))
@@ -97,9 +95,7 @@ fn host(role: &Role) -> Option<MinionName> {
 
 /// Of the certificate that calls from here are made with. None: there is none, and nobody is locked out.
 fn own_serial(fleet: &Fleet) -> Option<String> {
-    let certs = fleet.home().certs_dir();
-    let own = Credentials::load(&certs.join("ca.pem"), &certs.join("overlord.pem"), &certs.join("overlord.key"));
-    own.ok().map(|own| own.serial().to_owned())
+    own_credentials(fleet).map(|own| own.serial().to_owned())
 }
 
 fn report(action: Action, subjects: &[String], revoked: &[IssuedEntry], spread: &Spread) -> Value {
