@@ -281,7 +281,7 @@ fn no_key_is_ever_wider_than_0600() {
 #[test]
 fn a_thousand_requests_at_once_are_served() {
     const HOSTS: usize = 1000;
-    let fleet = Fleet::builder().unenrolled().overlord_toml("[certs]\nconnections_per_address_max = 1000\n").start();
+    let fleet = Fleet::builder().unenrolled().start();
     let authority = fleet.serve_certs();
     let asked: Vec<EnrollParams> = (0..HOSTS).map(|host| request(&fleet, &format!("host{host}"))).collect();
     let (address, pin) = (authority.address().to_string(), fleet.ca_fingerprint());
