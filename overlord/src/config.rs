@@ -12,8 +12,8 @@ use common::job::retention::{KEPT_AT_LEAST, Retention};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-pub use self::authority::CertsLimits;
 pub(crate) use self::authority::valid;
+pub use self::authority::{CertsLimits, TrustLimits};
 
 /// Why a file of the home cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,8 @@ pub struct Config {
     /// Where `overlord certs serve` listens, `HOST:PORT` or `HOST`, for a home that is not the authority's.
     #[serde(deserialize_with = "authority::address")]
     pub authority: Option<String>,
+    /// What goes for certificates of others.
+    pub trust: TrustLimits,
     /// How long jobs are kept here, and how many.
     pub retention: RetentionLimits,
     /// How the authority issues certificates, and serves.
@@ -138,6 +140,7 @@ impl Default for Config {
             // A minion with limits of its own default keeps 16 MiB; it passes through, and is not kept.
             logs_max_bytes: 1 << 30,
             authority: None,
+            trust: TrustLimits::default(),
             retention: RetentionLimits::default(),
             certs: CertsLimits::default(),
         }
@@ -213,6 +216,7 @@ mod tests {
             ("[retention]\ncount = 9\nage = \"59m\"\n", "/overlord.toml:3: retention.age is shorter than the 60 minutes"),
             ("[retention]\ncount = 0\n", "/overlord.toml:2: retention.count is 0"),
             ("[certs]\nvalid = \"9s\"\n", "/overlord.toml:2: certs.valid is shorter than 10s"),
+            ("[trust]\nstale_crl = \"warn\"\n", "/overlord.toml:2: trust.stale_crl is \"serve\" or \"refuse\""),
             ("[certs]\nlisten = \"here\"\n", "/overlord.toml:2: "),
             ("[certs]\nrequests_max = 0\n", "/overlord.toml:2: "),
             ("authority = \"a b\"\n", "/overlord.toml:1: \"a b\" is not HOST:PORT"),

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use certs::crl::StaleCrl;
 use certs::tls::TlsError;
 use certs::trust::{OverlordTrust, TrustError, TrustFiles};
 use common::identity::{CallerName, MinionName, Role};
@@ -240,7 +239,7 @@ pub(crate) fn open_trust(home: &Home, config: &Config, warning: &Warning) -> Res
     }
     let open = || {
         let warning = warning.clone();
-        OverlordTrust::open(files.clone(), StaleCrl::Serve, move |text| warning(text))
+        OverlordTrust::open(files.clone(), config.trust.stale_crl, move |text| warning(text))
     };
     match open() {
         Err(TrustError::Crl(_)) if renewal::tend(home, config).is_ok() => Ok(open()?),

@@ -87,6 +87,16 @@ impl Home {
         self.state.join("certs-renewal")
     }
 
+    /// When this overlord last asked for a revocation list.
+    pub(crate) fn list_mark(&self) -> PathBuf {
+        self.state.join("certs-list")
+    }
+
+    /// When it was last told that none was to be had.
+    pub(crate) fn list_trouble_mark(&self) -> PathBuf {
+        self.state.join("certs-list-trouble")
+    }
+
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.state.join("jobs.sled")
     }

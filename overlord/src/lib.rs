@@ -41,7 +41,7 @@ pub use buckets::BucketError;
 pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
-pub use config::{CertsLimits, Config, ConfigError, RetentionLimits};
+pub use config::{CertsLimits, Config, ConfigError, RetentionLimits, TrustLimits};
 pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};

@@ -215,3 +215,45 @@ fn concurrent_calls_of_many_callers_never_cross_identities() {
     }
     fleet.assert_no_leaks();
 }
+
+#[test]
+fn an_overlord_elsewhere_asks_the_authority_for_the_list_before_it_calls() {
+    let fleet = Fleet::start(1);
+    let authority = fleet.serve_certs();
+    let ops = fleet.another_overlord("ops");
+    fs::write(ops.join("overlord.toml"), format!("authority = \"{}\"\n", authority.address())).unwrap();
+    assert_eq!(ping(&fleet, &ops)["web1"]["state"], "ok");
+    // So that no host brings the list.
+    fs::write(fleet.home().join("hosts.toml"), "").unwrap();
+    let _ = revoke(&fleet, "web1");
+    assert_eq!(ping(&fleet, &ops)["web1"]["state"], "ok", "it has asked a moment ago");
+    // The server looks at its files a few times in a second.
+    wait_until("the list to be asked for", PATIENCE, || {
+        fs::remove_file(ops.join("certs-list")).unwrap();
+        ping(&fleet, &ops)["web1"]["error"]["message"].as_str().is_some_and(|said| said.contains("revoked"))
+    });
+    authority.stop();
+    // That nobody answers stops nothing, and is told once.
+    for is_told in [true, false] {
+        fs::remove_file(ops.join("certs-list")).unwrap();
+        let run = fleet.overlord_at(&ops, ["*", "test.ping"]).wait();
+        assert_eq!(run.err().contains("no newer revocation list is to be had"), is_told, "{}", run.err());
+    }
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_stale_list_of_an_overlord_is_told_and_stops_it_only_if_it_is_to() {
+    let fleet = Fleet::builder().hosts(1).overlord_toml("[certs]\ncrl_valid = \"10s\"\n").start();
+    let ops = fleet.another_overlord("ops");
+    let call = || fleet.overlord_at(&ops, ["*", "test.ping", "--output", "json"]).wait();
+    wait_until("the list to be stale", PATIENCE, || call().err().contains("the revocation list is stale since"));
+    assert_eq!(call().json()["hosts"]["web1"]["state"], "ok");
+    fs::write(ops.join("overlord.toml"), "[trust]\nstale_crl = \"refuse\"\n").unwrap();
+    // A handshake goes by whole seconds.
+    wait_until("it to be refused", PATIENCE, || {
+        let refused = call().json()["hosts"]["web1"].clone();
+        refused["state"] == "undelivered" && refused["error"]["message"].as_str().unwrap().contains("stale")
+    });
+    fleet.assert_no_leaks();
+}

@@ -1,8 +1,11 @@
 //! This overlord's own certificate, renewed in time: by the authority's desk where that is in this home, else by asking `overlord certs serve`.
 //! The key stays, and the new certificate holds from the next dial on.
 
+mod list;
+
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -49,7 +52,8 @@ impl Renewal {
         Self { home, config, trust, warning, is_trying: AtomicBool::new(false) }
     }
 
-    /// Renews what is due before hosts are called: the certificate, and where the authority is, its revocation list.
+    /// Renews what is due before hosts are called: the certificate, and the revocation list, which is signed where the authority is, and asked for
+    /// elsewhere.
     ///
     /// # Errors
     /// The certificate has expired, and could not be renewed. That it could not be renewed in time is a warning.
@@ -61,6 +65,7 @@ impl Renewal {
         {
             (self.warning)(&format!("the revocation list is not signed anew: {}", chain(&error)));
         }
+        self.look_at_list();
         let credentials = self.trust.now().credentials().clone();
         let has_expired = now >= credentials.not_after();
         if now < credentials.renewal_due_at() || !(has_expired || self.may_try(&credentials)) {
@@ -141,9 +146,7 @@ impl Renewal {
     fn may_try(&self, credentials: &Credentials) -> bool {
         let life = credentials.not_after().duration_since(credentials.issued_at());
         let pause = (life / PAUSE_PART_OF_LIFE).max(PAUSE_MIN).unsigned_abs();
-        let tried = fs::metadata(self.home.renewal_mark()).and_then(|mark| mark.modified());
-        // A mark of the future is one of a clock that was set.
-        tried.ok().and_then(|tried| SystemTime::now().duration_since(tried).ok()).is_none_or(|ago: Duration| ago >= pause)
+        is_long_ago(&self.home.renewal_mark(), pause)
     }
 
     /// Where it cannot be written, each command makes an attempt.
@@ -177,6 +180,13 @@ pub(super) fn renew_at(desk: &mut Desk, ledger: &Ledger, trust: &OverlordTrust, 
 /// Signs the authority's revocation list anew if it is time.
 pub(crate) fn tend(home: &Home, config: &Config) -> Result<(), OfficeError> {
     Ok(Office::desk(home, config)?.tend()?)
+}
+
+/// Whether that mark was made so long ago, or never.
+fn is_long_ago(mark: &Path, pause: Duration) -> bool {
+    let made = fs::metadata(mark).and_then(|mark| mark.modified());
+    // A mark of the future is one of a clock that was set.
+    made.ok().and_then(|made| SystemTime::now().duration_since(made).ok()).is_none_or(|ago: Duration| ago >= pause)
 }
 
 /// Whether half the time of the list is over.

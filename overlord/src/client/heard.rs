@@ -21,7 +21,7 @@ struct Hosts {
 }
 
 impl Heard {
-    pub(super) fn note(&self, host: &MinionName, address: &str, headers: &HeaderMap) {
+    pub(crate) fn note(&self, host: &MinionName, address: &str, headers: &HeaderMap) {
         let number = headers.get(REVOCATIONS_HEADER).and_then(|number| number.to_str().ok()?.parse().ok());
         if let Some(number) = number {
             self.hosts().numbers.insert(host.clone(), (address.to_owned(), number));

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
+use certs::crl::StaleCrl;
 use common::protocol::certs::AUTHORITY_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -51,6 +52,23 @@ impl Default for CertsLimits {
             audit_max_bytes: NonZeroU64::MIN.saturating_add((64 << 20) - 1),
             audit_files: NonZeroU32::MIN.saturating_add(7),
         }
+    }
+}
+
+/// What goes for the certificates of others: the table `[trust]` of `overlord.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustLimits {
+    /// Whether hosts are called (`serve`) or not (`refuse`) while the revocation list is past its time.
+    #[serde(deserialize_with = "stale_crl")]
+    pub stale_crl: StaleCrl,
+}
+
+fn stale_crl<'de, D: Deserializer<'de>>(input: D) -> Result<StaleCrl, D::Error> {
+    match String::deserialize(input)?.as_str() {
+        "serve" => Ok(StaleCrl::Serve),
+        "refuse" => Ok(StaleCrl::Refuse),
+        _ => Err(D::Error::custom("trust.stale_crl is \"serve\" or \"refuse\"")),
     }
 }
 

@@ -87,3 +87,46 @@ async fn ask(link: &Link, letter: Letter, within: Duration) -> Option<Revocation
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use std::fs;
+
+    use certs::authority::desk::{Desk, Terms};
+    use common::protocol::certs::REVOCATIONS_HEADER;
+    use http::HeaderMap;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fake_minion::{Lab, Reply, ok};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Of the home of an overlord that is not the authority's: else it would sign a list itself.
+    #[test]
+    fn who_claims_the_newest_list_and_stalls_keeps_nobody_from_an_honest_one() {
+        let lab = Lab::new();
+        let (certs, home) = (lab.dir.path().join("certs"), lab.dir.path().join("elsewhere"));
+        lab.minion("old1", |_| Reply::Hang);
+        let mut desk = Desk::open(&certs, Terms { valid: HOUR, crl_valid: HOUR, requests_max: 1 }).unwrap();
+        desk.revoke(&["minion/old1".to_owned()], None).unwrap();
+        let (number, pem) = (desk.signed_list().unwrap().unwrap().number(), fs::read_to_string(certs.join("crl.pem")).unwrap());
+        let list = json!({ "number": number, "crl": pem });
+        let hosts = [("liar1", lab.minion("liar1", |_| Reply::Hang)), ("web1", lab.minion("web1", move |_| ok(list.clone())))];
+        fs::create_dir_all(home.join("certs")).unwrap();
+        for file in ["ca.pem", "overlord.pem", "overlord.key"] {
+            fs::copy(certs.join(file), home.join("certs").join(file)).unwrap();
+        }
+        let fleet = Fleet::open(&home).unwrap();
+        let link = fleet.link().unwrap();
+        for ((name, address), claim) in hosts.iter().zip([u64::MAX, number]) {
+            let headers = HeaderMap::from_iter([(REVOCATIONS_HEADER.parse().unwrap(), claim.to_string().parse().unwrap())]);
+            link.client.heard().note(&name.parse().unwrap(), &address.to_string(), &headers);
+        }
+        let begun = Instant::now();
+        carry_on(&fleet, link, &Stop::new(), None);
+        assert_eq!(link.trust.now().crl_number(), number);
+        assert!(begun.elapsed() < 2 * WITHIN, "{:?}", begun.elapsed());
+    }
+}
