@@ -21,6 +21,7 @@ use common::identity::MinionName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TERMS: Terms = Terms { valid: DAY, crl_valid: DAY, requests_max: 3 };
@@ -144,6 +145,34 @@ fn nobody_gets_anothers_name() {
         assert!(said.contains(refused), "{said}");
     }
     assert!(lab.files("requests").is_empty());
+}
+
+/// What a request wishes for beside its key: to be an authority, to sign code, a long life. The certificate has none of it.
+#[test]
+fn nothing_that_a_request_wishes_for_is_in_the_certificate() {
+    let lab = Lab::new();
+    let mut desk = lab.desk();
+    let mut wishes = rcgen::CertificateParams::default();
+    wishes.distinguished_name = rcgen::DistinguishedName::new();
+    wishes.distinguished_name.push(rcgen::DnType::CommonName, "web1");
+    wishes.subject_alt_names = vec![rcgen::SanType::URI("fleet:minion/web1".try_into().unwrap())];
+    wishes.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    wishes.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    wishes.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::CodeSigning, rcgen::ExtendedKeyUsagePurpose::Any];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = wishes.serialize_request(&key).unwrap().pem().unwrap();
+    let token = desk.token(None, DAY).unwrap().token;
+    let asked = Asked { name: "web1".parse().unwrap(), csr, token: Some(token), from: "127.0.0.1:1".into() };
+    let der = der(&issued(ask(&mut desk, asked)));
+    let (_, cert) = X509Certificate::from_der(&der).unwrap();
+    assert!(!cert.is_ca());
+    let usage = cert.key_usage().unwrap().unwrap().value;
+    assert!(usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign(), "{usage:?}");
+    let extended = cert.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.client_auth && extended.server_auth && !extended.code_signing && !extended.any, "{extended:?}");
+    let names: Vec<_> = cert.subject_alternative_name().unwrap().unwrap().value.general_names.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["URI(fleet:minion/web1)", "DNSName(web1)"]);
+    assert!(cert.validity().time_to_expiration().unwrap() <= DAY);
 }
 
 #[test]
