@@ -181,7 +181,10 @@ fn a_journal_that_takes_nothing_holds_no_call_up_and_hears_what_it_missed() {
 #[test]
 fn without_a_journal_nothing_is_printed_for_an_allowed_call() {
     let fleet = Fleet::builder().hosts(1).own_journal().start();
-    let before = fleet.minion("web1").stderr();
+    let web1 = fleet.minion("web1");
+    // The last that it says of itself.
+    wait_until("the start to be over", PATIENCE, || web1.stderr().contains("nobody renews"));
+    let before = web1.stderr();
     let _ = fleet.overlord(["*", "test.ping"]).ok();
-    assert_eq!(fleet.minion("web1").stderr(), before);
+    assert_eq!(web1.stderr(), before);
 }
