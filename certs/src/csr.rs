@@ -50,8 +50,11 @@ pub fn make_key(path: &Path) -> Result<bool, CsrError> {
     if path.symlink_metadata().is_ok() {
         return Ok(false);
     }
-    files::write_secret(path, request::key()?.serialize_pem().as_bytes())?;
-    Ok(true)
+    match files::write_secret(path, request::key()?.serialize_pem().as_bytes()) {
+        // Of several at once, one makes it.
+        Err(FileError::Exists { .. }) => Ok(false),
+        written => Ok(written.map(|()| true)?),
+    }
 }
 
 /// The request of the host `name` for a certificate for the key in `key`: PEM text.

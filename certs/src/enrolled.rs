@@ -106,9 +106,7 @@ pub fn known_authorities(files: &TrustFiles) -> Result<Vec<CaPin>, FileError> {
 pub fn install(files: &TrustFiles, enrolled: &Enrolled<'_>) -> Result<Timestamp, EnrolledError> {
     let cert = only_certificate(&files.cert, enrolled.cert).map_err(|_| EnrolledError::NotPem)?;
     let until = check(files, enrolled, &cert)?;
-    if known_authorities(files)?.is_empty() {
-        files::write_public(&files.ca, pem(enrolled.ca).as_bytes())?;
-    }
+    write_first_authority(files, enrolled.ca)?;
     if let Some(crl) = enrolled.crl {
         let authorities = files::read_certificates(&files.ca)?;
         Crl::parse(crl, &authorities)?.install(&files.crl, &authorities)?;
@@ -117,6 +115,12 @@ pub fn install(files: &TrustFiles, enrolled: &Enrolled<'_>) -> Result<Timestamp,
     replace_if_other(&files::folder_of(&files.cert).join(AUTHORITY_FILE), &format!("{}\n", enrolled.authority))?;
     replace_if_other(&files.cert, enrolled.cert)?;
     Ok(until)
+}
+
+/// Of several at once, one writes it.
+fn write_first_authority(files: &TrustFiles, ca: &CertificateDer<'_>) -> Result<(), FileError> {
+    let _lock = files::lock_folder_of(&files.ca)?;
+    if known_authorities(files)?.is_empty() { files::write_public(&files.ca, pem(ca).as_bytes()) } else { Ok(()) }
 }
 
 fn check(files: &TrustFiles, enrolled: &Enrolled<'_>, cert: &CertificateDer<'_>) -> Result<Timestamp, EnrolledError> {

@@ -141,6 +141,28 @@ fn a_wait_that_ends_leaves_the_request_waiting() {
     assert_eq!(requests(&fleet).len(), 1);
 }
 
+/// As an impatient administrator does it, or two who do not know of each other: one key, one request, and everyone is told how it stands.
+#[test]
+fn a_host_that_asks_several_times_at_once_asks_once() {
+    const AT_ONCE: usize = 4;
+    let fleet = unenrolled(&["web1"]);
+    let authority = fleet.serve_certs();
+    let all = |code: i32| {
+        let asking: Vec<_> = (0..AT_ONCE).map(|_| fleet.enroll_spawn("web1", authority.address(), [""; 0])).collect();
+        asking.into_iter().for_each(|asking| drop(asking.wait().expect(code)));
+    };
+    for _ in 0..5 {
+        all(WAITS);
+        assert_eq!(requests(&fleet).len(), 1);
+        let _ = fleet.overlord(["certs", "sign", "web1"]).ok();
+        all(0);
+        clean(&fleet, "web1");
+        fs::remove_dir_all(fleet.minion("web1").certs_dir()).unwrap();
+    }
+    authority.stop();
+    fleet.assert_no_leaks();
+}
+
 #[test]
 fn signing_with_one_bad_name_signs_none() {
     let fleet = unenrolled(&["web1", "web2"]);
