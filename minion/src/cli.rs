@@ -11,8 +11,6 @@ use clap::{Parser, Subcommand};
 use service::audit::Audit;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -137,7 +135,7 @@ fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let runtime = runtime().context("starting threads")?;
     let served = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
-        let stop = stop_on_signals()?;
+        let stop = service::stop_on_signals()?;
         jobs.stop_waiting_on(stop.clone());
         let tending = tokio::spawn(jobs.tend());
         let renewing = tokio::spawn(renewal::tend(Arc::clone(&trust), config.clone()));
@@ -164,23 +162,4 @@ fn runtime() -> io::Result<Runtime> {
         .thread_stack_size(THREAD_STACK_BYTES)
         .enable_all()
         .build()
-}
-
-/// Becomes true at the first SIGTERM or SIGINT.
-fn stop_on_signals() -> io::Result<watch::Receiver<bool>> {
-    let (sender, receiver) = watch::channel(false);
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {},
-            _ = interrupt.recv() => {},
-        }
-        info!("stopping: running requests may end");
-        if sender.send(true).is_err() {
-            warn!("told to stop, and nothing is serving");
-        }
-        // Dropped, it would stop nothing less; kept, a second signal changes nothing.
-        sender.closed().await;
-    });
-    Ok(receiver)
 }

@@ -6,13 +6,16 @@
 pub mod audit;
 pub mod authority;
 mod cause;
+pub mod dial;
 mod gate;
 mod listener;
 mod reception;
+mod signals;
 mod visitor;
 
 pub use cause::deepest_cause;
 pub use gate::Gate;
 pub use listener::{Limits, Strangers, serve};
 pub use reception::{Knock, Reception};
+pub use signals::stop_on_signals;
 pub use visitor::Visitor;

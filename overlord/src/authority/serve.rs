@@ -15,8 +15,6 @@ use certs::files::Credentials;
 use certs::trust::{AuthorityTrust, OverlordTrust, TrustError};
 use service::{Limits, Strangers};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::audit::{Action, COUNTED_FOR, Entry, Ledger};
@@ -100,7 +98,7 @@ fn serve_tended(
     let served = runtime.block_on(async {
         let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Listen { address: listen, source })?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen { address: listen, source })?;
-        let stop = stop_on_signals().map_err(ServeError::Threads)?;
+        let stop = service::stop_on_signals().map_err(ServeError::Threads)?;
         info!(%address, "listening");
         ready(&enroll_line_at(&public_address(config, address), &pin));
         tokio::select! {
@@ -182,23 +180,6 @@ fn tending(fleet: &Fleet) -> impl FnMut(&mut Desk, &Ledger) + Send + 'static {
             warn!(%problem, "this home's own certificate is not renewed");
         }
     }
-}
-
-/// Becomes true at the first SIGTERM or SIGINT.
-fn stop_on_signals() -> std::io::Result<watch::Receiver<bool>> {
-    let (sender, receiver) = watch::channel(false);
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {},
-            _ = interrupt.recv() => {},
-        }
-        info!("stopping: running requests may end");
-        let _ended_by_itself = sender.send(true);
-        // Dropped, it would stop nothing less; kept, a second signal changes nothing.
-        sender.closed().await;
-    });
-    Ok(receiver)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -22,8 +21,8 @@ use jsonrpsee::core::http_helpers::HttpError;
 use jsonrpsee_http_client::transport::Error as TransportError;
 use jsonrpsee_http_client::{HttpBody, HttpRequest, HttpResponse};
 use service::deepest_cause;
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use service::dial::{connect_tcp, last_words};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -33,10 +32,6 @@ use tower::util::service_fn;
 use super::broken::{Broken, Sent};
 use super::heard::Heard;
 
-/// How many addresses of a name are tried.
-const ADDRESSES_MAX: usize = 4;
-/// How long a broken connection is read on for the reason why the host closed it.
-const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether the host that is being asked may still be there. An answer that comes sooner is not looked at.
 const ADMISSION_EVERY: Duration = Duration::from_millis(250);
 
@@ -119,37 +114,13 @@ impl Dial {
     }
 
     async fn connect(&self) -> Result<Stream, Broken> {
-        let tcp = self.connect_tcp().await?;
+        let tcp = connect_tcp(&self.address, self.connect_within).await.map_err(|error| self.not_sent(&error.to_string()))?;
         let name = certs::tls::server_name(&self.host).map_err(|error| self.not_sent(&error.to_string()))?;
         let connector = TlsConnector::from(self.trust.now().tls().client.clone());
         connector.connect(name, tcp).await.map_err(|error| match self.refusal(&error) {
             Some(refusal) => Broken::NotSent(refusal.message),
             None => self.not_sent(&format!("the TLS handshake failed: {error}")),
         })
-    }
-
-    async fn connect_tcp(&self) -> Result<TcpStream, Broken> {
-        let addresses: Vec<SocketAddr> = match self.address.parse() {
-            Ok(address) => vec![address],
-            Err(_) => {
-                let found = lookup_host(&self.address).await.map_err(|error| self.not_sent(&error.to_string()))?;
-                found.take(ADDRESSES_MAX).collect()
-            }
-        };
-        let share = self.connect_within / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        let mut reason = "its name has no address".to_owned();
-        for address in addresses {
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => {
-                    // The request is one write; there is nothing that waiting for more could join to it.
-                    let _slower = tcp.set_nodelay(true);
-                    return Ok(tcp);
-                }
-                Ok(Err(error)) => reason = error.to_string(),
-                Err(_) => reason = format!("no connection within {share:?}"),
-            }
-        }
-        Err(self.not_sent(&reason))
     }
 
     /// Sends the request and reads the answer whole, while driving the connection, so that nothing outlives this future.
@@ -179,7 +150,7 @@ impl Dial {
         let end = ended.and_then(Result::err);
         let mut refusal = self.refusal(&*failure.cause).or_else(|| self.refusal(&end?));
         if refusal.is_none() && !failure.answered {
-            refusal = self.last_words(connection.into_parts().io.into_inner()).await;
+            refusal = last_words(connection.into_parts().io.into_inner()).await.and_then(|error| self.refusal(&error));
         }
         Err(self.meaning(failure, refusal))
     }
@@ -205,24 +176,6 @@ impl Dial {
             cause,
         })?;
         Ok(HttpResponse::from_parts(head, Full::new(body.to_bytes())))
-    }
-
-    /// Reads on to the stream's end, where a host that closed the connection says why, if it says so. Writing may have failed
-    /// before the reason could be read.
-    async fn last_words(&self, mut stream: Stream) -> Option<Refusal> {
-        let read_to_end = async {
-            let mut bytes = [0; 1024];
-            loop {
-                let mut buffer = ReadBuf::new(&mut bytes);
-                match poll_fn(|context| Pin::new(&mut stream).poll_read(context, &mut buffer)).await {
-                    Ok(()) if buffer.filled().is_empty() => return None,
-                    Ok(()) => {}
-                    Err(error) => return Some(error),
-                }
-            }
-        };
-        let error = timeout(LAST_WORDS_WITHIN, read_to_end).await.ok()??;
-        self.refusal(&error)
     }
 
     fn meaning(&self, failure: Failure, refusal: Option<Refusal>) -> Broken {

@@ -3,8 +3,7 @@
 use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,8 +13,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -23,11 +21,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::ANSWER_MAX_BYTES;
 use crate::deepest_cause;
-
-/// How many addresses of a name are tried.
-const ADDRESSES_MAX: usize = 4;
-/// How long a broken connection is read on for the reason why it was closed.
-const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+use crate::dial::{connect_tcp, last_words};
 
 type Stream = TlsStream<TcpStream>;
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -101,7 +95,7 @@ impl Link {
         let end = match ended.and_then(Result::err) {
             Some(error) => Some(error.into()),
             None => match connection.take() {
-                Some(connection) => last_words(connection.into_parts().io.into_inner()).await,
+                Some(connection) => last_words(connection.into_parts().io.into_inner()).await.map(Cause::from),
                 None => None,
             },
         };
@@ -128,40 +122,6 @@ async fn answer(sender: &mut http1::SendRequest<Full<Bytes>>, body: Bytes) -> Re
         StatusCode::OK => Ok(body.to_bytes()),
         status => Err(Broken::Odd { reason: format!("it has the HTTP status {status}") }),
     }
-}
-
-async fn connect_tcp(address: &str, within: Duration) -> io::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = lookup_host(address).await?.take(ADDRESSES_MAX).collect();
-    let share = within / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-    let mut reason = io::Error::other("its name has no address");
-    for address in addresses {
-        match timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(tcp)) => {
-                // A question is one write; there is nothing that waiting for more could join to it.
-                let _slower = tcp.set_nodelay(true);
-                return Ok(tcp);
-            }
-            Ok(Err(error)) => reason = error,
-            Err(_) => reason = io::Error::other(format!("no connection within {share:?}")),
-        }
-    }
-    Err(reason)
-}
-
-/// Reads on to the stream's end, where a server that closed the connection says why, if it says so.
-async fn last_words(mut stream: Stream) -> Option<Cause> {
-    let read_to_end = async {
-        let mut bytes = [0; 1024];
-        loop {
-            let mut buffer = ReadBuf::new(&mut bytes);
-            match poll_fn(|context| Pin::new(&mut stream).poll_read(context, &mut buffer)).await {
-                Ok(()) if buffer.filled().is_empty() => return None,
-                Ok(()) => {}
-                Err(error) => return Some(error.into()),
-            }
-        }
-    };
-    timeout(LAST_WORDS_WITHIN, read_to_end).await.ok()?
 }
 
 fn closed(error: impl Into<Cause>) -> Broken {
