@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use common::identity::CallerName;
@@ -108,6 +108,15 @@ impl Acl {
     /// [`decide`] by the rules as they are on disk now.
     #[must_use]
     pub fn decide(&self, caller: &CallerName, method: &MethodName) -> Decision {
+        decide(&self.fresh().rules, caller, method)
+    }
+
+    /// Reads the rules again, if a file has changed.
+    pub fn refresh(&self) {
+        drop(self.fresh());
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, Loaded> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.listing.is_none() || loaded.listing != listing(&self.dir).ok() {
             let fresh = load(&self.dir);
@@ -119,7 +128,7 @@ impl Acl {
             }
             *loaded = fresh;
         }
-        decide(&loaded.rules, caller, method)
+        loaded
     }
 }
 

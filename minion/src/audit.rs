@@ -29,8 +29,9 @@ pub struct Entry<'a> {
     pub caller: &'a str,
     /// The certificate's SHA-256.
     pub fingerprint: &'a str,
-    /// Where the connection came from.
-    pub peer: SocketAddr,
+    /// Where the connection came from; the spawner's log does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<SocketAddr>,
     /// What was asked for, as it was asked for.
     pub method: &'a str,
     /// SHA-256 of the arguments' JSON text.

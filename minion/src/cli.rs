@@ -1,5 +1,6 @@
 //! The command line, and what each of its words does.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -119,7 +120,7 @@ fn report(path: &Path) -> ExitCode {
 /// One thread, no runtime, no store: what forks must have none of them.
 fn spawn(path: &Path, origin: Origin) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    Ok(spawner::run(&config, origin)?)
+    Ok(spawner::run(&config, BTreeSet::from([config.name.clone()]), origin)?)
 }
 
 fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {

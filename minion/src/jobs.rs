@@ -1,6 +1,7 @@
 //! Methods that run outside the server: synchronous calls, and jobs from their start to their report.
 //!
-//! The server's side of it. It asks the spawner, reads spools and answers from the status store; it forks nothing and writes no spool.
+//! The server's side of it. It asks the spawner, what the spools say too, and answers from the status store; it forks nothing, and
+//! reads and writes no spool.
 
 mod keep;
 mod learn;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::identity::{CallerName, MinionName};
+use common::identity::CallerName;
 use common::job::retention::Retention;
 use common::job::{CallId, MinionJobId};
 use common::method::MethodName;
@@ -27,9 +28,9 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
 use crate::acl::Scope;
+use crate::call::Ask;
 use crate::config::{Config, Limits};
-use crate::spawner::{Order, Origin, Reply, SpawnError, Spawner};
-use crate::spool::{CancelRequest, SpoolError, SpoolRequest};
+use crate::spawner::{Look, Order, Origin, Reply, SpawnError, Spawner};
 use crate::store::{Opening, Store, StoreError};
 use keep::Keeper;
 use queue::Queue;
@@ -44,7 +45,7 @@ const CALL_MARGIN: Duration = Duration::from_secs(20);
 /// How long the lock of a server that was killed may be held: by what it was about to execute as a spawner, which lets go of it then.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One method to run, its arguments bound: what the spawner is told.
+/// One method to run, its arguments bound: what the spawner makes of a call.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MethodRun {
     /// What.
@@ -57,6 +58,9 @@ pub struct MethodRun {
     pub caller: CallerName,
     /// For how long at most.
     pub limit: Duration,
+    /// As which user; none: as the spawner.
+    #[serde(default)]
+    pub run_as: Option<String>,
 }
 
 /// Who asks about jobs, and of whose he may hear.
@@ -82,9 +86,6 @@ pub enum JobsError {
     /// Another server runs.
     #[error("{} is locked: another minion runs with this state_dir", .0.display())]
     InUse(PathBuf),
-    /// What was given up cannot be read.
-    #[error(transparent)]
-    Forgotten(#[from] SpoolError),
     /// The spawner does not start.
     #[error("starting the spawner: {0}")]
     Spawner(std::io::Error),
@@ -96,6 +97,7 @@ pub struct Jobs {
     spawner: Spawner,
     store: Store,
     state_dir: PathBuf,
+    /// Where the spools are, for messages.
     spools: PathBuf,
     server_socket: PathBuf,
     limits: Limits,
@@ -134,7 +136,6 @@ impl Jobs {
         made.map_err(|source| JobsError::StateDir { path, source })?;
         // The lock comes first: it keeps a second minion from replacing the first one's spawner.
         let lock = lock_state(config)?;
-        let keeper = Keeper::open(&config.spool_dir())?;
         let spawner = Spawner::open(config, origin).map_err(JobsError::Spawner)?;
         let jobs = Self {
             spawner,
@@ -148,7 +149,7 @@ impl Jobs {
             queue: Mutex::new(Queue::new(config.limits.jobs_max, config.limits.queue_max)),
             vacancy: Notify::new(),
             opened: Notify::new(),
-            keeper,
+            keeper: Keeper::default(),
             looked_at: tokio::sync::Mutex::default(),
             stopping: OnceLock::new(),
             _lock: lock,
@@ -157,14 +158,14 @@ impl Jobs {
         Ok(jobs)
     }
 
-    /// Runs a method and gives its outcome. Dropping the future stops the method.
+    /// Runs the method of the call `ask`, which may take until its `limit`, and gives its outcome. Dropping the future stops the method.
     ///
     /// # Errors
     /// It was refused: nothing ran.
-    pub async fn run(&self, run: MethodRun) -> Result<Outcome, Failure> {
+    pub async fn run(&self, ask: Ask, limit: Duration) -> Result<Outcome, Failure> {
         let _slot = self.enter()?;
-        let patience = run.limit + self.limits.cancel_grace + CALL_MARGIN;
-        match self.spawner.order(&Order::Run(run), patience).await {
+        let patience = limit + self.limits.cancel_grace + CALL_MARGIN;
+        match self.spawner.order(&Order::Run(ask), patience).await {
             Ok(Reply::Ended(outcome)) => Ok(outcome),
             Ok(Reply::Refused(failure)) => Err(failure),
             Ok(reply) => Err(internal(format!("the spawner answered a call with {reply:?}"))),
@@ -203,11 +204,11 @@ impl Jobs {
         JobList { jobs, more }
     }
 
-    /// Stops the job `id`, and says what became of it: it may have ended by itself before, or not be dead yet.
+    /// Stops the job `id`, as the call `ask` wants it, and says what became of it: it may have ended by itself before, or not be dead yet.
     ///
     /// # Errors
     /// There is none that the reader may see, or the wish cannot be written down.
-    pub async fn cancel(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
+    pub async fn cancel(&self, reader: &Reader, id: &MinionJobId, ask: Ask) -> Result<JobReport, Failure> {
         let report = self.status(reader, id).await?;
         if report.progress.state().is_final() {
             return Ok(report);
@@ -215,8 +216,7 @@ impl Jobs {
         // None if it has ended between the two looks.
         let Some(waiter) = self.lock_queue().waiter(id) else { return self.status(reader, id).await };
         let ended = waiter.notified();
-        let wish = CancelRequest { by: reader.caller.clone(), at: Timestamp::now() };
-        self.carry_out(&Order::Cancel(id.clone(), wish)).await?;
+        self.carry_out(&Order::Tell(ask)).await?;
         let report = self.status(reader, id).await?;
         if report.progress.state().is_final() {
             return Ok(report);
@@ -225,28 +225,16 @@ impl Jobs {
         self.status(reader, id).await
     }
 
-    /// Sees to it that the reader's call `call_id` never starts here, unless it has been here: then its job is reported.
+    /// Sees to it that the reader's call `call_id` never starts on the host of `ask`, which asks for that, unless it has been here: then its job is
+    /// reported.
     ///
     /// # Errors
     /// The fence cannot be made; whether the call may still start is not known then. With the code `Lost` it may have run, and been given up.
-    pub async fn fence(&self, minion: &MinionName, reader: &Reader, call_id: &CallId) -> Result<JobReport, Failure> {
-        let id = MinionJobId::derive(minion, &reader.caller, call_id);
+    pub async fn fence(&self, reader: &Reader, call_id: &CallId, ask: Ask) -> Result<JobReport, Failure> {
+        let id = MinionJobId::derive(&ask.minion, &reader.caller, call_id);
         if self.learn(&id).await?.is_none() {
-            self.keeper.require_known(&reader.caller, call_id)?;
             self.require_kept_room().await?;
-            let now = Timestamp::now();
-            let (caller, call_id) = (reader.caller.clone(), call_id.clone());
-            let request = SpoolRequest {
-                minion_job_id: id.clone(),
-                run: None,
-                caller,
-                call_id,
-                call: String::new(),
-                start_before: now,
-                accepted_at: now,
-                starts_at_once: false,
-            };
-            self.carry_out(&Order::Fence(request)).await?;
+            self.carry_out(&Order::Tell(ask)).await?;
         }
         self.status(reader, &id).await
     }
@@ -267,6 +255,15 @@ impl Jobs {
         match self.spawner.order(order, ORDER_TIMEOUT).await {
             Ok(Reply::Refused(failure)) => Err(failure),
             Ok(_) => Ok(()),
+            Err(error) => Err(internal(error.to_string())),
+        }
+    }
+
+    /// Has the spawner look at something.
+    async fn look_for(&self, look: Look) -> Result<Reply, Failure> {
+        match self.spawner.look(look).await {
+            Ok(Reply::Refused(failure)) => Err(failure),
+            Ok(reply) => Ok(reply),
             Err(error) => Err(internal(error.to_string())),
         }
     }
@@ -321,6 +318,11 @@ fn lock_state(config: &Config) -> Result<Option<File>, JobsError> {
             Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// That the spawner has answered something else than it was asked.
+fn astray(reply: &Reply) -> Failure {
+    internal(format!("the spawner answered something else than it was asked: {reply:?}"))
 }
 
 fn internal(problem: String) -> Failure {

@@ -4,6 +4,7 @@
 
 pub mod acl;
 pub mod audit;
+pub mod call;
 pub mod caller;
 pub mod check;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod dispatch;
 pub mod enroll;
 #[cfg(test)]
 mod fake_authority;
+pub mod guard;
 pub mod jobs;
 pub mod modules;
 pub mod moment;

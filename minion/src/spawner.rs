@@ -1,20 +1,28 @@
 //! The spawner: a small process with one thread that forks what runs methods. It holds neither a port nor a store, and each of its
-//! children serves one order of the server: a synchronous call, the start of a job, a word to a job.
+//! children serves one order of the server: a synchronous call, the start of a job, a word to a job; or any number that only look. Who
+//! asks for what is looked at again here (`verify`): the server is believed in nothing that does something.
 //!
 //! Without systemd the server starts it and it ends with the server; under systemd it is a unit of its own, as root.
 
+mod claims;
 mod client;
 mod daemon;
+mod look;
 mod order;
 mod serve;
+mod verify;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use certs::callers::Callers;
+use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,15 +31,24 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use service::audit::Rotation;
 
+use crate::acl::Acl;
 use crate::config::Config;
+use crate::guard::Guard;
 use crate::modules::Registry;
 use crate::process::{self, ThreadError};
 use crate::spool::{self, SpoolError};
 use crate::supervise::{Cgroups, Station};
 
+use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
-pub use order::{Order, Reply};
+pub use order::{LogsOrder, Look, Order, Place, Reply};
+
+/// What the spawner has decided, beside the spools: the server's own log is the server's.
+const AUDIT_LOG: &str = "audit.log";
+/// The newest revocation list that the spawner has seen, likewise.
+const REVOCATIONS: &str = "crl.pem";
 
 /// What the spawner prints when it listens, for the server that started it.
 const READY: &[u8] = b"ready\n";
@@ -83,30 +100,59 @@ struct Post {
     spools: PathBuf,
     server_socket: PathBuf,
     boot_id: String,
+    /// The hosts that this one is: one, but where a fleet is simulated.
+    names: BTreeSet<MinionName>,
+    guard: Guard,
+    callers: RefCell<Callers>,
+    rotation: Rotation,
 }
 
-/// Serves orders until told to stop. What runs then goes on.
+impl Post {
+    fn new(config: &Config, names: BTreeSet<MinionName>) -> Result<Self, SpawnerError> {
+        let (spools, limits) = (config.spool_dir(), &config.limits);
+        let (ca, crl) = (config.certs_dir.join("ca.pem"), config.certs_dir.join("crl.pem"));
+        let stale = config.trust.stale_crl;
+        let callers = Callers::open(ca, crl, spools.join(REVOCATIONS), stale, None, |trouble| tracing::error!("{trouble}"));
+        let registry = Arc::new(Registry::builtin());
+        let acl = Arc::new(Acl::open(&config.acl_dir));
+        let (call_time_max, job_time_max) = (limits.call_time_max, limits.job_time_max);
+        Ok(Self {
+            station: Station {
+                minion: config.name.clone(),
+                registry: Arc::clone(&registry),
+                limits: limits.clone(),
+                cgroups: Cgroups::delegated(),
+            },
+            spools,
+            server_socket: config.server_socket(),
+            boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
+            names,
+            guard: Guard { acl, registry, call_time_max, job_time_max },
+            callers: RefCell::new(callers),
+            rotation: config.audit,
+        })
+    }
+
+    /// Takes in what has changed on disk of what calls are verified by.
+    fn refresh(&self) {
+        self.callers.borrow_mut().refresh();
+        self.guard.acl.refresh();
+    }
+}
+
+/// Serves orders until told to stop, on the host that has these `names`: its own, but where a fleet is simulated. What runs then goes on.
 ///
 /// # Errors
 /// It cannot start, or the kernel refuses to go on.
-pub fn run(config: &Config, origin: Origin) -> Result<(), SpawnerError> {
+pub fn run(config: &Config, names: BTreeSet<MinionName>, origin: Origin) -> Result<(), SpawnerError> {
     process::require_single_thread()?;
     process::hear_of_children()?;
-    let post = Post {
-        station: Station {
-            minion: config.name.clone(),
-            registry: Registry::builtin(),
-            limits: config.limits.clone(),
-            cgroups: Cgroups::delegated(),
-        },
-        spools: config.spool_dir(),
-        server_socket: config.server_socket(),
-        boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
-    };
-    spool::prepare(&post.spools)?;
+    spool::prepare(&config.spool_dir())?;
+    let post = Post::new(config, names)?;
+    let claims = Claims::open(&post.spools);
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let listener = listen(config)?;
-    let mut spawner = Loop { post, signals, listener, origin, children: BTreeSet::new() };
+    let mut spawner = Loop { post, claims, signals, listener, origin, children: BTreeMap::new() };
     spawner.announce();
     spawner.sweep();
     while spawner.turn()? {}
@@ -141,10 +187,12 @@ fn listen(config: &Config) -> Result<UnixListener, SpawnerError> {
 
 struct Loop {
     post: Post,
+    claims: Claims,
     signals: SignalFd,
     listener: UnixListener,
     origin: Origin,
-    children: BTreeSet<Pid>,
+    /// Each with the way by which it may ask whether a call was run before, until it has closed that.
+    children: BTreeMap<Pid, Option<UnixStream>>,
 }
 
 impl Loop {
@@ -159,7 +207,7 @@ impl Loop {
     fn sweep(&mut self) {
         let spools = &self.post.spools;
         if let Ok((child, ())) = process::fork_with((), |()| u8::from(spool::sweep(spools, DRAFT_AGE).is_err())) {
-            self.children.insert(child);
+            self.children.insert(child, None);
         }
     }
 
@@ -171,15 +219,23 @@ impl Loop {
         if self.origin == Origin::Server {
             fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
+        let own = fds.len();
+        let (asking, ways): (Vec<Pid>, Vec<&UnixStream>) =
+            self.children.iter().filter_map(|(child, way)| Some((*child, way.as_ref()?))).unzip();
+        fds.extend(ways.into_iter().map(|way| PollFd::new(way.as_fd(), PollFlags::POLLIN)));
+        let mut asked = Vec::new();
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {
-                for (news, fd) in [&mut connected, &mut signalled, &mut abandoned].into_iter().zip(&fds) {
+                for (news, fd) in [&mut connected, &mut signalled, &mut abandoned].into_iter().zip(fds.iter().take(own)) {
                     *news = fd.any().unwrap_or(false);
                 }
+                let news = asking.into_iter().zip(fds.iter().skip(own)).filter(|(_, fd)| fd.any().unwrap_or(false));
+                asked.extend(news.map(|(child, _)| child));
             }
             Err(Errno::EINTR) => return Ok(true),
             Err(errno) => return Err(errno.into()),
         }
+        asked.into_iter().for_each(|child| self.answer(child));
         if signalled && self.hear_signals() || abandoned {
             return Ok(false);
         }
@@ -187,6 +243,15 @@ impl Loop {
             self.accept();
         }
         Ok(true)
+    }
+
+    /// Answers a child that asks whether a call was run before.
+    fn answer(&mut self, child: Pid) {
+        if let Some(way) = self.children.get_mut(&child)
+            && !way.as_ref().is_some_and(|way| self.claims.answer(way))
+        {
+            *way = None;
+        }
     }
 
     /// Reaps children; `true` if told to stop.
@@ -198,7 +263,7 @@ impl Loop {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             match status {
                 WaitStatus::StillAlive => break,
-                ended => self.children.retain(|child| Some(*child) != ended.pid()),
+                ended => drop(ended.pid().and_then(|child| self.children.remove(&child))),
             }
         }
         stop
@@ -212,26 +277,30 @@ impl Loop {
                 refuse(&server, Failure::new(ErrorCode::LimitReached, problem));
                 continue;
             }
-            let signals = &self.signals;
-            let listener = &self.listener;
-            match process::fork_with(server, |server| {
-                close_inherited(signals, listener);
-                serve::serve(&self.post, server)
+            self.post.refresh();
+            let Ok((claimant, way)) = Claimant::pair() else {
+                refuse(&server, no_process(Errno::EMFILE));
+                continue;
+            };
+            match process::fork_with((server, claimant), |(server, claimant)| {
+                self.close_inherited(&way);
+                serve::serve(&self.post, claimant, server)
             }) {
-                Ok((child, _server)) => {
-                    self.children.insert(child);
+                Ok((child, _theirs)) => {
+                    self.children.insert(child, Some(way));
                 }
-                Err((errno, server)) => refuse(&server, no_process(errno)),
+                Err((errno, (server, _))) => refuse(&server, no_process(errno)),
             }
         }
     }
-}
 
-/// In a child: lets go of what is the spawner's alone, so that no job keeps its socket open.
-fn close_inherited(signals: &SignalFd, listener: &UnixListener) {
-    use std::os::fd::AsRawFd as _;
-    for fd in [signals.as_fd().as_raw_fd(), listener.as_raw_fd()] {
-        let _closed_once = nix::unistd::close(fd);
+    /// In a child: lets go of what is the spawner's alone, so that no job keeps its socket open.
+    fn close_inherited(&self, way: &UnixStream) {
+        use std::os::fd::AsRawFd as _;
+        let ways = self.children.values().flatten().chain([way]).map(|way| way.as_raw_fd());
+        for fd in ways.chain([self.signals.as_fd().as_raw_fd(), self.listener.as_raw_fd()]) {
+            let _closed_once = nix::unistd::close(fd);
+        }
     }
 }
 

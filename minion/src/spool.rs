@@ -1,12 +1,14 @@
 //! A job's folder: what lies in it, in which order it is written, and what it means. The files are the truth; all else follows from them.
 //!
-//! The root side alone writes here (the spawner's children and the job daemons); the server only reads. ARCHITECTURE.md has the table.
+//! The root side alone writes here (the spawner's children and the job daemons); the server does
+//! not even read, and asks a child of the spawner what it says. ARCHITECTURE.md has the table.
 
 mod error;
 mod forgotten;
 mod life;
 mod output;
 mod record;
+mod seen;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -27,7 +29,9 @@ use serde::de::DeserializeOwned;
 pub use error::SpoolError;
 pub use forgotten::Forgotten;
 pub use life::Life;
+pub use output::Glance;
 pub use record::{CancelRequest, SpoolRequest, Started, boot_id, lost_reason};
+pub use seen::{Brief, Seen};
 
 /// The most that is read of any one file of a spool: the outcome holds a result, which has a limit of its own far below.
 const FILE_MAX_BYTES: u64 = 64 * 1024 * 1024;
@@ -89,6 +93,14 @@ pub fn sweep(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> 
         }
     }
     Ok(())
+}
+
+/// Sees to it that the names of all spools are durable.
+///
+/// # Errors
+/// The file system refuses.
+pub fn sync(spools: &Path) -> Result<(), SpoolError> {
+    sync_dir(spools)
 }
 
 /// The ids of all spools, in no order. Folders with other names are passed over.
@@ -320,6 +332,18 @@ impl Spool {
         const BLOCK_BYTES: u64 = 512;
         let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         files.filter_map(|file| file.metadata().ok()).map(|file| file.blocks() * BLOCK_BYTES).sum()
+    }
+
+    /// When the job of `request` has ended; none if it has not.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn ended_at(&self, request: &SpoolRequest) -> Result<Option<Timestamp>, SpoolError> {
+        Ok(match self.end()? {
+            Some(Life::Ended(outcome)) => Some(outcome.finished_at.unwrap_or(request.accepted_at)),
+            Some(_damaged) => Some(request.accepted_at),
+            None => None,
+        })
     }
 
     /// Removes the spool of a job that has ended; `false` if it has not. One that is not there is removed already.

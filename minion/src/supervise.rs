@@ -11,6 +11,7 @@ mod tree;
 
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
@@ -45,7 +46,7 @@ pub struct Station {
     /// This host.
     pub minion: MinionName,
     /// What it can do.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// Its bounds.
     pub limits: Limits,
     /// Where to make a cgroup for a job, if the host lets us.

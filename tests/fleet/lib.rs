@@ -21,6 +21,7 @@ mod addresses;
 mod authority;
 mod binaries;
 mod builder;
+pub mod captured;
 mod clock;
 mod disk;
 mod enclosure;

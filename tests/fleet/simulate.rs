@@ -18,7 +18,7 @@ use minion::config::Config;
 use minion::dispatch::{Door, Parts};
 use minion::jobs::Jobs;
 use minion::modules::Registry;
-use minion::spawner::Origin;
+use minion::spawner::{self, Origin};
 use service::audit::Audit;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -31,15 +31,16 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if words.iter().any(|word| word == "spawner") {
+    let done = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         // The jobs of a simulated fleet start their spawner by executing this program as they would execute the minion.
-        return minion::cli::main();
-    }
-    let [folder, echo_port] = words.as_slice() else {
-        return usage();
+        ["--config", config, "spawner", "--of-server"] => spawn(Path::new(config)),
+        [folder, echo_port] => match echo_port.parse() {
+            Ok(echo_port) => simulate(Path::new(folder), echo_port),
+            Err(_) => return usage(),
+        },
+        _ => return usage(),
     };
-    let Ok(echo_port) = echo_port.parse() else { return usage() };
-    match simulate(Path::new(folder), echo_port) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _stderr_is_gone = writeln!(std::io::stderr(), "simulate: {error}");
@@ -51,6 +52,15 @@ fn main() -> ExitCode {
 fn usage() -> ExitCode {
     let _stderr_is_gone = writeln!(std::io::stderr(), "usage: simulate FOLDER ECHO_PORT");
     ExitCode::from(64)
+}
+
+/// The one spawner of all.
+fn spawn(config: &Path) -> Result<(), AnyError> {
+    let config = Config::load(config)?;
+    let folder = config.file.parent().ok_or("the configuration lies in no folder")?;
+    let hosts = std::fs::read_to_string(folder.join("hosts"))?;
+    let names: Result<_, _> = hosts.lines().map(|line| line.split(' ').next().unwrap_or_default().parse()).collect();
+    Ok(spawner::run(&config, names?, Origin::Server)?)
 }
 
 fn simulate(folder: &Path, echo_port: u16) -> Result<(), AnyError> {

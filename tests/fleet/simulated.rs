@@ -51,7 +51,7 @@ impl Simulated {
         }
         fs::write(home.join("hosts.toml"), roster).unwrap();
         fs::write(root.path().join("hosts"), listed).unwrap();
-        let config = "name = \"simulated\"\nstate_dir = \"state\"\nacl_dir = \"acl.d\"\n[limits]\ncalls_max = 4096\njobs_max = 4096\n";
+        let config = "name = \"simulated\"\nstate_dir = \"state\"\nacl_dir = \"acl.d\"\ncerts_dir = \"certs/sim00001\"\n[limits]\ncalls_max = 4096\njobs_max = 4096\n";
         fs::write(root.path().join("minion.toml"), config).unwrap();
         fs::create_dir(root.path().join("acl.d")).unwrap();
         fs::write(root.path().join("acl.d/all.toml"), "[[allow]]\ncaller = \"*\"\nmethods = [\"*\"]\n").unwrap();

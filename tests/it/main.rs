@@ -10,6 +10,7 @@
 
 mod audit;
 mod calls;
+mod captured;
 mod certs;
 mod certs_trouble;
 mod damage_overlord;

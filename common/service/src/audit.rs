@@ -55,7 +55,8 @@ pub struct AuditError {
 pub struct Audit {
     path: PathBuf,
     file: Mutex<LogFile>,
-    journal: Journal,
+    /// None: it is not told.
+    journal: Option<Journal>,
 }
 
 impl Audit {
@@ -65,7 +66,13 @@ impl Audit {
     /// It can be neither opened nor made.
     pub fn open(path: &Path, rotation: Rotation) -> Result<Self, AuditError> {
         let file = LogFile::open(path, rotation).map_err(|source| AuditError { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: Mutex::new(file), journal: Journal::default() })
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file), journal: Some(Journal::default()) })
+    }
+
+    /// The same, which tells the journal nothing: for a process that must not have a second thread.
+    #[must_use]
+    pub fn without_journal(self) -> Self {
+        Self { journal: None, ..self }
     }
 
     /// Appends `entry`, and tells the journal, which may be away without harm.
@@ -73,7 +80,9 @@ impl Audit {
     /// # Errors
     /// It could not be written to the file, or not whole.
     pub fn record(&self, entry: &impl Entry) -> Result<(), AuditError> {
-        self.journal.tell(entry);
+        if let Some(journal) = &self.journal {
+            journal.tell(entry);
+        }
         self.append(entry).map_err(|source| AuditError { path: self.path.clone(), source })
     }
 

@@ -1,21 +1,20 @@
-//! How long jobs that have ended are kept, and what is said of those that are not any more. The rule itself is `common::job::retention`.
+//! How long jobs that have ended are kept. The rule itself is `common::job::retention`; what is said of those that are not any more is the
+//! spawner's business.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use common::identity::CallerName;
+use common::job::MinionJobId;
 use common::job::retention::{EndedJob, Holdings};
-use common::job::{CallId, MinionJobId};
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::JobReport;
 use jiff::Timestamp;
 
 use super::{Jobs, ORDER_TIMEOUT, Reader, internal};
+use crate::call::Ask;
 use crate::moment::Moment;
 use crate::spawner::{Order, Reply};
-use crate::spool::{Forgotten, SpoolError};
 use crate::store::{End, Kept};
 
 /// The most jobs that are given up in one go.
@@ -24,10 +23,9 @@ const GIVEN_UP_MAX: usize = 1000;
 /// How long a new job waits for others to make room.
 const MAKE_ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is kept, and what was given up.
-#[derive(Debug)]
+/// What is kept.
+#[derive(Debug, Default)]
 pub(super) struct Keeper {
-    forgotten: Mutex<Forgotten>,
     /// The jobs that have ended.
     held: Mutex<Holdings>,
     /// Jobs whose spools could not be removed: they are left alone until the next start.
@@ -37,45 +35,6 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Reads what was given up. A file that is damaged is said loudly: then anything may have been.
-    ///
-    /// # Errors
-    /// It is there, and cannot be read.
-    pub(super) fn open(spools: &Path) -> Result<Self, SpoolError> {
-        let forgotten = match Forgotten::load(spools) {
-            Err(damage) if damage.is_damage() => {
-                tracing::error!(%damage, "what was given up is not known any more: a call that is not found may have run, and is called lost");
-                Forgotten::everything_until(Timestamp::now())
-            }
-            loaded => loaded?,
-        };
-        Ok(Self {
-            forgotten: Mutex::new(forgotten),
-            held: Mutex::default(),
-            stuck: Mutex::default(),
-            giving_up: tokio::sync::Mutex::default(),
-        })
-    }
-
-    /// That a call which may be started until `start_before` was not here and has been given up.
-    pub(super) fn require_remembered(&self, start_before: Timestamp) -> Result<(), Failure> {
-        if !lock(&self.forgotten).may_hold(start_before) {
-            return Ok(());
-        }
-        let message =
-            format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
-        Err(Failure::new(ErrorCode::TooLate, message))
-    }
-
-    /// That a call of which there is no spool was never here.
-    pub(super) fn require_known(&self, caller: &CallerName, call_id: &CallId) -> Result<(), Failure> {
-        if !lock(&self.forgotten).may_have_run(caller, call_id) {
-            return Ok(());
-        }
-        let message = "jobs as old as that have been given up here (see [retention]): whether it ran is not known";
-        Err(Failure::new(ErrorCode::Lost, message))
-    }
-
     /// Counts a job that has ended.
     pub(super) fn count(&self, kept: &Kept) {
         let mut held = lock(&self.held);
@@ -130,7 +89,8 @@ impl Jobs {
         let ends = self.ends_to_give_up();
         let count = ends.len();
         if count > 0 {
-            match self.give_up(ends).await {
+            let order = Order::Remove(ends.iter().map(|end| end.id.clone()).collect());
+            match self.give_up(ends, order).await {
                 Ok(given_up) => tracing::info!(jobs = given_up.len(), "jobs that had ended long ago are given up"),
                 Err(failure) => {
                     tracing::error!(problem = failure.message, "jobs cannot be given up");
@@ -154,16 +114,9 @@ impl Jobs {
         self.retention.given_up(ended, self.held(), GIVEN_UP_MAX)
     }
 
-    /// Removes the spools, which are written down as forgotten before, and then what the store has of them. Gives the jobs that are gone.
-    async fn give_up(&self, mut ends: Vec<End>) -> Result<Vec<MinionJobId>, Failure> {
-        let forgotten = {
-            let mut forgotten = lock(&self.keeper.forgotten);
-            for End { kept, .. } in &ends {
-                forgotten.add(&kept.caller, &kept.call_id, kept.start_before);
-            }
-            forgotten.clone()
-        };
-        let order = Order::Remove(ends.iter().map(|end| end.id.clone()).collect(), forgotten);
+    /// Has `order` remove the spools, which it writes down as forgotten before, and then removes what the store has of them. Gives the jobs that
+    /// are gone.
+    async fn give_up(&self, mut ends: Vec<End>, order: Order) -> Result<Vec<MinionJobId>, Failure> {
         let removed = match self.spawner.order(&order, ORDER_TIMEOUT).await {
             Ok(Reply::Removed(removed)) => removed,
             Ok(Reply::Refused(failure)) => return Err(failure),
@@ -183,11 +136,11 @@ impl Jobs {
         Ok(removed)
     }
 
-    /// Gives up a job because the reader wants it, before its time.
+    /// Gives up the job `id` because the reader wants it, in the call `ask`, before its time.
     ///
     /// # Errors
     /// There is none that the reader may see; it has not ended, or its call could still come again; or it cannot be removed.
-    pub async fn delete(&self, reader: &Reader, id: &MinionJobId) -> Result<JobReport, Failure> {
+    pub async fn delete(&self, reader: &Reader, id: &MinionJobId, ask: Ask) -> Result<JobReport, Failure> {
         let report = self.status(reader, id).await?;
         if !report.progress.state().is_final() {
             let why = format!("the job {id} has not ended here: it is {}; cancel it first", report.progress.state());
@@ -203,7 +156,7 @@ impl Jobs {
             let why = format!("it is kept until {until}: until then its call could come again, and would start a second time");
             return Err(Failure::new(ErrorCode::TooEarly, why));
         }
-        let removed = self.give_up(vec![end]).await?;
+        let removed = self.give_up(vec![end], Order::Tell(ask)).await?;
         if removed.contains(id) {
             Ok(report)
         } else {

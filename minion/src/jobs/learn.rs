@@ -8,34 +8,16 @@ use common::protocol::{JobProgress, JobReport, ListedJob};
 use jiff::Timestamp;
 
 use super::queue::Phase;
-use super::{Jobs, internal};
+use super::{Jobs, astray, internal};
 use crate::moment::Moment;
-use crate::spawner::Order;
-use crate::spool::{Life, Spool, SpoolError, SpoolRequest};
+use crate::spawner::{Look, Order, Reply};
+use crate::spool::{Life, Seen};
 use crate::store::{Kept, Known, StoreError};
 
 /// How long others may take to write down the end of a job that nobody runs any more.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked whether they have.
 const SETTLE_AGAIN: Duration = Duration::from_millis(50);
-
-/// What a spool says.
-struct Read {
-    request: Result<SpoolRequest, SpoolError>,
-    life: Life,
-    bytes: u64,
-}
-
-impl Read {
-    /// Nothing will come of it any more, and nobody has written that down.
-    fn is_to_be_settled(&self) -> bool {
-        match self.life {
-            Life::Dead(_) | Life::Damaged(_) => true,
-            Life::Queued => self.request.is_err(),
-            Life::Ended(_) | Life::Running(_) => false,
-        }
-    }
-}
 
 impl Jobs {
     /// What is known of the job `id`; none if there is no such job.
@@ -52,15 +34,12 @@ impl Jobs {
 
     /// What the spool of the job `id` says, which is taken note of; `known` is what the store has of it.
     pub(super) async fn look(&self, id: &MinionJobId, known: Option<Known>) -> Result<Option<JobReport>, Failure> {
-        let spool = Spool::of(&self.spools, id);
-        if !spool.exists().map_err(|error| internal(error.to_string()))? {
-            return Ok(known.map(|known| spool_gone(known, &spool)));
-        }
-        let mut found = Self::read(&spool).await?;
+        let Some(mut found) = self.see(id).await? else { return Ok(known.map(|known| self.spool_gone(known))) };
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         while found.is_to_be_settled() {
             self.carry_out(&Order::Settle(id.clone())).await?;
-            found = Self::read(&spool).await?;
+            let Some(settled) = self.see(id).await? else { return Ok(known.map(|known| self.spool_gone(known))) };
+            found = settled;
             if found.is_to_be_settled() {
                 // Somebody else works under its lock; what he makes of it is not known yet, and nothing else must be told.
                 if Instant::now() >= deadline {
@@ -69,21 +48,19 @@ impl Jobs {
                 tokio::time::sleep(SETTLE_AGAIN).await;
             }
         }
-        let Read { request, life, bytes } = found;
-        let request = match request {
-            Ok(request) => request,
-            // It was removed between the two looks.
-            Err(_) if !spool.exists().unwrap_or(true) => return Ok(known.map(|known| spool_gone(known, &spool))),
+        let Seen { brief, life, bytes } = found;
+        let brief = match brief {
+            Ok(brief) => brief,
             Err(damage) => return damaged(known, life, &damage).map(Some),
         };
         let kept = Kept {
-            caller: request.caller.clone(),
-            call_id: request.call_id.clone(),
-            start_before: request.start_before,
+            caller: brief.caller.clone(),
+            call_id: brief.call_id.clone(),
+            start_before: brief.start_before,
             bytes,
             since: Moment::now(),
         };
-        let report = request.report(progress(life));
+        let report = brief.report(progress(life));
         match report.progress.state() {
             // One that has a place is about to start, or is put back by who knows better.
             HostState::Queued => self.lock_queue().see_new(id, report.accepted_at),
@@ -111,22 +88,19 @@ impl Jobs {
         self.vacancy.notify_one();
     }
 
-    async fn read(spool: &Spool) -> Result<Read, Failure> {
-        let spool = spool.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let request = match spool.request() {
-                Err(error) if !error.is_damage() => return Err(error),
-                request => request,
-            };
-            let life = spool.life()?;
-            let bytes = if matches!(life, Life::Ended(_)) { spool.disk_bytes() } else { 0 };
-            Ok::<_, SpoolError>(Read { request, life, bytes })
-        });
-        match read.await {
-            Ok(Ok(read)) => Ok(read),
-            Ok(Err(error)) => Err(internal(error.to_string())),
-            Err(error) => Err(internal(error.to_string())),
+    /// What the spool of the job `id` says; none if there is none.
+    async fn see(&self, id: &MinionJobId) -> Result<Option<Seen>, Failure> {
+        match self.look_for(Look::Spools(vec![id.clone()])).await? {
+            Reply::Seen(seen) => seen.into_iter().next().unwrap_or(Ok(None)).map_err(internal),
+            reply => Err(astray(&reply)),
         }
+    }
+
+    /// What is told of a job whose spool is not there. It is not written down: a disk that was not mounted may be yet.
+    fn spool_gone(&self, known: Known) -> JobReport {
+        let listed = ListedJob::from(known.clone());
+        let reason = format!("its spool {} is gone, and its result with it", self.spools.join(listed.minion_job_id.as_str()).display());
+        of_known(known, Outcome::not_run(Verdict::lost(reason), Timestamp::now()))
     }
 
     /// The jobs that have not ended, in brief; what cannot be read is left out.
@@ -154,17 +128,11 @@ fn progress(life: Life) -> JobProgress {
 }
 
 /// What is told of a job of which nobody can read who asked for it.
-fn damaged(known: Option<Known>, life: Life, damage: &SpoolError) -> Result<JobReport, Failure> {
+fn damaged(known: Option<Known>, life: Life, damage: &str) -> Result<JobReport, Failure> {
     match (known, life) {
         (Some(known), Life::Ended(outcome)) => Ok(of_known(known, outcome)),
         _ => Err(Failure::new(ErrorCode::Lost, format!("nothing can be told of it: {damage}; its folder stays until somebody removes it"))),
     }
-}
-
-/// What is told of a job whose spool is not there. It is not written down: a disk that was not mounted may be yet.
-fn spool_gone(known: Known, spool: &Spool) -> JobReport {
-    let reason = format!("its spool {} is gone, and its result with it", spool.dir().display());
-    of_known(known, Outcome::not_run(Verdict::lost(reason), Timestamp::now()))
 }
 
 fn of_known(known: Known, outcome: Outcome) -> JobReport {

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::identity::{CallerName, MinionName};
+use common::identity::CallerName;
 use common::job::{CallId, HostState, MinionJobId};
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use common::protocol::{Accepted, JobProgress, JobReport};
 use jiff::Timestamp;
 
 use super::queue::Phase;
-use super::{Jobs, MethodRun, ORDER_TIMEOUT};
+use super::{Jobs, ORDER_TIMEOUT};
+use crate::call::Ask;
 use crate::disk::free_bytes;
-use crate::spawner::{Order, Reply, SpawnError};
-use crate::spool::SpoolRequest;
+use crate::spawner::{Look, Order, Place, Reply, SpawnError};
 
 /// How long a job that finds no place waits for a server that has just started to look through the spools.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,13 +21,15 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often, at most, a full queue has the spools looked at for ends that nobody told of.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// A job to start, as its caller wrote it.
+/// A job to start.
 #[derive(Debug, Clone)]
 pub struct JobCall {
-    /// What to run.
-    pub run: MethodRun,
-    /// The envelope, as it came.
-    pub text: String,
+    /// The call, as its caller wrote it.
+    pub ask: Ask,
+    /// Who asks.
+    pub caller: CallerName,
+    /// Under which call id.
+    pub call_id: CallId,
     /// Until when it may come.
     pub start_before: Timestamp,
 }
@@ -38,38 +40,27 @@ impl Jobs {
     ///
     /// # Errors
     /// It was refused: nothing was started, nor will be. With the code `Lost` that is not known.
-    pub async fn start(self: &Arc<Self>, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
-        let (jobs, minion) = (Arc::clone(self), minion.clone());
+    pub async fn start(self: &Arc<Self>, call: JobCall) -> Result<Accepted, Failure> {
+        let jobs = Arc::clone(self);
         // In a task of its own, so that what was begun is brought to its end though the caller hangs up.
-        let started = tokio::spawn(async move { jobs.start_unless_repeated(&minion, call).await });
+        let started = tokio::spawn(async move { jobs.start_unless_repeated(call).await });
         started.await.unwrap_or_else(|error| Err(Failure::new(ErrorCode::Lost, format!("starting the job broke off: {error}"))))
     }
 
-    async fn start_unless_repeated(&self, minion: &MinionName, call: JobCall) -> Result<Accepted, Failure> {
-        let JobCall { run, text, start_before } = call;
-        let (caller, call_id) = (run.caller.clone(), run.call_id.clone());
-        let id = MinionJobId::derive(minion, &caller, &call_id);
+    async fn start_unless_repeated(&self, call: JobCall) -> Result<Accepted, Failure> {
+        let JobCall { ask, caller, call_id, start_before } = call;
+        let id = MinionJobId::derive(&ask.minion, &caller, &call_id);
         if let Some(report) = self.learn(&id).await.map_err(unknown)? {
             return self.repeat(report, &caller, &call_id).await;
         }
-        self.keeper.require_remembered(start_before)?;
         self.require_room().await?;
-        let request = SpoolRequest {
-            minion_job_id: id.clone(),
-            run: Some(run),
-            caller: caller.clone(),
-            call_id: call_id.clone(),
-            call: text,
-            start_before,
-            accepted_at: self.lock_queue().stamp(Timestamp::now()),
-            starts_at_once: false,
-        };
         if Timestamp::now() >= start_before {
             return Err(Failure::new(ErrorCode::TooLate, "too late: making room for it took until after its start-before"));
         }
-        let order = match self.admit(&id, request.accepted_at).await? {
-            Phase::Running => Order::Start(request),
-            Phase::Waiting => Order::Enqueue(request),
+        let accepted_at = self.lock_queue().stamp(Timestamp::now());
+        let order = match self.admit(&id, accepted_at).await? {
+            Phase::Running => Order::Start(Place { ask, accepted_at }),
+            Phase::Waiting => Order::Enqueue(Place { ask, accepted_at }),
         };
         let accepted = |state| Ok(Accepted { minion_job_id: id.clone(), state, repeated: false });
         match self.spawner.order(&order, ORDER_TIMEOUT).await {
@@ -111,13 +102,8 @@ impl Jobs {
 
     /// The answer to a call that came again. Its spool may have its name and lose it in a power cut: nobody is told of it before that is over.
     async fn repeat(&self, report: JobReport, caller: &CallerName, call_id: &CallId) -> Result<Accepted, Failure> {
-        let spools = self.spools.clone();
-        let synced = tokio::task::spawn_blocking(move || std::fs::File::open(spools).and_then(|folder| folder.sync_all()));
-        match synced.await {
-            Ok(Ok(())) => repeated(report, caller, call_id),
-            Ok(Err(error)) => Err(unknown(Failure::new(ErrorCode::Internal, error.to_string()))),
-            Err(error) => Err(unknown(Failure::new(ErrorCode::Internal, error.to_string()))),
-        }
+        self.look_for(Look::Sync).await.map_err(unknown)?;
+        repeated(report, caller, call_id)
     }
 
     /// Gives the job a place, to run or to wait.

@@ -12,9 +12,8 @@ use common::outcome::ErrorCode;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::net::UnixDatagram;
 
-use super::Jobs;
-use crate::spawner::{Order, Reply};
-use crate::spool;
+use super::{Jobs, astray};
+use crate::spawner::{Look, Order, Reply};
 
 /// The longest poke: an id and a problem.
 const POKE_MAX_BYTES: usize = 4096;
@@ -30,6 +29,9 @@ const TAKEN_IN_AT_ONCE: usize = 64;
 
 /// How soon, while jobs wait, it is seen whether one could start, though nobody has told of a vacancy.
 const LAUNCH_AGAIN: Duration = Duration::from_secs(1);
+
+/// How soon the spools are asked after again where that failed: a spawner that is a unit of its own may be on its way.
+const RECONCILE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Jobs {
     /// Tends the jobs until it is dropped.
@@ -120,6 +122,7 @@ impl Jobs {
             is_uncounted |= self.open_store();
             if !self.reconcile(is_uncounted).await {
                 // What runs and waits here is not known: nothing may start.
+                rounds.reset_after(RECONCILE_AGAIN);
                 continue;
             }
             is_uncounted = false;
@@ -135,16 +138,14 @@ impl Jobs {
 
     /// Compares every spool with the store; `false` if they cannot be listed. What has ended in the store is settled and not looked at again.
     async fn reconcile(&self, is_uncounted: bool) -> bool {
-        let spools = self.spools.clone();
-        let listed = tokio::task::spawn_blocking(move || spool::list(&spools)).await;
-        let ids = match listed {
-            Ok(Ok(ids)) => ids,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "the spools cannot be listed");
+        let ids = match self.look_for(Look::Ids).await {
+            Ok(Reply::Ids(ids)) => ids,
+            Ok(reply) => {
+                tracing::error!(problem = astray(&reply).message, "the spools cannot be listed");
                 return false;
             }
-            Err(error) => {
-                tracing::error!(%error, "the spools cannot be listed");
+            Err(failure) => {
+                tracing::error!(problem = failure.message, "the spools cannot be listed");
                 return false;
             }
         };

@@ -1,4 +1,5 @@
-//! The server's way to the spawner: one connection an order; and the spawner's life where the server starts it itself.
+//! The server's way to the spawner: a connection for each order that does something, and a few that are kept for those that only look; and the
+//! spawner's life where the server starts it itself.
 
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
@@ -9,8 +10,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use super::order::{LINE_MAX_BYTES, Order, Reply};
+use super::order::{LINE_MAX_BYTES, Look, Order, Reply};
 use super::{Origin, READY};
 use crate::config::Config;
 
@@ -22,6 +25,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait between two attempts to reach a spawner that is a unit of its own and being restarted.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Looks that are under way at once, each with a connection, and so a process of the spawner's.
+const LOOKS_MAX: usize = 8;
+
+/// How long a look may take: a disk that has just been woken takes seconds for its first file.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why an order was not carried out, or is not known to have been.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +55,9 @@ pub struct Spawner {
     config_file: PathBuf,
     /// The process, where the server starts it itself. The other end of its stdin is held here, so it ends with the server.
     own: Option<Mutex<Option<std::process::Child>>>,
+    /// Connections for those that only look, while nobody uses them.
+    kept: Mutex<Vec<UnixStream>>,
+    looks: Semaphore,
 }
 
 impl Spawner {
@@ -55,7 +67,8 @@ impl Spawner {
     /// It does not start.
     pub fn open(config: &Config, origin: Origin) -> std::io::Result<Self> {
         let own = (origin == Origin::Server).then(Mutex::default);
-        let spawner = Self { socket: config.spawner_socket(), config_file: config.file.clone(), own };
+        let (socket, config_file) = (config.spawner_socket(), config.file.clone());
+        let spawner = Self { socket, config_file, own, kept: Mutex::default(), looks: Semaphore::new(LOOKS_MAX) };
         spawner.ensure()?;
         Ok(spawner)
     }
@@ -94,11 +107,34 @@ impl Spawner {
     /// # Errors
     /// See [`SpawnError`].
     pub async fn order(&self, order: &Order, patience: Duration) -> Result<Reply, SpawnError> {
-        let stream = self.connect().await?;
-        match tokio::time::timeout(patience, exchange(stream, order)).await {
-            Ok(reply) => reply.map_err(SpawnError::NoAnswer),
-            Err(_) => Err(SpawnError::NoAnswer(std::io::ErrorKind::TimedOut.into())),
+        let mut stream = self.connect().await?;
+        exchange(&mut stream, order, patience).await.map_err(SpawnError::NoAnswer)
+    }
+
+    /// Has the spawner look at something.
+    ///
+    /// # Errors
+    /// See [`SpawnError`].
+    pub async fn look(&self, look: Look) -> Result<Reply, SpawnError> {
+        let place = timeout(LOOK_TIMEOUT, self.looks.acquire()).await;
+        let _place = place.map_err(|_| SpawnError::NoAnswer(std::io::ErrorKind::TimedOut.into()))?;
+        let order = Order::Look(look);
+        // One that was kept may be at its end, which changes nothing: who only looks may look again.
+        let kept = self.kept().pop();
+        if let Some(mut kept) = kept
+            && let Ok(reply) = exchange(&mut kept, &order, LOOK_TIMEOUT).await
+        {
+            self.kept().push(kept);
+            return Ok(reply);
         }
+        let mut stream = self.connect().await?;
+        let reply = exchange(&mut stream, &order, LOOK_TIMEOUT).await.map_err(SpawnError::NoAnswer)?;
+        self.kept().push(stream);
+        Ok(reply)
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<UnixStream>> {
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     async fn connect(&self) -> Result<UnixStream, SpawnError> {
@@ -127,14 +163,19 @@ fn wait_readable(fd: &impl std::os::fd::AsFd) -> std::io::Result<()> {
     }
 }
 
-async fn exchange(mut stream: UnixStream, order: &Order) -> std::io::Result<Reply> {
+/// Says `order`, and waits for the reply.
+async fn exchange(stream: &mut UnixStream, order: &Order, patience: Duration) -> std::io::Result<Reply> {
     let mut line = serde_json::to_vec(order)?;
     line.push(b'\n');
-    stream.write_all(&line).await?;
-    line.clear();
-    let mut reader = BufReader::new(stream).take(LINE_MAX_BYTES);
-    if reader.read_until(b'\n', &mut line).await? == 0 {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(serde_json::from_slice(&line)?)
+    let reply = async {
+        stream.write_all(&line).await?;
+        let mut reply = Vec::new();
+        // Nothing stands behind a reply until the next order.
+        let read = BufReader::new(&mut *stream).take(LINE_MAX_BYTES).read_until(b'\n', &mut reply).await?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_slice(&reply)?)
+    };
+    timeout(patience, reply).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

@@ -1,40 +1,80 @@
-//! What the server asks of the spawner, and the replies: one order and one reply a connection, each a line of JSON.
+//! What the server asks of the spawner, and the replies: lines of JSON, a reply to each order. A connection is for one order that does
+//! something, or for any number that only look.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::os::unix::net::UnixStream;
 
 use common::job::MinionJobId;
 use common::outcome::{Failure, Outcome};
+use common::protocol::LogPiece;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::jobs::MethodRun;
-use crate::spool::{CancelRequest, Forgotten, SpoolRequest};
+use crate::call::Ask;
+use crate::spool::{Glance, Seen};
 
 /// The longest line. A request's body has a limit far below, and so has a result.
 pub(super) const LINE_MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// One wish of the server.
+/// One wish of the server. Where it is a caller's wish, the order is what he wrote, and what to do follows from that alone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Run a method now and give its outcome; stop it if the server hangs up. → `Ended`
-    Run(MethodRun),
-    /// Start a job, unless there is one of that id. → `Started` or `Exists`
-    Start(SpoolRequest),
-    /// Write a job down that is to wait for its turn, unless there is one of that id. → `Done` or `Exists`
-    Enqueue(SpoolRequest),
+    /// Run the method of a call now and give its outcome; stop it if the server hangs up. → `Ended`
+    Run(Ask),
+    /// Start the job of a call, unless there is one of that id. → `Started` or `Exists`
+    Start(Place),
+    /// Write down the job of a call, which is to wait for its turn, unless there is one of that id. → `Done` or `Exists`
+    Enqueue(Place),
     /// Start a job that has waited. → `Started`, or `Exists` if it waits no more
     Launch(MinionJobId),
-    /// See to it that a job of that id never starts, unless there is one. → `Done` or `Exists`
-    Fence(SpoolRequest),
-    /// Have a job stopped: by its daemon, or, if it waits, by never starting it. → `Done`
-    Cancel(MinionJobId, CancelRequest),
+    /// Do what a call of `jobs.cancel`, `jobs.fence` or `jobs.delete` asks. → `Done`, `Done` or `Exists`, `Removed`
+    Tell(Ask),
     /// Write the outcome of a job whose daemon is dead, or whose outcome cannot be read. → `Done`
     Settle(MinionJobId),
-    /// Remove the spools of jobs that have ended, once it is written down that they are forgotten. → `Removed`
-    Remove(Vec<MinionJobId>, Forgotten),
+    /// Remove the spools of jobs that have ended and were kept long enough. → `Removed`
+    Remove(Vec<MinionJobId>),
+    /// Only look.
+    Look(Look),
+}
+
+/// A job and its place among others.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Place {
+    /// The call.
+    pub ask: Ask,
+    /// By which jobs that wait keep their order.
+    pub accepted_at: Timestamp,
+}
+
+/// An order that changes nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Look {
+    /// Which jobs have a spool? → `Ids`
+    Ids,
+    /// What do these spools say? → `Seen`
+    Spools(Vec<MinionJobId>),
+    /// How much has a job written? → `Glance`
+    Glance(MinionJobId),
+    /// What a call of `jobs.logs` asks. → `Logs`
+    Logs(LogsOrder),
+    /// See to it that the names of all spools are durable. → `Done`
+    Sync,
+}
+
+/// A call of `jobs.logs`, and what the server knows of the job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogsOrder {
+    /// The call.
+    pub ask: Ask,
+    /// The most that each stream's piece may be.
+    pub max_bytes: u32,
+    /// Nothing more will be written.
+    pub is_final: bool,
+    /// It has run, so that there are files.
+    pub has_run: bool,
 }
 
 /// What the spawner's child says.
@@ -51,6 +91,15 @@ pub enum Reply {
     Removed(Vec<MinionJobId>),
     /// As ordered.
     Done,
+    /// The jobs that have a spool, in no order.
+    Ids(Vec<MinionJobId>),
+    /// What the first of the spools that were asked after say; none where there is no spool, or why it cannot be read. They may be fewer than
+    /// were asked after.
+    Seen(Vec<Result<Option<Seen>, String>>),
+    /// How much a job has written.
+    Glance(Glance),
+    /// What a job has written: stdout and stderr. The glance was taken before.
+    Logs(Glance, [LogPiece; 2]),
     /// It was not done, and nothing has changed.
     Refused(Failure),
 }
@@ -65,12 +114,15 @@ pub(super) fn send(mut stream: impl Write, message: &impl Serialize) -> std::io:
     stream.write_all(&line)
 }
 
-/// Reads one line, within the stream's own time limit.
+/// Reads one line, within the stream's own time limit; none at its end.
 ///
 /// # Errors
-/// The other side is gone, silent, or says something else.
-pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> std::io::Result<T> {
+/// The other side is silent, or says something else.
+pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> std::io::Result<Option<T>> {
     let mut line = Vec::new();
-    BufReader::new(stream).take(LINE_MAX_BYTES).read_until(b'\n', &mut line)?;
-    Ok(serde_json::from_slice(&line)?)
+    // Nobody says a second line before he has the reply to the first.
+    if BufReader::new(stream).take(LINE_MAX_BYTES).read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
 }

@@ -1,15 +1,23 @@
-//! One order, served by a child of the spawner.
+//! One order, or several that only look, served by a child of the spawner.
 
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::job::MinionJobId;
+use common::identity::CallerName;
+use common::job::retention::KEPT_AT_LEAST;
+use common::job::{CallId, MinionJobId};
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
 
-use super::order::{self, Order, Reply};
+use super::claims::Claimant;
+use super::look::not_what_it_says;
+use super::order::{self, Order, Place, Reply};
+use super::verify::Warrant;
 use super::{Post, daemon, no_process};
-use crate::jobs::MethodRun;
+use crate::acl::Scope;
+use crate::call::Ask;
+use crate::guard::Way;
+use crate::modules::JobsCall;
 use crate::process;
 use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
 use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise};
@@ -17,28 +25,44 @@ use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise};
 /// How long the server may take to say its order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long it may take to say the next one, of those that only look.
+const NEXT_LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long what is left of a dead daemon's job may take to die.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a lock may be held by those who only look.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Serves the order that comes over `server`; the child's exit status.
-pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
-    let read = server.set_read_timeout(Some(ORDER_TIMEOUT)).and_then(|()| order::receive(&server));
-    let Ok(order) = read else {
-        // The server is gone, or died in the middle of a word: there is nobody to answer, and nothing was asked.
-        return 1;
-    };
+/// Serves the orders that come over `server`; the child's exit status.
+pub(super) fn serve(post: &Post, claimant: Claimant, server: UnixStream) -> u8 {
+    let mut patience = ORDER_TIMEOUT;
+    loop {
+        let read = server.set_read_timeout(Some(patience)).and_then(|()| order::receive(&server));
+        match read {
+            Ok(Some(Order::Look(look))) => {
+                if order::send(&server, &post.look(look)).is_err() {
+                    return 1;
+                }
+                patience = NEXT_LOOK_TIMEOUT;
+            }
+            Ok(Some(order)) => return act(post, order, claimant, server),
+            // The server is gone, or died in the middle of a word: there is nobody to answer, and nothing was asked.
+            Ok(None) | Err(_) => return 1,
+        }
+    }
+}
+
+fn act(post: &Post, order: Order, claimant: Claimant, server: UnixStream) -> u8 {
     match order {
-        Order::Run(run) => call(post, &run, server),
-        Order::Start(request) => start(post, SpoolRequest { starts_at_once: true, ..request }, server),
-        Order::Enqueue(request) => reply(&server, Ok(make(post, &request, None).unwrap_or_else(not_made))),
+        Order::Run(ask) => call(post, &ask, claimant, server),
+        Order::Start(place) => start(post, place, server),
+        Order::Enqueue(place) => reply(&server, enqueue(post, place)),
         Order::Launch(id) => launch(post, &id, server),
-        Order::Fence(request) => reply(&server, fence(post, &request)),
-        Order::Cancel(id, wish) => reply(&server, cancel(post, &id, &wish)),
+        Order::Tell(ask) => reply(&server, tell(post, ask)),
         Order::Settle(id) => reply(&server, settle(post, &id).map(|()| Reply::Done)),
-        Order::Remove(ids, forgotten) => reply(&server, remove(post, ids, forgotten)),
+        Order::Remove(ids) => reply(&server, remove(post, ids, |age| age >= KEPT_AT_LEAST)),
+        Order::Look(look) => reply(&server, Ok(post.look(look))),
     }
 }
 
@@ -54,10 +78,16 @@ fn not_made(error: SpoolError) -> Reply {
 }
 
 /// A synchronous call: this child supervises it.
-fn call(post: &Post, run: &MethodRun, server: UnixStream) -> u8 {
+fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
+    let warrant = match post.verify(ask, Way::Run).and_then(|warrant| post.claim(ask, &warrant, claimant).map(|()| warrant)) {
+        Ok(warrant) => warrant,
+        Err(failure) => return reply(&server, Ok(Reply::Refused(failure))),
+    };
+    let Warrant { call, passed, .. } = warrant;
+    let run = post.guard.method_run(&call, passed);
     let begun = nix::unistd::setsid().map(drop).and_then(|()| server.set_nonblocking(true).map_err(|_| nix::Error::EBADF));
     let supervised = match begun {
-        Ok(()) => supervise(&post.station, run, Charge::Call(server)),
+        Ok(()) => supervise(&post.station, &run, Charge::Call(server)),
         Err(errno) => Err((errno, Charge::Call(server))),
     };
     let (reply, charge) = match supervised {
@@ -70,12 +100,58 @@ fn call(post: &Post, run: &MethodRun, server: UnixStream) -> u8 {
 }
 
 /// The start of a job: this child makes the spool, and its child is the job daemon.
-fn start(post: &Post, request: SpoolRequest, server: UnixStream) -> u8 {
-    let made = Spool::make(&post.spools, &request, None);
+fn start(post: &Post, place: Place, server: UnixStream) -> u8 {
+    let made = request(post, place, true).map(|request| (Spool::make(&post.spools, &request, None), request));
     match made {
-        Ok(Made::New(spool, lock)) => start_daemon(post, request, spool, lock, server),
-        Ok(Made::Exists) => reply(&server, Ok(Reply::Exists)),
-        Err(error) => reply(&server, Ok(not_made(error))),
+        Ok((Ok(Made::New(spool, lock)), request)) => start_daemon(post, request, spool, lock, server),
+        Ok((Ok(Made::Exists), _)) => reply(&server, Ok(Reply::Exists)),
+        Ok((Err(error), _)) => reply(&server, Ok(not_made(error))),
+        Err(refused) => reply(&server, refused),
+    }
+}
+
+fn enqueue(post: &Post, place: Place) -> Result<Reply, SpoolError> {
+    let request = match request(post, place, false) {
+        Ok(request) => request,
+        Err(refused) => return refused,
+    };
+    Ok(make(post, &request, None).unwrap_or_else(not_made))
+}
+
+/// What goes into the spool of a job; or the reply, where nothing does.
+fn request(post: &Post, place: Place, starts_at_once: bool) -> Result<SpoolRequest, Result<Reply, SpoolError>> {
+    let Place { ask, accepted_at } = place;
+    let refused = |failure| Err(Ok(Reply::Refused(failure)));
+    let Warrant { call, passed, .. } = match post.verify(&ask, Way::Start) {
+        Ok(warrant) => warrant,
+        Err(failure) => return refused(failure),
+    };
+    let (caller, call_id, start_before) = (call.envelope.caller.clone(), call.envelope.call_id.clone(), call.envelope.start_before);
+    let minion_job_id = MinionJobId::derive(&ask.minion, &caller, &call_id);
+    match Spool::of(&post.spools, &minion_job_id).exists() {
+        Ok(false) => {}
+        Ok(true) => return Err(Ok(Reply::Exists)),
+        Err(error) => return Err(Err(error)),
+    }
+    // Where a job was given up there is no spool any more to say that it has run.
+    if forgotten(post).map_err(Err)?.may_hold(start_before) {
+        let message =
+            format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
+        return refused(Failure::new(ErrorCode::TooLate, message));
+    }
+    let run = Some(post.guard.method_run(&call, passed));
+    Ok(SpoolRequest { minion_job_id, run, caller, call_id, ask, start_before, accepted_at, starts_at_once })
+}
+
+/// What was given up. Where that is damaged anything may have been.
+fn forgotten(post: &Post) -> Result<Forgotten, SpoolError> {
+    match Forgotten::load(&post.spools) {
+        Err(damage) if damage.is_damage() => {
+            tracing::error!(%damage, "what was given up is not known any more: a call that is not found may have run, and is called lost");
+            let everything = Forgotten::everything_until(Timestamp::now());
+            everything.save(&post.spools).map(|()| everything)
+        }
+        loaded => loaded,
     }
 }
 
@@ -133,16 +209,57 @@ fn start_daemon(post: &Post, request: SpoolRequest, spool: Spool, lock: SpoolLoc
     }
 }
 
-fn fence(post: &Post, request: &SpoolRequest) -> Result<Reply, SpoolError> {
-    let message = format!("call {} never started here, and is refused from now on", request.call_id);
-    let verdict = Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, message) };
-    let outcome = Outcome::not_run(verdict, request.accepted_at);
-    make(post, request, Some(&outcome))
+/// What a caller wants of a job that is there, or of one that is never to be.
+fn tell(post: &Post, ask: Ask) -> Result<Reply, SpoolError> {
+    let told = post.verify(&ask, Way::Jobs).and_then(|Warrant { call, passed, .. }| {
+        let asked = JobsCall::read(passed.method, passed.args)?;
+        Ok((asked, call.envelope.caller, passed.scope))
+    });
+    let (asked, caller, scope) = match told {
+        Ok(told) => told,
+        Err(failure) => return Ok(Reply::Refused(failure)),
+    };
+    match asked {
+        JobsCall::Fence(call_id) => fence(post, ask, caller, call_id),
+        JobsCall::Cancel(id) if is_seen(post, &id, &caller, scope)? => cancel(post, &id, caller),
+        JobsCall::Delete(id) if is_seen(post, &id, &caller, scope)? => remove(post, vec![id], |_| true),
+        JobsCall::Cancel(id) | JobsCall::Delete(id) => {
+            let message = format!("this host knows no job {id} of {caller}");
+            Ok(Reply::Refused(Failure::new(ErrorCode::UnknownJob, message)))
+        }
+        JobsCall::Status(_) | JobsCall::List | JobsCall::Logs(_) => Ok(Reply::Refused(not_what_it_says(&ask))),
+    }
 }
 
-fn cancel(post: &Post, id: &MinionJobId, wish: &CancelRequest) -> Result<Reply, SpoolError> {
+/// Whether there is such a job, and the caller may hear of it.
+fn is_seen(post: &Post, id: &MinionJobId, caller: &CallerName, scope: Scope) -> Result<bool, SpoolError> {
     let spool = Spool::of(&post.spools, id);
-    spool.ask_to_cancel(wish)?;
+    match scope {
+        Scope::All => spool.exists(),
+        Scope::Own => Ok(spool.exists()? && spool.request()?.caller == *caller),
+    }
+}
+
+fn fence(post: &Post, ask: Ask, caller: CallerName, call_id: CallId) -> Result<Reply, SpoolError> {
+    let minion_job_id = MinionJobId::derive(&ask.minion, &caller, &call_id);
+    if Spool::of(&post.spools, &minion_job_id).exists()? {
+        return Ok(Reply::Exists);
+    }
+    if forgotten(post)?.may_have_run(&caller, &call_id) {
+        let message = "jobs as old as that have been given up here (see [retention]): whether it ran is not known";
+        return Ok(Reply::Refused(Failure::new(ErrorCode::Lost, message)));
+    }
+    let now = Timestamp::now();
+    let message = format!("call {call_id} never started here, and is refused from now on");
+    let verdict = Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, message) };
+    let request =
+        SpoolRequest { minion_job_id, run: None, caller, call_id, ask, start_before: now, accepted_at: now, starts_at_once: false };
+    make(post, &request, Some(&Outcome::not_run(verdict, now)))
+}
+
+fn cancel(post: &Post, id: &MinionJobId, by: CallerName) -> Result<Reply, SpoolError> {
+    let (spool, wish) = (Spool::of(&post.spools, id), CancelRequest { by, at: Timestamp::now() });
+    spool.ask_to_cancel(&wish)?;
     // A daemon that takes the lock from here on finds the wish before it starts anything.
     if let Some(lock) = lock_of(&spool, Life::is_queued)? {
         let first = spool.cancel_request()?.unwrap_or_else(|| wish.clone());
@@ -183,8 +300,27 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     Ok(())
 }
 
-/// One that cannot be removed is left out of the reply, and keeps no other.
-fn remove(post: &Post, ids: Vec<MinionJobId>, forgotten: Forgotten) -> Result<Reply, SpoolError> {
-    forgotten.save(&post.spools)?;
-    Ok(Reply::Removed(ids.into_iter().filter(|id| Spool::of(&post.spools, id).remove().is_ok_and(|is_gone| is_gone)).collect()))
+/// Removes the spools of jobs that have ended, whose calls can come no more, and which `may_go` by how long ago that was; it is written down first that
+/// they are forgotten. One that stays is left out of the reply, and keeps no other.
+fn remove(post: &Post, ids: Vec<MinionJobId>, may_go: impl Fn(Duration) -> bool) -> Result<Reply, SpoolError> {
+    let (mut forgotten, now) = (Forgotten::default(), Timestamp::now());
+    let (mut going, mut removed) = (Vec::new(), Vec::new());
+    for id in ids {
+        let spool = Spool::of(&post.spools, &id);
+        if !spool.exists()? {
+            removed.push(id);
+        } else if let Ok(request) = spool.request()
+            && request.start_before < now
+            && let Ok(Some(ended_at)) = spool.ended_at(&request)
+            && Duration::try_from(now.duration_since(ended_at)).is_ok_and(&may_go)
+        {
+            forgotten.add(&request.caller, &request.call_id, request.start_before);
+            going.push((id, spool));
+        }
+    }
+    if !going.is_empty() {
+        forgotten.save(&post.spools)?;
+    }
+    removed.extend(going.into_iter().filter(|(_, spool)| spool.remove().is_ok_and(|is_gone| is_gone)).map(|(id, _)| id));
+    Ok(Reply::Removed(removed))
 }

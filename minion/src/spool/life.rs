@@ -4,11 +4,13 @@ use std::fs::{File, TryLockError};
 
 use common::outcome::Outcome;
 use common::seal;
+use serde::{Deserialize, Serialize};
 
 use super::{LOCK, OUTCOME, STDOUT, Spool, SpoolError, SpoolLock, SpoolRequest, Started};
 
-/// What a spool says.
-#[derive(Debug)]
+/// What a spool says of its job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Life {
     /// The job has ended.
     Ended(Outcome),

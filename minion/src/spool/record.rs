@@ -5,10 +5,10 @@ use std::io;
 use common::identity::CallerName;
 use common::job::{CallId, MinionJobId};
 use common::outcome::Verdict;
-use common::protocol::{JobProgress, JobReport};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::call::Ask;
 use crate::jobs::MethodRun;
 
 /// The first file of a spool: who asked for what.
@@ -22,8 +22,8 @@ pub struct SpoolRequest {
     pub caller: CallerName,
     /// Under which call id.
     pub call_id: CallId,
-    /// The envelope as it came.
-    pub call: String,
+    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had.
+    pub ask: Ask,
     /// Until when it may come again, and is known as a repetition by this spool.
     pub start_before: Timestamp,
     /// When the host accepted it.
@@ -48,21 +48,6 @@ pub struct CancelRequest {
     pub by: CallerName,
     /// Since when.
     pub at: Timestamp,
-}
-
-impl SpoolRequest {
-    /// What the server tells of the job, whose state is `progress`.
-    #[must_use]
-    pub fn report(self, progress: JobProgress) -> JobReport {
-        JobReport {
-            minion_job_id: self.minion_job_id,
-            call_id: self.call_id,
-            caller: self.caller,
-            method: self.run.map_or_else(|| "jobs.fence".to_owned(), |run| run.method.to_string()),
-            accepted_at: self.accepted_at,
-            progress,
-        }
-    }
 }
 
 /// Why a job whose daemon is dead is lost, as of a host whose present boot is `boot_id`.
