@@ -115,7 +115,7 @@ impl Reception for Door {
         };
         let decision = self.acl.decide(caller.name(), &call.method);
         let audited = self.audit.record(&call.entry(&self.name, caller, &decision));
-        let Decision::Allow { rule, scope } = decision else { return Err(self.deny(caller, &call, audited)) };
+        let Decision::Allow { rule, scope, run_as } = decision else { return Err(self.deny(caller, &call, audited)) };
         debug!(caller = %caller.name(), method = call.envelope.method, call_id = %call.envelope.call_id, rule, "call allowed");
         self.require_in_time(&call)?;
         let method = self.registry.find(&call.method).ok_or_else(|| self.registry.unknown(&call.method))?;
@@ -126,10 +126,10 @@ impl Reception for Door {
             Way::Here => Ok(Reply::Outcome(self.answer(method, args))),
             Way::Jobs => self.ask_jobs(caller, scope, JobsCall::read(method, args)?).await.map(Reply::Outcome),
             Way::Trust => self.revocations(caller, RevocationsAsked::read(method, args)?).await.map(Reply::Outcome),
-            Way::Run => self.jobs.run(self.method_run(call, args, self.call_time_max)).await.map(Reply::Outcome),
+            Way::Run => self.jobs.run(self.method_run(call, args, run_as, self.call_time_max)).await.map(Reply::Outcome),
             Way::Start => {
                 let (text, start_before) = (call.text.clone(), call.envelope.start_before);
-                let run = self.method_run(call, args, self.job_time_max);
+                let run = self.method_run(call, args, run_as, self.job_time_max);
                 self.jobs.start(&self.name, JobCall { run, text, start_before }).await.map(Reply::Accepted)
             }
         }
@@ -229,9 +229,9 @@ impl Door {
         Ok(Outcome { verdict: Ok(answer).into(), started_at, finished_at: Some(Timestamp::now()) })
     }
 
-    fn method_run(&self, call: Call, args: Value, time_max: Duration) -> MethodRun {
+    fn method_run(&self, call: Call, args: Value, run_as: Option<String>, time_max: Duration) -> MethodRun {
         let limit = call.envelope.limit().map_or(time_max, |limit| limit.min(time_max));
-        MethodRun { method: call.method, args, call_id: call.envelope.call_id, caller: call.envelope.caller, limit }
+        MethodRun { method: call.method, args, call_id: call.envelope.call_id, caller: call.envelope.caller, limit, run_as }
     }
 }
 

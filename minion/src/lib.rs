@@ -23,3 +23,4 @@ pub mod spawner;
 pub mod spool;
 pub mod store;
 pub mod supervise;
+pub mod user;

@@ -13,6 +13,7 @@ use crate::jobs::MethodRun;
 use crate::process;
 use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
 use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise};
+use crate::user::{self, UserError};
 
 /// How long the server may take to say its order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,6 +31,10 @@ pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
         // The server is gone, or died in the middle of a word: there is nobody to answer, and nothing was asked.
         return 1;
     };
+    if let Err(error) = require_user(&order) {
+        let problem = format!("{}: {error}", post.station.minion);
+        return reply(&server, Ok(Reply::Refused(Failure::new(ErrorCode::Undelivered, problem))));
+    }
     match order {
         Order::Run(run) => call(post, &run, server),
         Order::Start(request) => start(post, SpoolRequest { starts_at_once: true, ..request }, server),
@@ -40,6 +45,16 @@ pub(super) fn serve(post: &Post, server: UnixStream) -> u8 {
         Order::Settle(id) => reply(&server, settle(post, &id).map(|()| Reply::Done)),
         Order::Remove(ids, forgotten) => reply(&server, remove(post, ids, forgotten)),
     }
+}
+
+/// That what is ordered could run as the user that it is to run as: nothing is begun that cannot be.
+fn require_user(order: &Order) -> Result<(), UserError> {
+    let run = match order {
+        Order::Run(run) => Some(run),
+        Order::Start(request) | Order::Enqueue(request) => request.run.as_ref(),
+        Order::Launch(_) | Order::Fence(_) | Order::Cancel(..) | Order::Settle(_) | Order::Remove(..) => None,
+    };
+    run.and_then(|run| run.run_as.as_deref()).map_or(Ok(()), user::require_in_reach)
 }
 
 fn reply(server: &UnixStream, reply: Result<Reply, SpoolError>) -> u8 {
