@@ -3,29 +3,28 @@
 //! Nothing is allowed that no rule allows, except that everyone may read and stop their own jobs, and ask for the revocation list or bring a
 //! newer one, which the authority has signed.
 
+mod folder;
 mod rules;
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use common::identity::CallerName;
 use common::method::MethodName;
 use common::protocol::certs::REVOCATIONS;
+use nix::unistd::geteuid;
 use tracing::{info, warn};
 
+use crate::user::User;
+use folder::{Loaded, Writers, listing, load};
 pub use rules::{Problem, Rules};
 
 /// The name by which the audit log calls the grant that needs no rule.
 const OWN_JOBS: &str = "own jobs";
 /// Likewise, of the revocation list: who brings it is not what makes it good.
 const SIGNED: &str = "signed by the authority";
-
-/// A file that changed less than this before it was read may change again without looking changed: file systems stamp times in ticks.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Whose jobs a call of `jobs.*` may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +44,8 @@ pub enum Decision {
         rule: String,
         /// For `jobs.*`: whose.
         scope: Scope,
+        /// As which user of the host it runs; none: as minion itself does. What the server answers itself runs as nobody else.
+        run_as: Option<String>,
     },
     /// No rule allows it.
     Deny,
@@ -53,12 +54,13 @@ pub enum Decision {
 /// Whether `rules` let `caller` call `method`, whose `async.` is left off: who may call a method may do so in both ways.
 #[must_use]
 pub fn decide(rules: &Rules, caller: &CallerName, method: &MethodName) -> Decision {
+    let without_rule = |rule: &str| Decision::Allow { rule: rule.to_owned(), scope: Scope::Own, run_as: None };
     match rules.find(caller, method) {
-        Some(rule) => Decision::Allow { rule, scope: Scope::All },
+        Some(rule) => Decision::Allow { rule: rule.place(), scope: Scope::All, run_as: rule.run_as().map(str::to_owned) },
         // A fence leaves a folder behind, so it is for those alone who could have left one anyway.
         None if method.as_str() == "jobs.fence" && !rules.knows(caller) => Decision::Deny,
-        None if method.as_str() == REVOCATIONS => Decision::Allow { rule: SIGNED.to_owned(), scope: Scope::Own },
-        None if method.module() == "jobs" => Decision::Allow { rule: OWN_JOBS.to_owned(), scope: Scope::Own },
+        None if method.as_str() == REVOCATIONS => without_rule(SIGNED),
+        None if method.module() == "jobs" => without_rule(OWN_JOBS),
         None => Decision::Deny,
     }
 }
@@ -67,31 +69,27 @@ pub fn decide(rules: &Rules, caller: &CallerName, method: &MethodName) -> Decisi
 #[derive(Debug)]
 pub struct Acl {
     dir: PathBuf,
+    writers: Writers,
     loaded: Mutex<Loaded>,
-}
-
-#[derive(Debug)]
-struct Loaded {
-    rules: Rules,
-    problems: Vec<Problem>,
-    /// What the folder looked like just before it was read; none if that may deceive.
-    listing: Option<Vec<Stamp>>,
-}
-
-/// Enough of a file to see that it has changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    name: PathBuf,
-    inode: u64,
-    size_bytes: u64,
-    changed: [i64; 4],
 }
 
 impl Acl {
     /// The rules in `dir`. A file that cannot be read is named in the log, and so is a folder that is not there.
     #[must_use]
     pub fn open(dir: &Path) -> Self {
-        let acl = Self { dir: dir.to_owned(), loaded: Mutex::new(load(dir)) };
+        Self::open_of(dir, Writers::Any)
+    }
+
+    /// The same, for a process of root's: what belongs to another user than root, or can be written by others, gives no rules, and is named
+    /// in the log with the command that mends it. Of the folders above `dir` nothing is asked: who moves another in its place must find one that
+    /// is root's.
+    #[must_use]
+    pub fn open_owned(dir: &Path) -> Self {
+        Self::open_of(dir, Writers::Root)
+    }
+
+    fn open_of(dir: &Path, writers: Writers) -> Self {
+        let acl = Self { dir: dir.to_owned(), writers, loaded: Mutex::new(load(dir, writers)) };
         let loaded = acl.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         tell(&loaded.problems);
         info!(acl_dir = %dir.display(), rules = loaded.rules.len(), "rules read");
@@ -119,7 +117,7 @@ impl Acl {
     fn fresh(&self) -> MutexGuard<'_, Loaded> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.listing.is_none() || loaded.listing != listing(&self.dir).ok() {
-            let fresh = load(&self.dir);
+            let fresh = load(&self.dir, self.writers);
             if fresh.problems != loaded.problems {
                 tell(&fresh.problems);
             }
@@ -132,14 +130,30 @@ impl Acl {
     }
 }
 
-/// What is wrong with the rules in `dir`: what cannot be read, and what anyone on the host could change.
+/// What is wrong with the rules in `dir`, for a minion that runs as this process does: what cannot be read, what others could change, and the
+/// users as whom nothing can run.
 #[must_use]
 pub fn problems(dir: &Path) -> Vec<Problem> {
-    let mut problems = load(dir).problems;
-    let files = listing(dir).unwrap_or_default().into_iter().map(|stamp| dir.join(stamp.name));
-    let anyone_writes = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.mode() & 0o002 != 0);
-    problems.extend([dir.to_owned()].into_iter().chain(files).filter(anyone_writes).map(Problem::of_mode));
+    problems_for(dir, if geteuid().is_root() { Writers::Root } else { Writers::Any })
+}
+
+fn problems_for(dir: &Path, writers: Writers) -> Vec<Problem> {
+    let Loaded { rules, mut problems, .. } = load(dir, writers);
+    problems.extend(match writers {
+        Writers::Root => Vec::new(),
+        Writers::Any => anyone_writes(dir),
+    });
     problems
+        .extend(rules.complaints(|name| User::find(name).and_then(|user| user.require_in_reach()).err().map(|error| error.to_string())));
+    problems
+}
+
+/// What in `dir` anyone on the host could change.
+fn anyone_writes(dir: &Path) -> Vec<Problem> {
+    let files = listing(dir).map(|listing| listing.files).unwrap_or_default();
+    let paths = [dir.to_owned()].into_iter().chain(files.into_iter().map(|stamp| dir.join(stamp.name)));
+    let is_open = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.mode() & 0o002 != 0);
+    paths.filter(is_open).map(Problem::of_mode).collect()
 }
 
 fn tell(problems: &[Problem]) {
@@ -148,62 +162,9 @@ fn tell(problems: &[Problem]) {
     }
 }
 
-/// Reads the folder. The listing is taken first: a change in between makes the next look differ from it.
-fn load(dir: &Path) -> Loaded {
-    let listing = match listing(dir) {
-        Ok(listing) => listing,
-        Err(error) => return Loaded { rules: Rules::default(), problems: vec![Problem::of_dir(dir, &error)], listing: None },
-    };
-    let (mut rules, mut problems) = (Rules::default(), Vec::new());
-    for stamp in &listing {
-        let path = dir.join(&stamp.name);
-        let added = fs::read_to_string(&path).map_err(|error| Problem::of_file(&path, &error)).and_then(|text| rules.add(&path, &text));
-        problems.extend(added.err());
-    }
-    let listing = Some(listing).filter(|listing| is_settled(listing));
-    Loaded { rules, problems, listing }
-}
-
-/// The `*.toml` of the folder in the order of their names. Hidden files, an editor's for instance, are not rules.
-fn listing(dir: &Path) -> io::Result<Vec<Stamp>> {
-    let mut stamps = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = PathBuf::from(entry?.file_name());
-        let is_hidden = name.as_os_str().as_encoded_bytes().starts_with(b".");
-        if name.extension().is_some_and(|extension| extension == "toml") && !is_hidden {
-            // One that vanished since is in the next listing no more; a link to nothing is a problem to be told.
-            let stamp = fs::metadata(dir.join(&name)).map_or_else(|_| Stamp::unread(name.clone()), |file| Stamp::of(name.clone(), &file));
-            stamps.push(stamp);
-        }
-    }
-    stamps.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(stamps)
-}
-
-fn is_settled(listing: &[Stamp]) -> bool {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let limit = i64::try_from(now.saturating_sub(TICK).as_millis()).unwrap_or(i64::MAX);
-    listing.iter().all(|stamp| {
-        let [modified, modified_nanos, changed, changed_nanos] = stamp.changed;
-        let milliseconds = |seconds: i64, nanos: i64| seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000);
-        milliseconds(modified, modified_nanos).max(milliseconds(changed, changed_nanos)) < limit
-    })
-}
-
-impl Stamp {
-    fn of(name: PathBuf, file: &fs::Metadata) -> Self {
-        let changed = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
-        Self { name, inode: file.ino(), size_bytes: file.len(), changed }
-    }
-
-    fn unread(name: PathBuf) -> Self {
-        Self { name, inode: 0, size_bytes: 0, changed: [0; 4] }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
 
     fn ask(acl: &Acl, caller: &str, method: &str) -> Decision {
@@ -211,7 +172,7 @@ mod tests {
     }
 
     fn allow(rule: &str) -> Decision {
-        Decision::Allow { rule: rule.to_owned(), scope: Scope::All }
+        Decision::Allow { rule: rule.to_owned(), scope: Scope::All, run_as: None }
     }
 
     const ADMIN: &str = "[[allow]]\ncaller = \"admin\"\nmethods = [\"*\"]\n";
@@ -236,11 +197,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.toml"), ADMIN).unwrap();
         let acl = Acl::open(dir.path());
-        assert_eq!(ask(&acl, "ops", "jobs.status"), Decision::Allow { rule: "own jobs".into(), scope: Scope::Own });
+        let own = Decision::Allow { rule: "own jobs".into(), scope: Scope::Own, run_as: None };
+        assert_eq!(ask(&acl, "ops", "jobs.status"), own);
         assert_eq!(ask(&acl, "admin", "jobs.status"), allow("a.toml:1"));
         assert_eq!(ask(&acl, "ops", "jobs.fence"), Decision::Deny, "who may start nothing leaves nothing");
         fs::write(dir.path().join("b.toml"), ADMIN.replace("admin", "ops").replace("\"*\"", "\"test.ping\"")).unwrap();
-        assert_eq!(ask(&acl, "ops", "jobs.fence"), Decision::Allow { rule: "own jobs".into(), scope: Scope::Own });
+        assert_eq!(ask(&acl, "ops", "jobs.fence"), own);
     }
 
     #[test]
@@ -280,8 +242,97 @@ mod tests {
         let file = dir.path().join("a.toml");
         fs::write(&file, ADMIN).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o646)).unwrap();
-        let told: Vec<String> = problems(dir.path()).iter().map(ToString::to_string).collect();
+        let told: Vec<String> = problems_for(dir.path(), Writers::Any).iter().map(ToString::to_string).collect();
         assert_eq!(told, [format!("{0}: anyone on this host can write it: run `chmod o-w {0}`", file.display())]);
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_says_as_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let rules = "[[allow]]\ncaller = \"ops\"\nmethods = [\"command.*\"]\nrun_as = \"deploy\"\n";
+        fs::write(dir.path().join("a.toml"), format!("{rules}{}", ADMIN.replace("admin", "*"))).unwrap();
+        let acl = Acl::open(dir.path());
+        let run_as = |caller: &str, method: &str| match ask(&acl, caller, method) {
+            Decision::Allow { rule, run_as, .. } => (rule, run_as),
+            Decision::Deny => panic!("denied"),
+        };
+        assert_eq!(run_as("ops", "command.run"), ("a.toml:1".into(), Some("deploy".into())));
+        assert_eq!(run_as("ops", "test.echo"), ("a.toml:5".into(), None));
+        assert_eq!(run_as("admin", "command.run"), ("a.toml:5".into(), None));
+    }
+
+    #[test]
+    fn root_goes_by_what_root_alone_can_write_and_says_how_to_mend_the_rest() {
+        use std::os::unix::fs::PermissionsExt as _;
+        if !geteuid().is_root() {
+            // Only root can give a file away, and only root is asked.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (path, file, other) = (dir.path(), dir.path().join("a.toml"), dir.path().join("b.toml"));
+        fs::write(&file, ADMIN).unwrap();
+        fs::write(&other, ADMIN.replace("admin", "ops")).unwrap();
+        let acl = Acl::open_owned(path);
+        assert_eq!(ask(&acl, "admin", "test.ping"), allow("a.toml:1"));
+        let chmod = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let chown = |path: &Path, uid: u32| std::os::unix::fs::chown(path, Some(uid), None).unwrap();
+        let told = || problems(path).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let why = "and root goes by rules that root alone can write, so";
+        assert_eq!(told(), Vec::<String>::new());
+        for mode in [0o620, 0o602] {
+            chmod(&file, mode);
+            assert_eq!(ask(&acl, "admin", "test.ping"), Decision::Deny, "{mode:o}");
+            assert_eq!(ask(&acl, "ops", "test.ping"), allow("b.toml:1"), "{mode:o}");
+            let how =
+                format!("can be written by others than its owner, {why} none of its rules holds: run `chmod go-w {0}`", file.display());
+            assert_eq!(told(), [format!("{}: {how}", file.display())]);
+        }
+        chown(&file, 65534);
+        let how = format!(
+            "belongs to the user 65534 and can be written by others than its owner, {why} none of its rules holds: run `chown root {0} && chmod go-w {0}`",
+            file.display()
+        );
+        assert_eq!(told(), [format!("{}: {how}", file.display())]);
+        chown(&file, 0);
+        chmod(&file, 0o644);
+        assert_eq!(ask(&acl, "admin", "test.ping"), allow("a.toml:1"), "mended");
+        // A link is as good as what it leads to.
+        let kept = tempfile::tempdir().unwrap();
+        let elsewhere = kept.path().join("rules");
+        fs::rename(&file, &elsewhere).unwrap();
+        chown(&elsewhere, 65534);
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        assert_eq!(ask(&acl, "admin", "test.ping"), Decision::Deny);
+        chown(&elsewhere, 0);
+        assert_eq!(ask(&acl, "admin", "test.ping"), allow("a.toml:1"));
+        chmod(path, 0o777);
+        assert_eq!((ask(&acl, "admin", "test.ping"), ask(&acl, "ops", "test.ping")), (Decision::Deny, Decision::Deny));
+        assert_eq!(told().len(), 1);
+        assert!(told()[0].ends_with(&format!("so nobody may call anything: run `chmod go-w {}`", path.display())), "{:?}", told());
+        chmod(path, 0o755);
+        assert_eq!(ask(&acl, "admin", "test.ping"), allow("a.toml:1"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_a_problem_and_nobody_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("a.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("b.toml")).unwrap();
+        fs::write(dir.path().join("c.toml"), ADMIN).unwrap();
+        assert_eq!(ask(&Acl::open(dir.path()), "admin", "test.ping"), allow("c.toml:1"));
+        assert_eq!(problems(dir.path()).len(), 2);
+    }
+
+    #[test]
+    fn a_user_whom_the_host_does_not_have_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.toml");
+        fs::write(&file, format!("{ADMIN}run_as = \"no-such-user\"\n")).unwrap();
+        let told: Vec<String> = problems(dir.path()).iter().map(ToString::to_string).collect();
+        let said = "this host has no user no-such-user: make it, or name another in `run_as` of the rule";
+        assert_eq!(told, [format!("{}:1: {said}", file.display())]);
+        fs::write(&file, format!("{ADMIN}run_as = \"daemon\"\n")).unwrap();
+        assert_eq!(problems(dir.path()).is_empty(), geteuid().is_root(), "only root can become daemon");
     }
 
     #[test]

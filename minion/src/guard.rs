@@ -80,14 +80,14 @@ impl Guard {
     pub fn pass(&self, name: &MinionName, bearer: Bearer<'_>, call: &Call, audit: &Audit) -> Result<Passed<'_>, Failure> {
         let decision = self.acl.decide(&call.envelope.caller, &call.method);
         let audited = audit.record(&entry(name, bearer, call, &decision));
-        let Decision::Allow { rule, scope } = decision else { return Err(self.deny(name, bearer, call, audited)) };
+        let Decision::Allow { rule, scope, run_as } = decision else { return Err(self.deny(name, bearer, call, audited)) };
         debug!(caller = bearer.caller, method = call.envelope.method, call_id = %call.envelope.call_id, rule, "call allowed");
         call.require_in_time(name, Timestamp::now())?;
         let method = self.registry.find(&call.method).ok_or_else(|| self.registry.unknown(&call.method))?;
         let way = way(method, call.form)?;
         require_audited(audited, way)?;
         let args = call.bind(method)?;
-        Ok(Passed { way, method, args, scope, run_as: None })
+        Ok(Passed { way, method, args, scope, run_as })
     }
 
     /// Writes down that what was to be a call is refused before rules could be asked, and gives the refusal back.

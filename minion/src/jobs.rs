@@ -58,7 +58,7 @@ pub struct MethodRun {
     pub caller: CallerName,
     /// For how long at most.
     pub limit: Duration,
-    /// As which user; none: as the spawner.
+    /// As which user of the host, by name; as the spawner's own if it does not say.
     #[serde(default)]
     pub run_as: Option<String>,
 }

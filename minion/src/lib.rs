@@ -25,3 +25,4 @@ pub mod spawner;
 pub mod spool;
 pub mod store;
 pub mod supervise;
+pub mod user;

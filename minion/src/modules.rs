@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use certs::RevocationsAsked;
+pub(crate) use command::DEFAULT_PATH;
 pub use jobs::{JobsCall, LogsWanted};
 
 /// How much of a complaint about arguments is repeated: it may quote them whole.

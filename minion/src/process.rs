@@ -1,10 +1,11 @@
-//! Forking. The only file of the minion with `unsafe`, because `fork` and changing one's own environment are sound only in a
+//! Forking, and what a process that was forked does with itself. The only file of the minion with `unsafe`, because `fork` and changing one's own environment are sound only in a
 //! process with a single thread, which is a promise that no type can make. The spawner and what it forks keep it; the server never
 //! comes here.
 
 #![allow(unsafe_code, reason = "fork, setenv and _exit are sound here: the process has one thread, which `require_single_thread` checks")]
 
 use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::unistd::{ForkResult, Pid};
@@ -66,6 +67,45 @@ pub fn hear_of_children() -> nix::Result<()> {
 pub fn set_variable(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
     // SAFETY: one thread, as above, so nobody reads the environment meanwhile.
     unsafe { std::env::set_var(name, value) };
+}
+
+/// Takes every variable from this process's environment but those whose name `is_kept`.
+pub fn keep_variables(is_kept: impl Fn(&OsStr) -> bool) {
+    let others: Vec<_> = std::env::vars_os().map(|(name, _)| name).filter(|name| !is_kept(name)).collect();
+    for name in others {
+        // SAFETY: one thread, as above.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
+/// Gives this process a session keyring of its own, an empty one: whoever inherits one possesses the keys in it, whoever it is.
+///
+/// # Errors
+/// The kernel refuses. One that knows no keyrings, or a sandbox that forbids them, has none to leave.
+pub fn leave_session_keyring() -> std::io::Result<()> {
+    use nix::errno::Errno;
+    use nix::libc;
+    let anonymous = std::ptr::null::<libc::c_char>();
+    // SAFETY: the call reads no memory: without a name the new keyring is anonymous, see keyctl(2).
+    match Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, anonymous) }) {
+        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Closes every file of this process but stdin, stdout, stderr and `kept`, whoever opened it: a child has what its parents had open, and their
+/// names for it are not used any more.
+///
+/// # Errors
+/// `/proc` does not tell what is open.
+pub fn close_all_but(kept: impl AsRawFd) -> std::io::Result<()> {
+    let open = std::fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
+    let numbers = open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
+    for number in numbers.filter(|number| *number > nix::libc::STDERR_FILENO && *number != kept.as_raw_fd()) {
+        // What the folder itself was read by is closed already.
+        let _closed = nix::unistd::close(number);
+    }
+    Ok(())
 }
 
 fn exit_now(code: u8) -> ! {

@@ -1,4 +1,4 @@
-//! The rules as they are written: `[[allow]]` tables of callers and methods.
+//! The rules as they are written: `[[allow]]` tables of callers and methods, and as whom what they allow runs.
 
 use std::fmt;
 use std::io;
@@ -13,14 +13,21 @@ use toml::Spanned;
 
 use crate::config::{line_at, line_of};
 
+/// The longest name of a user: `LOGIN_NAME_MAX` of limits.h, without its ending zero.
+const USER_MAX_BYTES: usize = 255;
+
+/// The bits of a mode by which others than the owner may write.
+const OTHERS_WRITE: u32 = 0o022;
+
 /// Rules in the order in which they are asked.
 #[derive(Debug, Clone, Default)]
 pub struct Rules(Vec<Rule>);
 
 #[derive(Debug, Clone)]
-struct Rule {
-    /// `file.toml:line`.
-    place: String,
+pub(super) struct Rule {
+    /// Where it stands.
+    file: PathBuf,
+    line: usize,
     /// What the sets were made of.
     written: Allow,
     callers: GlobSet,
@@ -50,6 +57,8 @@ struct File {
 struct Allow {
     caller: OneOrMore,
     methods: OneOrMore,
+    /// As whom the methods run; as minion itself does, if it does not say.
+    run_as: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -61,8 +70,8 @@ enum OneOrMore {
 
 impl PartialEq for Rules {
     fn eq(&self, other: &Self) -> bool {
-        let written = |rules: &Self| rules.0.iter().map(|rule| (rule.place.clone(), rule.written.clone())).collect::<Vec<_>>();
-        written(self) == written(other)
+        let written = |rule: &Rule| (rule.place(), rule.written.clone());
+        self.0.iter().map(written).eq(other.0.iter().map(written))
     }
 }
 
@@ -79,15 +88,20 @@ impl Rules {
         self.0.is_empty()
     }
 
-    /// Where the first rule stands that lets `caller` call `method`: `file.toml:line`.
     /// Whether any rule is about `caller`.
     pub(super) fn knows(&self, caller: &CallerName) -> bool {
         self.0.iter().any(|rule| rule.callers.is_match(caller.as_str()))
     }
 
-    pub(super) fn find(&self, caller: &CallerName, method: &MethodName) -> Option<String> {
-        let matches = |rule: &&Rule| rule.callers.is_match(caller.as_str()) && rule.methods.is_match(method.as_str());
-        self.0.iter().find(matches).map(|rule| rule.place.clone())
+    /// The first rule that lets `caller` call `method`.
+    pub(super) fn find(&self, caller: &CallerName, method: &MethodName) -> Option<&Rule> {
+        self.0.iter().find(|rule| rule.callers.is_match(caller.as_str()) && rule.methods.is_match(method.as_str()))
+    }
+
+    /// What is wrong with the users that the rules name: `complaint` says it of one, if anything is.
+    pub(super) fn complaints(&self, complaint: impl Fn(&str) -> Option<String>) -> Vec<Problem> {
+        let of_rule = |rule: &Rule| complaint(rule.run_as()?).map(|text| Problem { file: rule.file.clone(), line: Some(rule.line), text });
+        self.0.iter().filter_map(of_rule).collect()
     }
 
     /// Adds the rules that stand in `text`, which is the file `path`: all of them, or, if one is wrong, none.
@@ -95,14 +109,16 @@ impl Rules {
     /// # Errors
     /// What is wrong, and where.
     pub fn add(&mut self, path: &Path, text: &str) -> Result<(), Problem> {
-        let problem = |line: usize, text: String| Problem { file: path.to_owned(), line: Some(line), text };
+        let problem = |line: usize, text: String| Problem {
+            file: path.to_owned(),
+            line: Some(line),
+            text: format!("{text}; none of its rules holds"),
+        };
         let file: File = toml::from_str(text).map_err(|error| problem(line_of(text, &error), error.message().replace('\n', "; ")))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let mut rules = Vec::new();
         for allow in file.allow {
             let line = line_at(text, allow.span().start);
-            let rule = Rule::new(format!("{name}:{line}"), allow.into_inner()).map_err(|wrong| problem(line, wrong))?;
-            rules.push(rule);
+            rules.push(Rule::new((path, line), allow.into_inner()).map_err(|wrong| problem(line, wrong))?);
         }
         self.0.append(&mut rules);
         Ok(())
@@ -110,7 +126,7 @@ impl Rules {
 }
 
 impl Rule {
-    fn new(place: String, written: Allow) -> Result<Self, String> {
+    fn new((file, line): (&Path, usize), written: Allow) -> Result<Self, String> {
         let methods = written.methods.globs();
         if let Some(glob) = methods.iter().find(|glob| glob.starts_with(ASYNC_PREFIX)) {
             return Err(format!("{glob:?}: a rule for a method covers its `{ASYNC_PREFIX}` form; leave that off"));
@@ -118,7 +134,19 @@ impl Rule {
         if let Some(glob) = methods.iter().find(|glob| !glob.contains(['.', '*', '?', '[', '{'])) {
             return Err(format!("{glob:?} matches no method, which looks like module.method; a whole module is \"{glob}.*\""));
         }
-        Ok(Self { place, callers: glob_set("caller", written.caller.globs())?, methods: glob_set("methods", methods)?, written })
+        written.run_as.as_deref().map_or(Ok(()), require_user_name)?;
+        let (callers, methods) = (glob_set("caller", written.caller.globs())?, glob_set("methods", methods)?);
+        Ok(Self { file: file.to_owned(), line, callers, methods, written })
+    }
+
+    /// `file.toml:line`.
+    pub(super) fn place(&self) -> String {
+        format!("{}:{}", self.file.file_name().unwrap_or_default().to_string_lossy(), self.line)
+    }
+
+    /// As whom what it allows runs, if it says.
+    pub(super) fn run_as(&self) -> Option<&str> {
+        self.written.run_as.as_deref()
     }
 }
 
@@ -129,6 +157,18 @@ impl OneOrMore {
             Self::More(globs) => globs,
         }
     }
+}
+
+/// That `name` can be a user's name. Whether the host has that user shows when something is to run: users come and go.
+fn require_user_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("`run_as` = {name:?}: it is the name of a user of this host, not a number"));
+    }
+    let is_strange = |letter: char| letter.is_control() || letter.is_whitespace() || matches!(letter, ':' | '/' | ',');
+    if name.starts_with(['-', '+', '~']) || name.contains(is_strange) || name.len() > USER_MAX_BYTES {
+        return Err(format!("`run_as` = {name:?}: no user can have that name"));
+    }
+    Ok(())
 }
 
 /// Names match without regard to case.
@@ -160,6 +200,20 @@ impl Problem {
         Self { file, line: None, text }
     }
 
+    /// Of a file, or the folder, that others than root could have written or can write.
+    pub(super) fn of_others(file: &Path, owner: u32, mode: u32, what_follows: &str) -> Option<Self> {
+        let path = file.display();
+        let why = (owner != 0).then(|| (format!("belongs to the user {owner}"), format!("chown root {path}")));
+        let how = (mode & OTHERS_WRITE != 0).then(|| ("can be written by others than its owner".to_owned(), format!("chmod go-w {path}")));
+        let (why, what): (Vec<_>, Vec<_>) = why.into_iter().chain(how).unzip();
+        let text = format!(
+            "{}, and root goes by rules that root alone can write, so {what_follows}: run `{}`",
+            why.join(" and "),
+            what.join(" && ")
+        );
+        (!why.is_empty()).then(|| Self { file: file.to_owned(), line: None, text })
+    }
+
     pub(super) fn of_file(path: &Path, error: &io::Error) -> Self {
         Self { file: path.to_owned(), line: None, text: format!("cannot be read: {error}") }
     }
@@ -168,7 +222,7 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            Some(line) => write!(out, "{}:{line}: {}; none of its rules holds", self.file.display(), self.text),
+            Some(line) => write!(out, "{}:{line}: {}", self.file.display(), self.text),
             None => write!(out, "{}: {}", self.file.display(), self.text),
         }
     }
@@ -190,7 +244,7 @@ mod tests {
             "# ops\n[[allow]]\ncaller = \"Ops-*\"\nmethods = \"test.{ping,add}\"\n\n[[allow]]\ncaller = [\"a\", \"b\"]\nmethods = [\"*\"]\n",
         );
         let rules = rules.unwrap();
-        let find = |caller: &str, method: &str| rules.find(&caller.parse().unwrap(), &method.parse().unwrap());
+        let find = |caller: &str, method: &str| rules.find(&caller.parse().unwrap(), &method.parse().unwrap()).map(Rule::place);
         assert_eq!(find("ops-1", "test.ping").as_deref(), Some("a.toml:2"));
         assert_eq!(find("b", "test.sleep").as_deref(), Some("a.toml:6"));
         assert_eq!(find("ops-1", "test.sleep"), None);
@@ -206,7 +260,15 @@ mod tests {
             (rule("[]", "[\"*\"]"), "a.toml:2: `caller` is empty"),
             (rule("\"[\"", "[\"*\"]"), "a.toml:2: "),
             (rule("3", "[\"*\"]"), "a.toml:3: a glob in quotes, or a list of them"),
-            (rule("\"a\"", "[\"*\"]") + "deny = 1\n", "a.toml:5: unknown field `deny`, expected `caller` or `methods`"),
+            (rule("\"a\"", "[\"*\"]") + "deny = 1\n", "a.toml:5: unknown field `deny`, expected one of `caller`, `methods`, `run_as`"),
+            (rule("\"a\"", "[\"*\"]") + "run_as = 3\n", "a.toml:5: invalid type: integer `3`, expected a string"),
+            (
+                rule("\"a\"", "[\"*\"]") + "run_as = \"1000\"\n",
+                "a.toml:2: `run_as` = \"1000\": it is the name of a user of this host, not a number",
+            ),
+            (rule("\"a\"", "[\"*\"]") + "run_as = \"\"\n", "a.toml:2: `run_as` = \"\": it is the name of a user"),
+            (rule("\"a\"", "[\"*\"]") + "run_as = \"-x\"\n", "a.toml:2: `run_as` = \"-x\": no user can have that name"),
+            (rule("\"a\"", "[\"*\"]") + "run_as = \"a b\"\n", "a.toml:2: `run_as` = \"a b\": no user can have that name"),
             ("[[alow]]\n".to_owned(), "a.toml:1: unknown field `alow`, expected `allow`"),
             ("a = \n".to_owned(), "a.toml:1: "),
         ] {

@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer};
 use super::{Context, Method, Module};
 use common::period;
 
-/// Where commands are looked for if the environment does not say.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where commands are looked for if the environment does not say, and by users whose environment we make.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(super) struct Command;
 
@@ -45,7 +45,7 @@ struct Words {
     line: Option<String>,
     /// The program and its arguments, run without a shell; this or `line`.
     argv: Option<Vec<String>>,
-    /// The folder to run it in; `/` unless said.
+    /// The folder to run it in; unless said it is `/`, or the home of the user whom the host's rule names.
     cwd: Option<PathBuf>,
     /// Variables to set beside those that the minion gives.
     env: Option<BTreeMap<String, String>>,
@@ -61,7 +61,8 @@ struct Words {
 struct Run {
     program: String,
     arguments: Vec<String>,
-    cwd: PathBuf,
+    /// None: where the method's process is.
+    cwd: Option<PathBuf>,
     env: BTreeMap<String, String>,
     stdin: Vec<u8>,
     timeout: Option<Duration>,
@@ -96,7 +97,7 @@ impl TryFrom<Words> for Run {
         Ok(Self {
             program,
             arguments: argv.collect(),
-            cwd: words.cwd.unwrap_or_else(|| PathBuf::from("/")),
+            cwd: words.cwd,
             env,
             stdin: words.stdin.unwrap_or_default().into_bytes(),
             timeout: words.timeout.map(|timeout| timeout.0),

@@ -14,6 +14,7 @@ use super::claims::{Answer, CLAIMS_MAX, Claim, Claimant};
 use super::{AUDIT_LOG, Post};
 use crate::call::{Ask, Call, Proof, require_signed};
 use crate::guard::{Bearer, Passed, Way};
+use crate::user;
 
 /// The largest certificate that is read; ours take less than 1 KiB.
 const CERTIFICATE_MAX_BYTES: usize = 16 * 1024;
@@ -58,7 +59,13 @@ impl Post {
             Err(failure) => return refused(bearer, "", failure),
         };
         match self.guard.pass(&ask.minion, bearer, &call, &audit) {
-            Ok(passed) if passed.way == wanted => Ok(Warrant { call, passed, fingerprint: signer.fingerprint }),
+            Ok(passed) if passed.way == wanted => match passed.run_as.as_deref().map_or(Ok(()), user::require_in_reach) {
+                Ok(()) => Ok(Warrant { call, passed, fingerprint: signer.fingerprint }),
+                Err(error) => {
+                    let failure = Failure::new(ErrorCode::Undelivered, format!("{}: {error}", ask.minion));
+                    refused(bearer, &call.envelope.method, failure)
+                }
+            },
             Ok(_) => {
                 let failure = Failure::new(ErrorCode::InvalidRequest, format!("{} was handed on as something else", call.method));
                 refused(bearer, &call.envelope.method, failure)

@@ -1,4 +1,4 @@
-//! The method's own process: made, told what to run, and heard.
+//! The method's own process: made, told what to run, heard, and, if a rule says so, another user's.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -17,6 +17,7 @@ use super::{Charge, Station, tree};
 use crate::jobs::MethodRun;
 use crate::modules::Context;
 use crate::process;
+use crate::user::{User, UserError};
 
 /// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
@@ -145,25 +146,47 @@ fn make_pipes(keeps_output: bool) -> nix::Result<(Ends, Child)> {
 /// In the new process: becomes one that a method can expect, runs the method, answers.
 fn become_method(place: &Place<'_>, minion_job_id: Option<std::ffi::OsString>, mut ends: Ends) -> std::io::Result<()> {
     let Place { station, run, supervisor } = *place;
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != supervisor {
-        return Err(std::io::Error::other("the supervisor died before its death could be heard of"));
-    }
+    die_with(supervisor)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(ends.outputs.first().unwrap_or(&null))?;
     dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
     drop(null);
-    ends.outputs.clear();
     std::env::set_current_dir("/")?;
+    let embodied = run.run_as.as_deref().map_or(Ok(()), |name| embody(name, &ends));
+    // Whoever changes who it is, is not told of its parent's death any more; and of a name that is looked up files may be left open.
+    die_with(supervisor)?;
+    ends.outputs.clear();
+    process::close_all_but(ends.answer.as_fd())?;
     process::set_variable("MINION_NAME", station.minion.as_str());
     if let Some(minion_job_id) = minion_job_id {
         process::set_variable("OVERLORD_JOB_ID", run.call_id.job().as_str());
         process::set_variable(tree::JOB_VARIABLE, minion_job_id);
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    let answer = answer_of(station, run);
+    let answer = match embodied {
+        Ok(()) => answer_of(station, run),
+        Err(error) => Answer::Error(Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method))),
+    };
     ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
+}
+
+/// Sees to it that this process dies with `supervisor`, which is its parent unless it is dead already.
+fn die_with(supervisor: Pid) -> std::io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() == supervisor {
+        return Ok(());
+    }
+    Err(std::io::Error::other("the supervisor died before its death could be heard of"))
+}
+
+/// Becomes the user of that name, whose are its stdout and stderr from now on, where they are kept. After an error it must run nothing.
+fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
+    let user = User::find(name)?;
+    for output in &ends.outputs {
+        user.hand_over(output)?;
+    }
+    user.embody()
 }
 
 fn answer_of(station: &Station, run: &MethodRun) -> Answer {

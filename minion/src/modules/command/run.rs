@@ -32,6 +32,8 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What a result needs beside the two streams: rc, signal, cut, and the message and the frame of a failure.
 const FRAME_MAX_BYTES: usize = 4096;
+/// How much of a word of the caller's stands in a message.
+const WORD_MAX_LETTERS: usize = 200;
 /// How much of the last line of stderr stands in a failure's message.
 const REASON_MAX_LETTERS: usize = 200;
 
@@ -64,14 +66,23 @@ fn run_copying(args: Run, context: &Context<'_>, copies: [CopyTo; 2]) -> Result<
 
 fn start(args: &Run) -> Result<Child, Failure> {
     let mut command = std::process::Command::new(&args.program);
-    command.args(&args.arguments).envs(&args.env).current_dir(&args.cwd).process_group(0);
+    command.args(&args.arguments).envs(&args.env).process_group(0);
+    if let Some(cwd) = &args.cwd {
+        command.current_dir(cwd);
+    }
     command.stdin(if args.stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().map_err(|error| {
         // The kernel's word for a folder that is not there and a program that is not there is the same.
-        let place = if args.cwd.is_dir() { String::new() } else { format!(" in {}, which is no folder", args.cwd.display()) };
-        Failure::of_kind("not_started", format!("cannot start {:?}{place}: {error}", args.program))
+        let no_folder = args.cwd.as_ref().filter(|cwd| !cwd.is_dir());
+        let place = no_folder.map(|cwd| format!(" in {}, which is no folder", beginning(&cwd.display()))).unwrap_or_default();
+        Failure::of_kind("not_started", format!("cannot start {:?}{place}: {error}", beginning(&args.program)))
     })
+}
+
+/// As much of a caller's word as stands in a message.
+fn beginning(word: &impl ToString) -> String {
+    word.to_string().chars().take(WORD_MAX_LETTERS).collect()
 }
 
 /// How far the stopping of a command is whose timeout has passed.
