@@ -46,8 +46,8 @@ pub(super) fn read(name: &MinionName, caller: &CallerName, knock: Knock<'_>) -> 
         }
         Knock::Malformed(why) => return Err(invalid(why.into())),
     };
-    let params: CallParams =
-        serde_json::from_str(params).map_err(|error| invalid(format!("`params` is not {{\"call\": \"…\"}}: {}", said(&error))))?;
+    let params: CallParams = serde_json::from_str(params)
+        .map_err(|error| invalid(format!("`params` is not {{\"call\": \"…\", \"signature\": \"…\"}}: {}", said(&error))))?;
     let envelope: Envelope =
         serde_json::from_str(&params.call).map_err(|error| invalid(format!("`call` is not an envelope: {}", said(&error))))?;
     if envelope.caller != *caller {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn knock(method: &str, envelope: &str) -> Result<Call, Failure> {
-        let params = json!({ "call": envelope }).to_string();
+        let params = json!({ "call": envelope, "signature": "" }).to_string();
         read(&"web1".parse().unwrap(), &"admin".parse().unwrap(), Knock::Call { method, params: &params })
     }
 
