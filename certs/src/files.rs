@@ -211,6 +211,12 @@ impl Credentials {
         self.certified_key.cert.first()
     }
 
+    /// What its key is known by: the SHA-256 of the public key (SubjectPublicKeyInfo), in small hexadecimal digits. A renewal keeps it.
+    #[must_use]
+    pub fn key_id(&self) -> &str {
+        &self.leaf.key
+    }
+
     /// Its key's SubjectPublicKeyInfo.
     pub(crate) fn public_key(&self) -> &[u8] {
         &self.leaf.public_key

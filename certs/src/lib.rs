@@ -1,7 +1,7 @@
 //! The fleet's certificates: the authority that issues them, the files they lie in, and the TLS configurations made of them.
 //!
 //! Every certificate of a fleet comes from one authority and carries exactly one [`Role`](common::identity::Role), which each
-//! side of a connection checks while the handshake is still going on. This crate does not know what a call is, opens no
+//! side of a connection checks while the handshake is still going on. This crate does not know what is in a call, opens no
 //! connection, and never installs a process-wide default for cryptography.
 
 pub mod authority;
@@ -12,6 +12,7 @@ pub mod files;
 mod leaf;
 pub mod renewal;
 mod request;
+pub mod signature;
 pub mod tls;
 pub mod trust;
 

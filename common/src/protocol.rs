@@ -30,11 +30,17 @@ pub const AUDIENCE_MAX: usize = 64;
 /// Put before a method's name, it asks for a job instead of an answer.
 pub const ASYNC_PREFIX: &str = "async.";
 
-/// The `params` of every call. The envelope is JSON *text*, so that its bytes travel verbatim over any number of hops, and can be signed.
+/// What a caller signs is this, and the bytes of [`CallParams::call`] behind it: so that nothing else that its key ever signs is a call.
+pub const SIGNED_CONTEXT: &[u8] = b"overlord signed call 1\0";
+
+/// The `params` of every call. The envelope is JSON *text*, so that its bytes, which are signed, travel verbatim over any number of hops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallParams {
     /// The [`Envelope`] as JSON text.
     pub call: String,
+    /// The caller's signature: ECDSA on P-256 with SHA-256 (ASN.1, DER) in standard base64 with padding, of [`SIGNED_CONTEXT`] and the bytes of
+    /// `call`, made with the key of the certificate that brings it. One signature serves the whole audience.
+    pub signature: String,
 }
 
 /// One call as its caller wrote it. One envelope serves every host of its audience.

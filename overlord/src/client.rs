@@ -23,7 +23,7 @@ use tower::ServiceBuilder;
 
 use crate::authority::renewal::Renewal;
 use crate::config::Config;
-use crate::envelope::{Letter, Params};
+use crate::envelope::{Letter, Text, WriteError};
 use broken::Broken;
 pub(crate) use broken::Sent;
 use exchange::Dial;
@@ -90,7 +90,7 @@ impl NoAnswer {
 }
 
 impl Client {
-    /// Of whoever `trust` says that we are, at each dial anew.
+    /// Of whoever `trust` says that we are, at each exchange anew.
     pub(crate) fn new(trust: Arc<OverlordTrust>, renewal: Arc<Renewal>, config: &Config) -> Self {
         Self {
             trust,
@@ -116,23 +116,26 @@ impl Client {
     /// Asks the letter's host, and waits `within` for the answer once it is sent. `sent` tells whether it came so far, also
     /// to whoever drops this future.
     pub(crate) async fn ask<R: DeserializeOwned>(&self, letter: &Letter, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
-        self.send(letter, written(letter)?, within, sent).await
+        self.send(letter, &*written(letter)?, within, sent).await
     }
 
     /// The same, with what was [`written`] for it before: the very text that may have been sent already.
     pub(crate) async fn send<R: DeserializeOwned>(
         &self,
         letter: &Letter,
-        params: Params,
+        text: &Text,
         within: Duration,
         sent: &Sent,
     ) -> Result<R, NoAnswer> {
-        self.exchange(letter, params, within, sent).await.map_err(NoAnswer::shortened)
+        self.exchange(letter, text, within, sent).await.map_err(NoAnswer::shortened)
     }
 
-    async fn exchange<R: DeserializeOwned>(&self, letter: &Letter, params: Params, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
+    async fn exchange<R: DeserializeOwned>(&self, letter: &Letter, text: &Text, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
         self.renewal.look();
+        let shown = self.trust.now();
+        let params = text.params(shown.credentials()).map_err(|error| unwritten(&error))?;
         let dial = Arc::new(Dial {
+            shown,
             trust: self.trust.clone(),
             heard: self.heard.clone(),
             host: letter.host.clone(),
@@ -159,8 +162,12 @@ impl Client {
 }
 
 /// The text of a letter as it is sent now.
-pub(crate) fn written(letter: &Letter) -> Result<Params, NoAnswer> {
-    letter.params().map_err(|error| NoAnswer::NotSent(format!("the call cannot be written as JSON: {error}")))
+pub(crate) fn written(letter: &Letter) -> Result<Arc<Text>, NoAnswer> {
+    letter.text().map_err(|error| unwritten(&error))
+}
+
+fn unwritten(error: &WriteError) -> NoAnswer {
+    NoAnswer::NotSent(crate::chain(error))
 }
 
 /// The meaning of an error of jsonrpsee's.

@@ -1,9 +1,11 @@
 //! One call as letters, one for each host: hosts share an envelope, written at the moment when its first letter is sent, and
-//! anew for the letters that are sent much later.
+//! anew for the letters that are sent much later. One signature serves all of them, for as long as the caller's key is the same.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use certs::files::Credentials;
+use certs::signature::{self, SignatureError};
 use common::identity::{CallerName, MinionName};
 use common::job::{CallId, JobId};
 use common::protocol::{AUDIENCE_MAX, Arguments, CallParams, Envelope};
@@ -53,12 +55,36 @@ struct Sheet {
 struct Written {
     /// By the clock that the hosts compare theirs with, and which does not stand still while this machine sleeps.
     at: Timestamp,
+    text: Arc<Text>,
+}
+
+/// An envelope as it is sent, however often. Whoever sends it signs it.
+#[derive(Debug)]
+pub(crate) struct Text {
+    call: String,
+    /// What it was last signed as.
+    signed: Mutex<Option<Signed>>,
+}
+
+#[derive(Debug)]
+struct Signed {
+    /// The [`Credentials::key_id`] of the key.
+    key: String,
     params: Params,
 }
 
 /// The `params` of a call, as JSON text.
 #[derive(Debug, Clone)]
 pub(crate) struct Params(Box<RawValue>);
+
+/// Why a call cannot be put into words.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error("the call cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Sign(#[from] SignatureError),
+}
 
 impl Message {
     /// A letter to each of `hosts`.
@@ -78,7 +104,7 @@ impl Message {
         letters
     }
 
-    fn write(&self, audience: &[MinionName], at: Timestamp) -> serde_json::Result<Params> {
+    fn write(&self, audience: &[MinionName], at: Timestamp) -> Result<Text, WriteError> {
         let envelope = Envelope {
             call_id: self.call_id.clone(),
             caller: self.caller.clone(),
@@ -88,8 +114,7 @@ impl Message {
             start_before: later(at, START_WITHIN),
             limit_ms: self.limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
         };
-        let params = CallParams { call: serde_json::to_string(&envelope)? };
-        serde_json::value::to_raw_value(&params).map(Params)
+        Ok(Text { call: serde_json::to_string(&envelope)?, signed: Mutex::default() })
     }
 }
 
@@ -98,8 +123,9 @@ impl Letter {
         &self.sheet.message.method
     }
 
-    pub(crate) fn params(&self) -> serde_json::Result<Params> {
-        self.params_at(Timestamp::now())
+    /// What is sent now.
+    pub(crate) fn text(&self) -> Result<Arc<Text>, WriteError> {
+        self.text_at(Timestamp::now())
     }
 
     /// As if it had been written long ago.
@@ -109,13 +135,30 @@ impl Letter {
     }
 
     /// The call id stays the same, so a host that gets both knows them for one call.
-    fn params_at(&self, now: Timestamp) -> serde_json::Result<Params> {
+    fn text_at(&self, now: Timestamp) -> Result<Arc<Text>, WriteError> {
         let mut written = self.sheet.written.lock().unwrap_or_else(PoisonError::into_inner);
         match written.as_ref() {
-            Some(last) if last.is_fresh(now) => Ok(last.params.clone()),
+            Some(last) if last.is_fresh(now) => Ok(last.text.clone()),
             _ => {
-                let params = self.sheet.message.write(&self.sheet.audience, now)?;
-                *written = Some(Written { at: now, params: params.clone() });
+                let text = Arc::new(self.sheet.message.write(&self.sheet.audience, now)?);
+                *written = Some(Written { at: now, text: text.clone() });
+                Ok(text)
+            }
+        }
+    }
+}
+
+impl Text {
+    /// The `params` for a connection on which `credentials` are shown. A renewal keeps the key, and so the signature; it is made anew for
+    /// another key alone.
+    pub(crate) fn params(&self, credentials: &Credentials) -> Result<Params, WriteError> {
+        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        match signed.as_ref() {
+            Some(last) if last.key == credentials.key_id() => Ok(last.params.clone()),
+            _ => {
+                let params = CallParams { call: self.call.clone(), signature: signature::sign(credentials, &self.call)? };
+                let params = Params(serde_json::value::to_raw_value(&params)?);
+                *signed = Some(Signed { key: credentials.key_id().to_owned(), params: params.clone() });
                 Ok(params)
             }
         }
@@ -154,7 +197,10 @@ pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+    use common::identity::Role;
+
     use super::*;
+    use crate::fake_minion::Lab;
 
     fn hosts(count: usize) -> Vec<Host> {
         let host =
@@ -173,8 +219,7 @@ mod tests {
     }
 
     fn envelope(letter: &Letter) -> Envelope {
-        let params: CallParams = serde_json::from_str(letter.params().unwrap().0.get()).unwrap();
-        serde_json::from_str(&params.call).unwrap()
+        serde_json::from_str(&letter.text().unwrap().call).unwrap()
     }
 
     #[test]
@@ -186,7 +231,7 @@ mod tests {
             assert!(envelope.audience.contains(&letter.host) && envelope.audience.len() <= AUDIENCE_MAX);
         }
         assert_eq!(envelope(&letters[0]).call_id, envelope(&letters[129]).call_id);
-        assert_eq!(letters[0].params().unwrap().0.get(), letters[63].params().unwrap().0.get());
+        assert!(Arc::ptr_eq(&letters[0].text().unwrap(), &letters[63].text().unwrap()));
     }
 
     #[test]
@@ -206,15 +251,41 @@ mod tests {
         let (first, second) = (&letters[0], &letters[1]);
         let begun = Timestamp::now();
         let at = |letter: &Letter, seconds: u64| {
-            let params = letter.params_at(later(begun, Duration::from_secs(seconds))).unwrap();
-            let params: CallParams = serde_json::from_str(params.0.get()).unwrap();
-            serde_json::from_str::<Envelope>(&params.call).unwrap()
+            let text = letter.text_at(later(begun, Duration::from_secs(seconds))).unwrap();
+            serde_json::from_str::<Envelope>(&text.call).unwrap()
         };
         let early = at(first, 0);
         assert_eq!(at(second, 29), early);
         let late = at(second, 290);
         assert_eq!(late.start_before, later(begun, Duration::from_secs(290) + START_WITHIN));
         assert_eq!(Envelope { start_before: early.start_before, ..late }, early);
+    }
+
+    /// The overlord of a home, and what its letter is signed with there now.
+    fn signed(lab: &Lab, letter: &Letter) -> (Credentials, CallParams) {
+        let certs = lab.dir.path().join("certs");
+        let credentials = Credentials::load(&certs.join("ca.pem"), &certs.join("overlord.pem"), &certs.join("overlord.key")).unwrap();
+        let params = letter.text().unwrap().params(&credentials).unwrap();
+        (credentials, serde_json::from_str(params.0.get()).unwrap())
+    }
+
+    #[test]
+    fn one_signature_serves_until_the_key_is_another() {
+        let lab = Lab::new();
+        let letters = message(None).letters(&hosts(2));
+        let (admin, first) = signed(&lab, &letters[0]);
+        signature::verify(admin.cert().unwrap(), &first.call, &first.signature).unwrap();
+        assert_eq!(signed(&lab, &letters[1]).1, first, "it is made once");
+        lab.renew_overlord();
+        let (renewed, again) = signed(&lab, &letters[1]);
+        assert_eq!(again, first, "a renewal keeps the key");
+        assert_ne!(renewed.serial(), admin.serial());
+        signature::verify(renewed.cert().unwrap(), &again.call, &again.signature).unwrap();
+        lab.certify_overlord(Role::Overlord("admin".parse().unwrap()), lab.authority(), Duration::from_secs(3600));
+        let (other, anew) = signed(&lab, &letters[0]);
+        assert_eq!(anew.call, first.call, "the text stays: it may have been sent");
+        signature::verify(other.cert().unwrap(), &anew.call, &anew.signature).unwrap();
+        assert!(signature::verify(admin.cert().unwrap(), &anew.call, &anew.signature).is_err());
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! For tests alone: an overlord's home with an authority, and minions that speak the protocol and run nothing.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,8 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use certs::authority::desk::{Desk, Terms};
 use certs::authority::{Authority, write_folder};
 use certs::files::{Credentials, write_public, write_secret};
+use certs::renewal::replace_cert;
+use certs::signature;
 use common::identity::Role;
 use common::outcome::{ErrorCode, Outcome, Verdict};
 use common::protocol::{CallParams, Envelope};
@@ -23,6 +26,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::fleet::Fleet;
 
@@ -69,6 +73,20 @@ impl Lab {
                 write(&path, text.as_bytes()).unwrap();
             }
         }
+    }
+
+    /// Renews the overlord's certificate: the key stays.
+    pub(crate) fn renew_overlord(&self) {
+        let certs = self.dir.path().join("certs");
+        let [ca, cert, key] = ["ca.pem", "overlord.pem", "overlord.key"].map(|name| certs.join(name));
+        let mut desk = Desk::open(&certs, Terms { valid: DAY, crl_valid: DAY, requests_max: 1 }).unwrap();
+        let present = Credentials::load(&ca, &cert, &key).unwrap().cert().unwrap().clone();
+        let renewed = desk.renew(&[present]).unwrap().pop().unwrap().unwrap();
+        replace_cert(&ca, &cert, &key, &renewed.cert_pem).unwrap();
+    }
+
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     pub(crate) fn fleet(&self) -> Fleet {
@@ -124,7 +142,8 @@ fn serve(folder: &std::path::Path, answer: impl Fn(&Envelope) -> Reply + Send + 
                 let (acceptor, answer) = (acceptor.clone(), answer.clone());
                 tokio::spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
-                    let service = service_fn(|request| respond(request, answer.clone()));
+                    let peer = certs::tls::peer(tls.get_ref().1.peer_certificates().unwrap()).unwrap();
+                    let service = service_fn(|request| respond(request, peer.cert.clone(), answer.clone()));
                     let _closed = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tls), service).await;
                 });
             }
@@ -135,11 +154,13 @@ fn serve(folder: &std::path::Path, answer: impl Fn(&Envelope) -> Reply + Send + 
 
 async fn respond(
     request: Request<Incoming>,
+    cert: CertificateDer<'static>,
     answer: Arc<impl Fn(&Envelope) -> Reply>,
 ) -> Result<Response<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
     let body = request.into_body().collect().await?.to_bytes();
     let call: Value = serde_json::from_slice(&body)?;
     let params: CallParams = serde_json::from_value(call["params"].clone())?;
+    signature::verify(&cert, &params.call, &params.signature).expect("each call is signed by who is at the other end");
     let envelope: Envelope = serde_json::from_str(&params.call)?;
     assert_eq!(call["method"], json!(envelope.method));
     let reply = |fields: Value| {

@@ -51,7 +51,7 @@ fn restarts(fleet: &Fleet) -> Vec<Duration> {
         web1.kill9();
         let started = Instant::now();
         web1.start_without_waiting();
-        while client.post_json(&fleet::raw::request(1.into(), &ping)).is_err() {
+        while client.post_json(&client.signed(1.into(), &ping)).is_err() {
             assert!(started.elapsed() < Duration::from_secs(60), "it does not come back");
             std::thread::sleep(Duration::from_millis(1));
         }

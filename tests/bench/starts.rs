@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use fleet::Fleet;
-use fleet::raw::{Client, Connection, envelope, read_response, request};
+use fleet::raw::{Client, Connection, envelope, read_response};
 use serde_json::{Value, json};
 
 /// Jobs that are started by callers at once, and by one caller alone.
@@ -38,7 +38,7 @@ pub(crate) fn run() {
 
 fn alone(client: &Client, count: usize, method: &str, args: &Value) -> Vec<Duration> {
     let mut connection = client.connect().unwrap();
-    (0..count).map(|_| call(&mut connection, method, args)).collect()
+    (0..count).map(|_| call(client, &mut connection, method, args)).collect()
 }
 
 fn together(client: &Client, count: usize, method: &str, args: &Value) -> (Duration, Vec<Duration>) {
@@ -50,8 +50,8 @@ fn together(client: &Client, count: usize, method: &str, args: &Value) -> (Durat
     (started.elapsed(), times)
 }
 
-fn call(connection: &mut Connection, method: &str, args: &Value) -> Duration {
-    let body = request(1.into(), &envelope("admin", "web1", method, args.clone())).to_string();
+fn call(client: &Client, connection: &mut Connection, method: &str, args: &Value) -> Duration {
+    let body = client.signed(1.into(), &envelope("admin", "web1", method, args.clone())).to_string();
     let head = format!("POST / HTTP/1.1\r\nhost: web1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     let started = Instant::now();
     connection.write_all(format!("{head}{body}").as_bytes()).unwrap();

@@ -8,14 +8,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use common::identity::{CallerName, MinionName};
 use common::job::{CallId, JobId};
-use common::protocol::{Arguments, CallParams, Envelope};
+use common::protocol::{Arguments, CallParams, Envelope, SIGNED_CONTEXT};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use tokio_rustls::rustls::sign::SigningKey;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned, version};
 
 /// How long a read or a write may take.
@@ -27,6 +30,8 @@ pub struct Client {
     address: SocketAddr,
     name: ServerName<'static>,
     tls: Arc<ClientConfig>,
+    /// The key of the certificate that it shows.
+    key: Option<Arc<dyn SigningKey>>,
 }
 
 /// A connection: bytes written are sent, bytes read are what the minion sent.
@@ -83,11 +88,38 @@ impl Client {
         let verifier = Arc::new(Anyone(provider.clone()));
         let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&version::TLS13]).unwrap();
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let key = identity.as_ref().map(|(_, key)| ring::sign::any_supported_type(key).unwrap());
         let tls = match identity {
             Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
             None => builder.with_no_client_auth(),
         };
-        Self { address, name: ServerName::try_from(name.to_owned()).unwrap(), tls: Arc::new(tls) }
+        Self { address, name: ServerName::try_from(name.to_owned()).unwrap(), tls: Arc::new(tls), key }
+    }
+
+    /// Sends a call, signed with the key of the certificate that this client shows, and reads the answer.
+    ///
+    /// # Errors
+    /// As [`Client::post_json`].
+    pub fn call(&self, envelope: &Envelope) -> io::Result<Value> {
+        self.post_json(&self.signed(json!(1), envelope))
+    }
+
+    /// The JSON-RPC request that carries `envelope`, signed with the key of the certificate that this client shows.
+    #[must_use]
+    pub fn signed(&self, id: Value, envelope: &Envelope) -> Value {
+        let call = serde_json::to_string(envelope).unwrap();
+        request(id, &envelope.method, &call, &self.signature(&call))
+    }
+
+    /// The signature of this text, made with the key of the certificate that this client shows.
+    ///
+    /// # Panics
+    /// It shows none, or its key signs no calls.
+    #[must_use]
+    pub fn signature(&self, call: &str) -> String {
+        let key = self.key.as_ref().expect("who shows no certificate has no key");
+        let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).expect("a key on P-256");
+        STANDARD.encode(signer.sign(&[SIGNED_CONTEXT, call.as_bytes()].concat()).unwrap())
     }
 
     /// A connection whose handshake is over on this side. Whether the minion accepts our certificate shows with the first read.
@@ -152,11 +184,11 @@ pub fn envelope(caller: &str, audience: &str, method: &str, args: Value) -> Enve
     }
 }
 
-/// The JSON-RPC request that carries `envelope`.
+/// The JSON-RPC request that carries the text of a call, with whatever signature.
 #[must_use]
-pub fn request(id: Value, envelope: &Envelope) -> Value {
-    let params = CallParams { call: serde_json::to_string(envelope).unwrap() };
-    json!({ "jsonrpc": "2.0", "id": id, "method": envelope.method, "params": params })
+pub fn request(id: Value, method: &str, call: &str, signature: &str) -> Value {
+    let params = CallParams { call: call.to_owned(), signature: signature.to_owned() };
+    json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })
 }
 
 /// Reads a response to its end: by its length, in chunks, or until the connection is closed.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use fleet::raw::{ReadOnly, envelope, read_response, request};
+use fleet::raw::{ReadOnly, envelope, read_response};
 use fleet::{Fleet, Follow, Minion, PATIENCE, Step, wait_until};
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ const TEST_ALONE: &str = "[[allow]]\ncaller = \"admin\"\nmethods = [\"test.*\"]\
 /// One call over the wire: its id, and whether it was answered.
 fn call(fleet: &Fleet, method: &str) -> (String, bool) {
     let envelope = envelope("admin", "web1", method, json!([]));
-    let answered = fleet.raw_overlord("web1").post_json(&request(1.into(), &envelope)).is_ok();
+    let answered = fleet.raw_overlord("web1").call(&envelope).is_ok();
     (envelope.call_id.to_string(), answered)
 }
 
@@ -155,9 +155,10 @@ fn a_journal_that_takes_nothing_holds_no_call_up_and_hears_what_it_missed() {
     let web1 = fleet.minion("web1");
     let journal = web1.journal();
     // One connection, for there are more calls than the queue and the kernel's own would hold.
-    let mut connection = fleet.raw_overlord("web1").connect().unwrap();
+    let client = fleet.raw_overlord("web1");
+    let mut connection = client.connect().unwrap();
     for number in 0..CALLS {
-        let body = request(number.into(), &envelope("admin", "web1", "test.ping", json!([]))).to_string();
+        let body = client.signed(number.into(), &envelope("admin", "web1", "test.ping", json!([]))).to_string();
         let head = format!("POST / HTTP/1.1\r\nhost: web1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
         connection.write_all((head + &body).as_bytes()).unwrap();
         let answer: Value = serde_json::from_slice(&read_response(&mut ReadOnly(&mut connection)).unwrap().body).unwrap();

@@ -121,7 +121,8 @@ fn arguments_of_a_wrong_type_are_refused_by_the_host_too() {
     let fleet = Fleet::start(1);
     for method in ["test.add", "async.test.add"] {
         let call = fleet::raw::envelope("admin", "web1", method, json!([1, "x"]));
-        let answer = fleet.raw_overlord("web1").post_json(&fleet::raw::request(json!(1), &call)).unwrap();
+        let admin = fleet.raw_overlord("web1");
+        let answer = admin.post_json(&admin.signed(json!(1), &call)).unwrap();
         assert_eq!(answer["error"]["code"], -32602, "{answer}");
         assert!(answer["error"]["message"].as_str().unwrap().contains("usage: test.add A:number B:number"), "{answer}");
     }

@@ -51,7 +51,8 @@ fn a_process_that_outlives_its_fleet_is_found() {
 fn the_wire_can_be_spoken_to_directly() {
     let fleet = Fleet::start(1);
     let envelope = fleet::raw::envelope("admin", "web1", "test.add", serde_json::json!([1, 2]));
-    let answer = fleet.raw_overlord("web1").post_json(&fleet::raw::request(1.into(), &envelope)).unwrap();
+    let admin = fleet.raw_overlord("web1");
+    let answer = admin.post_json(&admin.signed(1.into(), &envelope)).unwrap();
     assert_eq!(answer["result"]["result"], 3, "{answer}");
     assert!(fleet.raw("web1", None).post(b"{}").is_err());
 }

@@ -13,7 +13,7 @@ fn fleet() -> Fleet {
 
 fn run_file(fleet: &Fleet) -> Value {
     let line = format!("echo ran >> {}", fleet.root().join("runs").display());
-    request(json!(1), &envelope("admin", "web1", "command.run", json!([line])))
+    fleet.raw_overlord("web1").signed(json!(1), &envelope("admin", "web1", "command.run", json!([line])))
 }
 
 /// Nothing ran, the request is in the audit log as no allowed one, and the minion still answers.
@@ -27,8 +27,9 @@ fn assert_harmless(fleet: &Fleet) {
 #[test]
 fn a_batch_is_refused_whole() {
     let fleet = fleet();
-    let ping = request(json!(2), &envelope("admin", "web1", "test.ping", json!([])));
-    let answer = fleet.raw_overlord("web1").post_json(&json!([ping, run_file(&fleet)])).unwrap();
+    let admin = fleet.raw_overlord("web1");
+    let ping = admin.signed(json!(2), &envelope("admin", "web1", "test.ping", json!([])));
+    let answer = admin.post_json(&json!([ping, run_file(&fleet)])).unwrap();
     assert!(answer["error"]["code"].is_i64() && answer.get("result").is_none(), "{answer}");
     assert_harmless(&fleet);
 }
@@ -85,10 +86,9 @@ fn nesting_ten_thousand_deep_is_refused() {
     let fleet = fleet();
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(10_000), close.repeat(10_000));
     let nested_args = {
-        let mut body = run_file(&fleet);
+        let body = run_file(&fleet);
         let call = body["params"]["call"].as_str().unwrap().replace("\"args\":", &format!("\"more\":{},\"args\":", deep("[", "]")));
-        body["params"]["call"] = json!(call);
-        body.to_string()
+        request(json!(1), "command.run", &call, &fleet.raw_overlord("web1").signature(&call)).to_string()
     };
     let bodies = [
         deep("[", "]"),

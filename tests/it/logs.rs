@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, PATIENCE, Running, wait_for, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -107,7 +107,7 @@ fn a_minion_that_is_told_to_stop_does_not_wait_for_those_who_wait() {
     let (web1, client) = (fleet.minion("web1"), fleet.raw_overlord("web1"));
     let asked = envelope("admin", "web1", "jobs.logs", json!({ "id": minion_job_id, "wait_ms": 20_000 }));
     let logs = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| client.post_json(&request(1.into(), &asked)).unwrap());
+        let waiting = scope.spawn(|| client.call(&asked).unwrap());
         wait_until("it to wait", PATIENCE, || web1.audit().iter().any(|line| line["call_id"] == asked.call_id.to_string()));
         let begun = std::time::Instant::now();
         web1.stop();
@@ -203,7 +203,7 @@ fn a_caller_reads_the_output_of_its_own_jobs_and_of_no_one_elses_without_a_rule(
     let minion_job_id = fleet.job_status(&id)["hosts"]["web1"]["minion_job_id"].clone();
     let as_ops = |id: &Value| {
         let asked = envelope("ops", "web1", "jobs.logs", json!({ "id": id, "wait_ms": 20_000 }));
-        fleet.raw("web1", Some(&ops)).post_json(&request(1.into(), &asked)).unwrap()
+        fleet.raw("web1", Some(&ops)).call(&asked).unwrap()
     };
     let (denied, unknown) = (as_ops(&minion_job_id), as_ops(&json!("0000-0000-0000")));
     assert_eq!((&denied["error"]["code"], &unknown["error"]["code"]), (&json!(-32006), &json!(-32006)), "{denied}");
@@ -224,8 +224,7 @@ fn a_minion_answers_within_its_bounds_whatever_it_is_asked() {
     let fleet = Fleet::builder().hosts(1).minion_toml("[limits]\nresult_max_bytes = 1\n").start();
     let id = ended_job(&fleet, "head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2");
     let minion_job_id = fleet.job_status(&id)["hosts"]["web1"]["minion_job_id"].clone();
-    let ask =
-        |args: Value| fleet.raw_overlord("web1").post_json(&request(1.into(), &envelope("admin", "web1", "jobs.logs", args))).unwrap();
+    let ask = |args: Value| fleet.raw_overlord("web1").call(&envelope("admin", "web1", "jobs.logs", args)).unwrap();
     let most = ask(json!({ "id": minion_job_id, "max_bytes": u32::MAX, "wait_ms": u32::MAX }))["result"]["result"].clone();
     let next = most["stdout"]["next"].as_u64().unwrap();
     assert!(next > 4096 && most["stderr"]["data"].as_str().unwrap().len() as u64 == next, "what is zeros becomes six times as much");

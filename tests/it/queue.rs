@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, PATIENCE, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ fn gated(fleet: &Fleet, name: &str) -> Value {
 
 fn start(fleet: &Fleet, args: &Value) -> Value {
     let job = envelope("admin", "web1", "async.command.run", args.clone());
-    fleet.raw_overlord("web1").post_json(&request(1.into(), &job)).unwrap()
+    fleet.raw_overlord("web1").call(&job).unwrap()
 }
 
 /// Starts a job and waits until it runs: the place of one that has just ended is free a moment later.
@@ -124,11 +124,11 @@ fn a_job_that_waits_is_one_job_however_often_it_is_asked_for() {
     let _first = start_running(&fleet, &gated(&fleet, "first"));
     let job = envelope("admin", "web1", "async.command.run", gated(&fleet, "second"));
     let client = fleet.raw_overlord("web1");
-    let accepted = client.post_json(&request(1.into(), &job)).unwrap();
-    let again = client.post_json(&request(2.into(), &job)).unwrap();
+    let accepted = client.call(&job).unwrap();
+    let again = client.call(&job).unwrap();
     assert_eq!((&again["result"]["state"], &again["result"]["repeated"]), (&json!("queued"), &json!(true)), "{again}");
     let fence = envelope("admin", "web1", "jobs.fence", json!([job.call_id]));
-    let fenced = client.post_json(&request(3.into(), &fence)).unwrap();
+    let fenced = client.call(&fence).unwrap();
     assert_eq!(fenced["result"]["result"]["state"], "queued", "{fenced}");
     open_gate(&fleet);
     wait_until("it to have ended", PATIENCE, || status(&fleet, &id(&accepted))["state"] == "ok");
@@ -197,10 +197,10 @@ fn a_host_that_keeps_as_many_jobs_as_it_may_refuses_more_and_drops_none() {
 fn a_deleted_job_is_gone_and_its_call_starts_nothing() {
     let fleet = Fleet::start(1);
     let client = fleet.raw_overlord("web1");
-    let ask = |method: &str, args: Value| client.post_json(&request(1.into(), &envelope("admin", "web1", method, args))).unwrap();
+    let ask = |method: &str, args: Value| client.call(&envelope("admin", "web1", method, args)).unwrap();
     let mut job = envelope("admin", "web1", "async.command.run", gated(&fleet, "once"));
     job.start_before = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
-    let accepted = client.post_json(&request(1.into(), &job)).unwrap();
+    let accepted = client.call(&job).unwrap();
     let early = ask("jobs.delete", json!([id(&accepted)]));
     assert!(early["error"]["code"] == -32007 && early["error"]["message"].as_str().unwrap().contains("cancel it first"), "{early}");
     open_gate(&fleet);
@@ -218,7 +218,7 @@ fn a_deleted_job_is_gone_and_its_call_starts_nothing() {
             fleet.minion("web1").kill9();
             fleet.minion("web1").start();
         }
-        assert_eq!(client.post_json(&request(1.into(), &job)).unwrap()["error"]["code"], -32003, "a replay is too late");
+        assert_eq!(client.call(&job).unwrap()["error"]["code"], -32003, "a replay is too late");
         let fenced = ask("jobs.fence", json!([job.call_id]));
         assert_eq!(fenced["error"]["code"], 6, "that it never started would be untrue: {fenced}");
     }

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fleet::raw::{Connection, ReadOnly, envelope, read_response, request};
+use fleet::raw::{Client, Connection, ReadOnly, envelope, read_response};
 use fleet::{Fleet, PATIENCE, wait_until};
 use serde_json::{Value, json};
 
@@ -16,13 +16,17 @@ fn ping(fleet: &Fleet, home: &Path) -> Value {
     fleet.overlord_at(home, ["*", "test.ping", "--output", "json"]).wait().json()["hosts"].clone()
 }
 
+/// A client that shows the certificate of the overlord in `home`.
+fn client(fleet: &Fleet, minion: &str, home: &Path) -> Client {
+    let certs = home.join("certs");
+    Client::showing(fleet.minion(minion).address(), minion, &certs.join("overlord.pem"), &certs.join("overlord.key"))
+}
+
 /// A kept connection, on which a first call has succeeded.
 fn kept(fleet: &Fleet, minion: &str, home: &Path, caller: &str) -> Connection {
-    let certs = home.join("certs");
-    let address = fleet.minion(minion).address();
-    let client = fleet::raw::Client::showing(address, minion, &certs.join("overlord.pem"), &certs.join("overlord.key"));
+    let client = client(fleet, minion, home);
     let mut connection = client.connect().unwrap();
-    send(&mut connection, &request(1.into(), &envelope(caller, minion, "test.ping", json!([]))));
+    send(&mut connection, &client.signed(json!(1), &envelope(caller, minion, "test.ping", json!([]))));
     assert_eq!(read_response(&mut connection).unwrap().status, 200);
     connection
 }
@@ -57,7 +61,8 @@ fn a_revoked_caller_is_out_within_a_second_and_its_connections_are_cut() {
     let mut idle = kept(&fleet, "web1", &ops, "ops");
     let mut busy = kept(&fleet, "web2", &ops, "ops");
     let mut other = kept(&fleet, "web1", &fleet.home(), "admin");
-    send(&mut busy, &request(2.into(), &envelope("ops", "web2", "command.run", json!(["sleep 600"]))));
+    let sleep = envelope("ops", "web2", "command.run", json!(["sleep 600"]));
+    send(&mut busy, &client(&fleet, "web2", &ops).signed(json!(2), &sleep));
     wait_until("its call to run", PATIENCE, || !fleet.running("sleep 600").is_empty());
     let since = revoke(&fleet, "ops");
     for connection in [&mut idle, &mut busy] {
@@ -71,7 +76,8 @@ fn a_revoked_caller_is_out_within_a_second_and_its_connections_are_cut() {
         assert_eq!(said["state"], "undelivered", "{said}");
         assert!(said["error"]["message"].as_str().unwrap().contains("revoked"), "{said}");
     }
-    send(&mut other, &request(2.into(), &envelope("admin", "web1", "test.ping", json!([]))));
+    let ping = envelope("admin", "web1", "test.ping", json!([]));
+    send(&mut other, &fleet.raw_overlord("web1").signed(json!(2), &ping));
     assert_eq!(read_response(&mut other).unwrap().status, 200, "who is not revoked stays connected");
     assert_eq!(fleet.minions().iter().map(fleet::Minion::pid).collect::<Vec<_>>(), pids, "none was restarted");
     fleet.assert_no_leaks();

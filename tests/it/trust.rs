@@ -48,7 +48,7 @@ fn a_hosts_certificate_cannot_call() {
     let fleet = Fleet::start(1);
     let job = envelope("web1", "web1", "test.ping", json!([]));
     let folder = fleet.minion("web1").certs_dir();
-    let answer = fleet.raw("web1", Some(&folder)).post_json(&request(1.into(), &job));
+    let answer = fleet.raw("web1", Some(&folder)).call(&job);
     assert!(answer.is_err(), "{answer:?}");
     wait_until("the handshake to be refused", PATIENCE, || fleet.minion("web1").stderr().contains("has not the overlord role"));
     become_bearer(&fleet, &folder);
@@ -78,8 +78,9 @@ fn another_host_at_the_address_is_refused_before_anything_is_sent() {
 #[test]
 fn no_certificate_another_authority_and_an_expired_one_are_told_apart() {
     let fleet = Fleet::start(1);
-    let ping = request(1.into(), &envelope("admin", "web1", "test.ping", json!([])));
-    assert!(fleet.raw("web1", None).post_json(&ping).is_err(), "no certificate");
+    let ping = envelope("admin", "web1", "test.ping", json!([]));
+    let unsigned = request(json!(1), "test.ping", &serde_json::to_string(&ping).unwrap(), "");
+    assert!(fleet.raw("web1", None).post_json(&unsigned).is_err(), "no certificate");
     wait_until("the handshake to be refused", PATIENCE, || fleet.minion("web1").stderr().contains("it shows no certificate"));
 
     become_bearer(&fleet, &fleet.issue_within("fleet:overlord/admin", past()));
@@ -91,7 +92,7 @@ fn no_certificate_another_authority_and_an_expired_one_are_told_apart() {
     let now = Timestamp::now();
     let validity = Validity { not_before: now - SignedDuration::from_mins(5), not_after: now + SignedDuration::from_hours(1) };
     let stranger = issue_into(&fleet.root().join("issued"), &authority, "fleet:overlord/admin", validity);
-    assert!(fleet.raw("web1", Some(&stranger)).post_json(&ping).is_err(), "another authority");
+    assert!(fleet.raw("web1", Some(&stranger)).call(&ping).is_err(), "another authority");
     become_bearer(&fleet, &stranger);
     let ours = fleet.home().join("certs/ca.pem");
     fs::copy(&ours, fleet.root().join("our-ca.pem")).unwrap();
@@ -160,9 +161,7 @@ fn every_decision_is_in_the_audit_log_denials_too() {
 fn a_caller_reads_and_cancels_its_own_jobs_and_no_one_elses() {
     let fleet = Fleet::builder().hosts(1).acl("[[allow]]\ncaller = \"*\"\nmethods = [\"test.*\"]\n").start();
     let ops = fleet.issue("fleet:overlord/ops");
-    let as_ops = |method: &str, args: Value| {
-        fleet.raw("web1", Some(&ops)).post_json(&request(1.into(), &envelope("ops", "web1", method, args))).unwrap()
-    };
+    let as_ops = |method: &str, args: Value| fleet.raw("web1", Some(&ops)).call(&envelope("ops", "web1", method, args)).unwrap();
     let id = fleet.start_job(["*", "test.sleep", "600"]);
     let minion_job_id = fleet.wait_for_state(&id, "PARTIAL")["hosts"]["web1"]["minion_job_id"].clone();
     for method in ["jobs.status", "jobs.cancel"] {
@@ -178,14 +177,15 @@ fn a_caller_reads_and_cancels_its_own_jobs_and_no_one_elses() {
 #[test]
 fn nobody_calls_in_anothers_name_or_for_another_host() {
     let fleet = Fleet::start(1);
-    let post = |envelope| fleet.raw_overlord("web1").post_json(&request(1.into(), &envelope)).unwrap();
+    let post = |envelope| fleet.raw_overlord("web1").call(&envelope).unwrap();
     let forged = post(envelope("ops", "web1", "test.ping", json!([])));
     assert_eq!(forged["error"]["code"], -32001, "{forged}");
     let astray = post(envelope("admin", "web2", "test.ping", json!([])));
     assert_eq!(astray["error"]["code"], -32002, "{astray}");
-    let mut body = request(1.into(), &envelope("admin", "web1", "test.ping", json!([])));
+    let admin = fleet.raw_overlord("web1");
+    let mut body = admin.signed(json!(1), &envelope("admin", "web1", "test.ping", json!([])));
     body["method"] = json!("command.run");
-    let mixed = fleet.raw_overlord("web1").post_json(&body).unwrap();
+    let mixed = admin.post_json(&body).unwrap();
     assert!(mixed.get("error").is_some(), "{mixed}");
 }
 

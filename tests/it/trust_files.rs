@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use certs::authority::Authority;
 use certs::authority::desk::{Desk, Terms};
-use fleet::raw::{Connection, ReadOnly, envelope, read_response, request};
+use fleet::raw::{Client, Connection, ReadOnly, envelope, read_response};
 use fleet::{Fleet, PATIENCE, wait_until};
 use serde_json::{Value, json};
 
@@ -35,32 +35,33 @@ fn put(fleet: &Fleet, from: &Path, name: &str) {
     fs::rename(certs.join("put"), certs.join(name)).unwrap();
 }
 
-fn send(connection: &mut Connection, caller: &str, method: &str, args: Value) {
-    let body = request(1.into(), &envelope(caller, "web1", method, args)).to_string();
+fn send(client: &Client, connection: &mut Connection, caller: &str, method: &str, args: Value) {
+    let body = client.signed(json!(1), &envelope(caller, "web1", method, args)).to_string();
     let head = format!("POST / HTTP/1.1\r\nhost: web1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     connection.write_all((head + &body).as_bytes()).unwrap();
     connection.flush().unwrap();
 }
 
-fn ping(connection: &mut Connection, caller: &str) -> Value {
-    send(connection, caller, "test.ping", json!([]));
+fn ping(client: &Client, connection: &mut Connection, caller: &str) -> Value {
+    send(client, connection, caller, "test.ping", json!([]));
     serde_json::from_slice(&read_response(connection).unwrap().body).unwrap()
 }
 
 fn revocations(fleet: &Fleet, caller: &str, folder: &Path, args: Value) -> Value {
     let call = envelope(caller, "web1", "certs.revocations", args);
-    fleet.raw("web1", Some(folder)).post_json(&request(1.into(), &call)).unwrap()
+    fleet.raw("web1", Some(folder)).call(&call).unwrap()
 }
 
 #[test]
 fn a_revoked_caller_is_out_at_once_with_no_restart_and_others_stay() {
     let fleet = Fleet::start(1);
     let (web1, ops) = (fleet.minion("web1"), fleet.issue("fleet:overlord/ops"));
-    let (mut of_ops, mut idle_of_ops) = [(); 2].map(|()| fleet.raw("web1", Some(&ops)).connect().unwrap()).into();
-    let mut of_admin = fleet.raw_overlord("web1").connect().unwrap();
-    assert_eq!(ping(&mut idle_of_ops, "ops")["result"]["state"], "ok");
-    assert_eq!(ping(&mut of_admin, "admin")["result"]["state"], "ok");
-    send(&mut of_ops, "ops", "test.sleep", json!([600]));
+    let (as_ops, as_admin) = (fleet.raw("web1", Some(&ops)), fleet.raw_overlord("web1"));
+    let (mut of_ops, mut idle_of_ops) = [(); 2].map(|()| as_ops.connect().unwrap()).into();
+    let mut of_admin = as_admin.connect().unwrap();
+    assert_eq!(ping(&as_ops, &mut idle_of_ops, "ops")["result"]["state"], "ok");
+    assert_eq!(ping(&as_admin, &mut of_admin, "admin")["result"]["state"], "ok");
+    send(&as_ops, &mut of_ops, "ops", "test.sleep", json!([600]));
     wait_until("its call to run", PATIENCE, || web1.audit().iter().any(|line| line["method"] == "test.sleep"));
     let pid = web1.pid();
 
@@ -72,9 +73,9 @@ fn a_revoked_caller_is_out_at_once_with_no_restart_and_others_stay() {
     }
     assert!(put_at.elapsed() < CUT_WITHIN, "{:?}", put_at.elapsed());
     assert!(web1.stderr().contains("connection cut"), "{}", web1.stderr());
-    let again = fleet.raw("web1", Some(&ops)).post_json(&request(1.into(), &envelope("ops", "web1", "test.ping", json!([]))));
+    let again = as_ops.call(&envelope("ops", "web1", "test.ping", json!([])));
     assert!(again.is_err(), "the old key still lets it in: {again:?}");
-    assert_eq!(ping(&mut of_admin, "admin")["result"]["state"], "ok", "another caller's connection is not touched");
+    assert_eq!(ping(&as_admin, &mut of_admin, "admin")["result"]["state"], "ok", "another caller's connection is not touched");
     assert_eq!((web1.pid(), web1.audit().iter().filter(|line| line["caller"] == "ops").count()), (pid, 2));
 }
 
@@ -96,7 +97,7 @@ fn a_certificate_put_there_by_hand_is_shown_from_the_next_handshake_on_and_no_ca
     let calls = std::thread::scope(|scope| {
         let over = Over(&is_over);
         let calling = scope.spawn(|| {
-            let ping = || client.post_json(&request(1.into(), &envelope("admin", "web1", "test.ping", json!([])))).unwrap();
+            let ping = || client.call(&envelope("admin", "web1", "test.ping", json!([]))).unwrap();
             let mut calls = 0;
             while !is_over.load(Ordering::Relaxed) || calls == 0 {
                 assert_eq!(ping()["result"]["state"], "ok");
@@ -151,10 +152,11 @@ fn a_list_is_taken_from_any_overlord_if_the_authority_signed_it_and_it_is_newer(
     assert!(said.contains("not signed by our authority") && said.contains(&format!("number {two}")), "{said}");
     assert_eq!(fs::read_to_string(fleet.minion("web1").certs_dir().join("crl.pem")).unwrap().trim(), second.trim());
 
-    let call = request(1.into(), &envelope("ops", "web1", "test.ping", json!([])));
-    let denied = fleet.raw("web1", Some(&ops)).post(call.to_string().as_bytes()).unwrap();
+    let as_ops = fleet.raw("web1", Some(&ops));
+    let call = as_ops.signed(json!(1), &envelope("ops", "web1", "test.ping", json!([])));
+    let denied = as_ops.post(call.to_string().as_bytes()).unwrap();
     assert!(denied.head.contains(&format!("fleet-revocations: {two}")), "every answer names the list, a refusal too: {}", denied.head);
-    let job = fleet.raw("web1", Some(&ops)).post_json(&request(1.into(), &envelope("ops", "web1", "async.certs.revocations", json!([]))));
+    let job = as_ops.call(&envelope("ops", "web1", "async.certs.revocations", json!([])));
     assert!(job.unwrap()["error"]["message"].as_str().unwrap().contains("cannot be a job"));
     let lines = fleet.minion("web1").audit();
     let told = lines.iter().filter(|line| line["method"] == "certs.revocations" && line["rule"] == "signed by the authority");
@@ -170,15 +172,16 @@ fn a_stale_list_is_an_alarm_and_service_goes_on_unless_it_is_to_be_refused() {
         let _ = fleet.issue("fleet:minion/old1");
         put(&fleet, &revoke(&fleet, "minion/old1", Duration::from_secs(3)), "crl.pem");
         web1.start();
-        let mut open = fleet.raw_overlord("web1").connect().unwrap();
+        let admin = fleet.raw_overlord("web1");
+        let mut open = admin.connect().unwrap();
         wait_until("the list to be stale, and told", PATIENCE, || web1.stderr().contains("is stale since"));
         // Of the wire itself: a real overlord would bring a newer list.
-        let call = fleet.raw_overlord("web1").post_json(&request(1.into(), &envelope("admin", "web1", "test.ping", json!([]))));
+        let call = admin.call(&envelope("admin", "web1", "test.ping", json!([])));
         let check = fleet.check("web1");
         assert!(format!("{}{}", check.out(), check.err()).contains("crl.pem is stale since"), "{}", check.out());
         assert_eq!((call.is_ok(), check.code() == 0), (is_served, is_served), "{call:?}{}", check.out());
         if is_served {
-            assert_eq!(ping(&mut open, "admin")["result"]["state"], "ok");
+            assert_eq!(ping(&admin, &mut open, "admin")["result"]["state"], "ok");
         } else {
             let read = ReadOnly(&mut open).read(&mut [0; 1]);
             assert!(read.as_ref().is_err() || read.as_ref().is_ok_and(|length| *length == 0), "it is open: {read:?}");

@@ -139,7 +139,7 @@ fn envelope(method: &str, args: &Value) -> Value {
 }
 
 fn request(envelope: &Value) -> Value {
-    json!({ "jsonrpc": "2.0", "id": 1, "method": envelope["method"], "params": { "call": envelope.to_string() } })
+    json!({ "jsonrpc": "2.0", "id": 1, "method": envelope["method"], "params": { "call": envelope.to_string(), "signature": "" } })
 }
 
 fn call(method: &str, args: &Value) -> String {
@@ -181,7 +181,8 @@ async fn what_is_not_one_call_with_an_id_is_refused_audited_and_not_run() {
     let deep = whole.to_string().replace("\"params\":", &format!("\"x\":{}{},\"params\":", "[".repeat(10_000), "]".repeat(10_000)));
     let deep_args =
         envelope("test.ping", &json!("DEEP")).to_string().replace("\"DEEP\"", &format!("{}{}", "[".repeat(10_000), "]".repeat(10_000)));
-    let deep_args = json!({ "jsonrpc": "2.0", "id": 1, "method": "test.ping", "params": { "call": deep_args } }).to_string();
+    let deep_args =
+        json!({ "jsonrpc": "2.0", "id": 1, "method": "test.ping", "params": { "call": deep_args, "signature": "" } }).to_string();
     let bodies = [
         json!([whole]).to_string(),
         json!([whole, whole, 3]).to_string(),
@@ -199,7 +200,7 @@ async fn what_is_not_one_call_with_an_id_is_refused_audited_and_not_run() {
         deep_args,
         json!({ "jsonrpc": "2.0", "id": 1, "method": "test.ping" }).to_string(),
         json!({ "jsonrpc": "2.0", "id": 1, "method": "test.ping", "params": [] }).to_string(),
-        json!({ "jsonrpc": "2.0", "id": 1, "method": "test.ping", "params": { "call": {} } }).to_string(),
+        json!({ "jsonrpc": "2.0", "id": 1, "method": "test.ping", "params": { "call": {}, "signature": "" } }).to_string(),
         changed("audience", json!("web1")),
     ];
     for body in &bodies {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use certs::tls::{Peer, Refusal};
-use certs::trust::OverlordTrust;
+use certs::trust::{OverlordTls, OverlordTrust, Trusted};
 use common::identity::MinionName;
 use http::header::{HOST, HeaderValue};
 use http::uri::Uri;
@@ -42,6 +42,8 @@ type Exchanged = Pin<Box<dyn Future<Output = Result<Answer, TransportError>> + S
 
 /// One exchange to be.
 pub(super) struct Dial {
+    /// What is shown to the host: with the key of what the call was signed with.
+    pub(super) shown: Arc<Trusted<OverlordTls>>,
     pub(super) trust: Arc<OverlordTrust>,
     pub(super) heard: Arc<Heard>,
     pub(super) host: MinionName,
@@ -80,6 +82,10 @@ impl Dial {
             Err(_) => return Err(self.not_sent(&format!("no connection within {:?}", self.connect_within))),
         };
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| certs::tls::peer(chain).ok());
+        // A revocation that has come since the call was signed holds, too.
+        if let Some(Err(reason)) = peer.as_ref().map(|peer| self.trust.admits(peer)) {
+            return Err(self.not_sent(&reason));
+        }
         let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| self.not_sent(&error.to_string()))?;
         self.sent.set();
@@ -116,7 +122,7 @@ impl Dial {
     async fn connect(&self) -> Result<Stream, Broken> {
         let tcp = connect_tcp(&self.address, self.connect_within).await.map_err(|error| self.not_sent(&error.to_string()))?;
         let name = certs::tls::server_name(&self.host).map_err(|error| self.not_sent(&error.to_string()))?;
-        let connector = TlsConnector::from(self.trust.now().tls().client.clone());
+        let connector = TlsConnector::from(self.shown.tls().client.clone());
         connector.connect(name, tcp).await.map_err(|error| match self.refusal(&error) {
             Some(refusal) => Broken::NotSent(refusal.message),
             None => self.not_sent(&format!("the TLS handshake failed: {error}")),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use certs::authority::Authority;
 use certs::authority::desk::{Desk, Terms};
+use certs::trust::LOOK_EVERY;
 use common::identity::Role;
 use common::job::HostState;
 use common::outcome::ErrorCode;
@@ -85,6 +86,31 @@ fn a_host_that_refuses_our_certificate_has_not_read_the_call() {
         assert_eq!(state, HostState::Undelivered, "{reason}");
         assert!(reason.contains("web1 refuses our certificate"), "{reason}");
     }
+}
+
+/// The fake minion checks each signature against the certificate that it was shown.
+#[test]
+fn hosts_that_share_an_envelope_are_shown_the_key_that_it_is_signed_with_then() {
+    let lab = std::sync::Arc::new(Lab::new());
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    for host in ["web1", "web2", "web3"] {
+        let (home, seen) = (std::sync::Arc::downgrade(&lab), seen.clone());
+        lab.minion(host, move |envelope| {
+            seen.lock().unwrap().push(envelope.start_before);
+            let lab = home.upgrade().unwrap();
+            match host {
+                "web1" => lab.renew_overlord(),
+                _ => lab.certify_overlord(Role::Overlord("admin".parse().unwrap()), lab.authority(), Duration::from_secs(3600)),
+            }
+            // From then on the overlord goes by it.
+            std::thread::sleep(LOOK_EVERY);
+            ok(json!("pong"))
+        });
+    }
+    let outcomes = lab.fleet().target("*").unwrap().with_forks(1).call("test.ping", ()).unwrap();
+    assert!(outcomes.values().all(|outcome| outcome.verdict.state() == HostState::Ok), "{outcomes:?}");
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() == 3 && seen.iter().all(|start_before| *start_before == seen[0]), "one text: {seen:?}");
 }
 
 #[test]

@@ -229,8 +229,8 @@ fn message(header: &JobHeader, attempt: u32) -> Message {
 /// Each time the same text is sent, so that its start-before stays the first: until then, and no longer, a host remembers what it was sent.
 async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
     let ended = |silence: NoAnswer| News::Ended(Outcome::not_run(silence.into_verdict(), Timestamp::now()));
-    let params = match client::written(letter) {
-        Ok(params) => params,
+    let text = match client::written(letter) {
+        Ok(text) => text,
         Err(unwritten) => return ended(unwritten),
     };
     let mut doubt = None;
@@ -242,7 +242,7 @@ async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
         if is_too_late(sending, clock::uptime().saturating_sub(first_sent)) {
             break;
         }
-        match (client.send::<Accepted>(letter, params.clone(), within, &Sent::default()).await, &doubt) {
+        match (client.send::<Accepted>(letter, &text, within, &Sent::default()).await, &doubt) {
             (Ok(accepted), _) => return acceptance(accepted),
             (Err(NoAnswer::Silent(reason)), _) => doubt = Some(reason),
             // It failed on the way, or does not know how far it came: the job may run there.
@@ -297,6 +297,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use std::sync::{Arc, Mutex, OnceLock};
 
+    use common::identity::Role;
+
     use super::*;
     use crate::fake_minion::{Lab, Reply};
 
@@ -307,16 +309,19 @@ mod tests {
         assert!(is_too_late(1, 5 * minute + RESEND_AFTER));
     }
 
-    /// However much later: the text would be written anew for another host.
+    /// However much later: the text would be written anew for another host. And with whatever key it is signed by then: the fake minion checks
+    /// that it is the one of the certificate that it was shown.
     #[test]
     fn what_is_sent_again_is_the_same_text() {
-        let lab = Lab::new();
+        let lab = Arc::new(Lab::new());
         let letter = Arc::new(OnceLock::<Letter>::new());
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (own, times) = (letter.clone(), seen.clone());
+        let (own, times, home) = (letter.clone(), seen.clone(), Arc::downgrade(&lab));
         lab.minion("web1", move |envelope| {
             times.lock().unwrap().push(envelope.start_before);
             own.get().unwrap().age();
+            let lab = home.upgrade().unwrap();
+            lab.certify_overlord(Role::Overlord("admin".parse().unwrap()), lab.authority(), Duration::from_secs(3600));
             Reply::Close
         });
         let fleet = lab.fleet();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, PATIENCE, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -123,7 +123,9 @@ fn a_call_replayed_on_a_host_whose_clock_was_set_back_does_not_run_again() {
     let fleet = Fleet::builder().hosts(1).faked_wall_clock().start();
     let (web1, runs) = (fleet.minion("web1"), fleet.root().join("runs"));
     let job = envelope("admin", "web1", "async.command.run", json!([format!("echo ran >> {}", runs.display())]));
-    let post = || fleet.raw_overlord("web1").post_json(&request(1.into(), &job)).unwrap();
+    let client = fleet.raw_overlord("web1");
+    let captured = client.signed(json!(1), &job);
+    let post = || client.post_json(&captured).unwrap();
     let first = post();
     let spool = web1.spool(first["result"]["minion_job_id"].as_str().unwrap());
     wait_until("its end", PATIENCE, || spool.join("outcome.json").exists());

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use common::job::{CallId, MinionJobId};
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, Minion, PATIENCE, wait_for, wait_until};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ impl Host {
     }
 
     fn ask(&self, method: &str, args: Value) -> Value {
-        self.post(&request(1.into(), &envelope("admin", "web1", method, args)))
+        self.fleet.raw_overlord("web1").call(&envelope("admin", "web1", method, args)).unwrap()
     }
 
     /// Every other job prints more than the store keeps.
@@ -104,7 +104,7 @@ impl Host {
             self.gate.display()
         );
         let envelope = envelope("admin", "web1", "async.command.run", json!([line]));
-        let request = request(1.into(), &envelope);
+        let request = self.fleet.raw_overlord("web1").signed(json!(1), &envelope);
         let accepted = self.post(&request);
         let id = accepted["result"]["minion_job_id"].as_str().unwrap_or_else(|| panic!("{accepted}")).to_owned();
         Job { number, request, job: envelope.call_id.job().to_string(), id, damage }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, Minion, PATIENCE, wait_until};
 use serde_json::{Value, json};
 
@@ -40,8 +40,8 @@ fn flipped_bits_and_cut_ends_of_the_status_store_change_nothing() {
 }
 
 fn ask(fleet: &Fleet, minion: &Minion, method: &str, args: Value) -> Value {
-    let call = request(1.into(), &envelope("admin", minion.name(), method, args));
-    fleet.raw_overlord(minion.name()).post_json(&call).unwrap()["result"]["result"].clone()
+    let call = envelope("admin", minion.name(), method, args);
+    fleet.raw_overlord(minion.name()).call(&call).unwrap()["result"]["result"].clone()
 }
 
 /// A host says of a job what the overlord was told of it before.

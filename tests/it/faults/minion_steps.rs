@@ -1,7 +1,7 @@
 //! The minion's side killed at each of its steps, on entry of the Nth system call of a kind: the spawner and what it forks, the job
 //! daemon, and the server.
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, Follow, PATIENCE, Step, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ impl Host {
     }
 
     fn ask(&self, method: &str, args: Value) -> Value {
-        self.post(&request(1.into(), &envelope("admin", "web1", method, args)))
+        self.fleet.raw_overlord("web1").call(&envelope("admin", "web1", method, args)).unwrap_or(Value::Null)
     }
 
     fn post(&self, request: &Value) -> Value {
@@ -58,7 +58,7 @@ impl Host {
 
     fn start(&self, line: &str) -> Posted {
         let envelope = envelope("admin", "web1", "async.command.run", json!([line]));
-        let request = request(1.into(), &envelope);
+        let request = self.fleet.raw_overlord("web1").signed(json!(1), &envelope);
         let reply = self.post(&request);
         Posted { reply, request, job: envelope.call_id.job().to_string(), call_id: json!(envelope.call_id) }
     }

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Builder, Fleet, PATIENCE, Process, Proxy, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -202,7 +202,9 @@ fn a_replayed_request_never_runs_again() {
     let fleet = Fleet::start(1);
     let (web1, runs) = (fleet.minion("web1"), fleet.root().join("runs"));
     let job = envelope("admin", "web1", "async.command.run", json!([format!("echo ran >> {}", runs.display())]));
-    let post = || fleet.raw_overlord("web1").post_json(&request(1.into(), &job)).unwrap()["result"].clone();
+    let client = fleet.raw_overlord("web1");
+    let captured = client.signed(json!(1), &job);
+    let post = || client.post_json(&captured).unwrap()["result"].clone();
     let first = post();
     assert_eq!(first["repeated"], false, "{first}");
     let spool = web1.spool(first["minion_job_id"].as_str().unwrap());
@@ -235,10 +237,11 @@ fn the_same_call_twice_is_one_job_and_one_run() {
     let client = fleet.raw_overlord("web1");
     let replies: Vec<_> = std::thread::scope(|scope| {
         let posts: Vec<_> = (0..8)
-            .map(|id| {
+            .map(|id: u64| {
                 scope.spawn({
                     let (client, job) = (&client, &job);
-                    move || client.post_json(&request(id.into(), job)).unwrap()
+                    // Each with a signature of its own.
+                    move || client.post_json(&client.signed(id.into(), job)).unwrap()
                 })
             })
             .collect();
@@ -251,7 +254,7 @@ fn the_same_call_twice_is_one_job_and_one_run() {
 
     fleet.minion("web1").kill9();
     fleet.minion("web1").start();
-    let after = fleet.raw_overlord("web1").post_json(&request(9.into(), &job)).unwrap();
+    let after = fleet.raw_overlord("web1").call(&job).unwrap();
     assert_eq!((after["result"]["minion_job_id"].as_str(), &after["result"]["repeated"]), (Some(ids[0]), &json!(true)), "{after}");
     assert_eq!(lines(&runs), 1);
 }
@@ -262,14 +265,14 @@ fn a_fenced_call_never_starts_however_often_and_late_it_comes() {
     let runs = fleet.root().join("runs");
     let job = envelope("admin", "web1", "async.command.run", json!([format!("echo started >> {}", runs.display())]));
     let fence = envelope("admin", "web1", "jobs.fence", json!([job.call_id]));
-    let fenced = fleet.raw_overlord("web1").post_json(&request(1.into(), &fence)).unwrap();
+    let fenced = fleet.raw_overlord("web1").call(&fence).unwrap();
     assert_eq!(fenced["result"]["result"]["state"], "undelivered", "{fenced}");
     for restart in [false, true] {
         if restart {
             fleet.minion("web1").kill9();
             fleet.minion("web1").start();
         }
-        let refused = fleet.raw_overlord("web1").post_json(&request(2.into(), &job)).unwrap();
+        let refused = fleet.raw_overlord("web1").call(&job).unwrap();
         assert_eq!(refused["error"]["code"], -32005, "{refused}");
     }
     assert_eq!(lines(&runs), 0);
@@ -279,10 +282,10 @@ fn a_fenced_call_never_starts_however_often_and_late_it_comes() {
 fn a_fence_comes_too_late_for_what_has_started() {
     let fleet = Fleet::start(1);
     let job = envelope("admin", "web1", "async.test.add", json!([1, 2]));
-    let accepted = fleet.raw_overlord("web1").post_json(&request(1.into(), &job)).unwrap();
+    let accepted = fleet.raw_overlord("web1").call(&job).unwrap();
     let fence = envelope("admin", "web1", "jobs.fence", json!([job.call_id]));
     let report = wait_for("the job to end", PATIENCE, || {
-        let report = fleet.raw_overlord("web1").post_json(&request(2.into(), &fence)).unwrap()["result"]["result"].clone();
+        let report = fleet.raw_overlord("web1").call(&fence).unwrap()["result"]["result"].clone();
         Some(report).filter(|report| report["state"] != "queued" && report["state"] != "running")
     });
     assert_eq!((&report["state"], &report["result"]), (&json!("ok"), &json!(3)), "{report}");
@@ -294,7 +297,7 @@ fn a_call_that_comes_too_late_is_not_started() {
     let fleet = Fleet::start(1);
     let mut job = envelope("admin", "web1", "async.test.add", json!([1, 2]));
     job.start_before = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(1);
-    let refused = fleet.raw_overlord("web1").post_json(&request(1.into(), &job)).unwrap();
+    let refused = fleet.raw_overlord("web1").call(&job).unwrap();
     assert_eq!(refused["error"]["code"], -32003, "{refused}");
     assert_eq!(fleet.minion("web1").spools(), Vec::<String>::new());
 }
@@ -323,8 +326,9 @@ fn the_same_call_from_many_sides_at_once_is_one_run_every_time() {
             let post = |id: u64| {
                 let (client, job, start) = (&client, &job, &start);
                 scope.spawn(move || {
+                    let request = client.signed(id.into(), job);
                     start.wait();
-                    client.post_json(&request(id.into(), job)).unwrap()
+                    client.post_json(&request).unwrap()
                 })
             };
             (0..8).map(post).collect::<Vec<_>>().into_iter().map(|post| post.join().unwrap()).collect()

@@ -4,7 +4,7 @@
 use std::fs;
 
 use common::seal;
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Call, Fleet, Minion, PATIENCE, Trace, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ impl Host {
     }
 
     fn ask(&self, method: &str, args: Value) -> Value {
-        self.fleet.raw_overlord("web1").post_json(&request(1.into(), &envelope("admin", "web1", method, args))).unwrap()
+        self.fleet.raw_overlord("web1").call(&envelope("admin", "web1", method, args)).unwrap()
     }
 
     /// Starts a job, which must come to be `state`, and gives its id on the host.
@@ -275,7 +275,7 @@ fn that_a_job_is_forgotten_is_on_disk_before_its_spool_goes() {
     let host = Host::new("");
     let mut job = envelope("admin", "web1", "async.test.ping", json!([]));
     job.start_before = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);
-    let accepted = host.fleet.raw_overlord("web1").post_json(&request(1.into(), &job)).unwrap();
+    let accepted = host.fleet.raw_overlord("web1").call(&job).unwrap();
     let id = accepted["result"]["minion_job_id"].as_str().unwrap_or_else(|| panic!("{accepted}")).to_owned();
     host.wait_for_end(&id);
     let recorder = host.web1().record();

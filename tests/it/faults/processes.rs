@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, MemoryLimit, PATIENCE, Process, wait_for, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -232,9 +232,7 @@ fn places_are_free_as_soon_as_jobs_have_ended() {
     let gate = fleet.root().join("gate");
     let wait = json!([format!("while [ ! -e {} ]; do sleep 0.02; done", gate.display())]);
     let client = fleet.raw_overlord("web1");
-    let start = |args: &serde_json::Value| {
-        client.post_json(&request(1.into(), &envelope("admin", "web1", "async.command.run", args.clone()))).unwrap()
-    };
+    let start = |args: &serde_json::Value| client.call(&envelope("admin", "web1", "async.command.run", args.clone())).unwrap();
     for _job in 0..20 {
         let accepted = start(&wait);
         assert!(accepted["result"]["minion_job_id"].is_string(), "{accepted}");
