@@ -11,6 +11,7 @@ use common::outcome::{Outcome, Verdict};
 use common::seal;
 use fleet::Fleet;
 use jiff::{SignedDuration, Timestamp};
+use minion::call::{Ask, Proof};
 use minion::spool::SpoolRequest;
 use serde_json::json;
 
@@ -73,7 +74,11 @@ fn make_spool(spools: &Path, number: u32) {
         run: None,
         caller,
         call_id,
-        call: "x".repeat(300),
+        ask: Ask {
+            minion: "web1".parse().unwrap(),
+            call: "x".repeat(300),
+            proof: Proof::Signed { signature: "x".repeat(96), certificate: "x".repeat(800) },
+        },
         start_before: at,
         accepted_at: at,
         starts_at_once: false,

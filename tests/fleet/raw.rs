@@ -117,9 +117,7 @@ impl Client {
     /// It shows none, or its key signs no calls.
     #[must_use]
     pub fn signature(&self, call: &str) -> String {
-        let key = self.key.as_ref().expect("who shows no certificate has no key");
-        let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).expect("a key on P-256");
-        STANDARD.encode(signer.sign(&[SIGNED_CONTEXT, call.as_bytes()].concat()).unwrap())
+        sign(&**self.key.as_ref().expect("who shows no certificate has no key"), call)
     }
 
     /// A connection whose handshake is over on this side. Whether the minion accepts our certificate shows with the first read.
@@ -182,6 +180,21 @@ pub fn envelope(caller: &str, audience: &str, method: &str, args: Value) -> Enve
         start_before: now + SignedDuration::from_mins(1),
         limit_ms: Some(30_000),
     }
+}
+
+/// The signature of this text, made with the key `key.pem` of a folder.
+///
+/// # Panics
+/// There is none, or it signs no calls.
+#[must_use]
+pub fn signature_of(folder: &Path, call: &str) -> String {
+    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
+    sign(&*ring::sign::any_supported_type(&key).unwrap(), call)
+}
+
+fn sign(key: &dyn SigningKey, call: &str) -> String {
+    let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).expect("a key on P-256");
+    STANDARD.encode(signer.sign(&[SIGNED_CONTEXT, call.as_bytes()].concat()).unwrap())
 }
 
 /// The JSON-RPC request that carries the text of a call, with whatever signature.

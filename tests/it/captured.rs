@@ -136,7 +136,7 @@ fn a_call_that_is_repeated_runs_once() {
     let web1 = scene.fleet.minion("web1");
     let killed = web1.spawner().unwrap();
     kill(Pid::from_raw(killed.pid), Signal::SIGKILL).unwrap();
-    scene.fleet.overlord(["web1", "command.run", "true"]).ok();
+    let _ = scene.fleet.overlord(["web1", "command.run", "true"]).ok();
     assert_ne!(web1.spawner().unwrap().pid, killed.pid);
     scene.assert_refused(&json!({ "run": ask }), "was run here before");
     assert_eq!(scene.runs("witness"), 1);
@@ -207,7 +207,7 @@ fn who_was_revoked_is_believed_no_more_whatever_the_server_does_with_the_list() 
     let eve = scene.fleet.issue("fleet:overlord/eve");
     let call = |witness: &str| Envelope { caller: "eve".parse().unwrap(), ..scene.call(witness) };
     assert_eq!(scene.run(&scene.server.ask(&eve, &call("before")))["ended"]["state"], "ok");
-    scene.fleet.overlord(["certs", "revoke", "eve"]).ok();
+    let _ = scene.fleet.overlord(["certs", "revoke", "eve"]).ok();
     let refused = || scene.run(&scene.server.ask(&eve, &call("after")))["refused"]["message"].as_str().map(str::to_owned);
     wait_until("the revocation is known", PATIENCE, || refused().is_some_and(|why| why.contains("revoked")));
     // The list is the server's file: it puts the old one back, or none, and has the spawner start afresh.
@@ -219,7 +219,7 @@ fn who_was_revoked_is_believed_no_more_whatever_the_server_does_with_the_list() 
     assert!(refused().unwrap().contains("revoked"));
     let killed = web1.spawner().unwrap();
     kill(Pid::from_raw(killed.pid), Signal::SIGKILL).unwrap();
-    scene.fleet.overlord(["web1", "command.run", "true"]).ok();
+    let _ = scene.fleet.overlord(["web1", "command.run", "true"]).ok();
     assert_ne!(web1.spawner().unwrap().pid, killed.pid);
     assert!(refused().unwrap().contains("revoked"));
     assert_eq!(scene.runs("after"), 0);
@@ -272,5 +272,5 @@ fn nothing_that_it_says_stops_the_spawner() {
     ask["proof"]["signed"]["certificate"] = json!("A".repeat(1 << 20));
     scene.assert_refused(&json!({ "run": ask }), "what should be the caller's certificate is none");
     assert_eq!(scene.fleet.minion("web1").spawner().unwrap().pid, pid);
-    scene.fleet.overlord(["web1", "command.run", "true"]).ok();
+    let _ = scene.fleet.overlord(["web1", "command.run", "true"]).ok();
 }
