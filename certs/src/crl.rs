@@ -102,10 +102,21 @@ impl Crl {
     /// # Errors
     /// It cannot be read, or as [`Crl::parse`], with the file's name.
     pub fn load(path: &Path, authorities: &[CertificateDer<'_>]) -> Result<Option<Self>, CrlError> {
-        let Some(pem) = read(path)? else {
-            return Ok(None);
-        };
-        Self::parse(&pem, authorities).map(Some).map_err(|source| CrlError::At { path: path.to_owned(), source: Box::new(source) })
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FileError::Read { path: path.to_owned(), source }.into()),
+            Ok(file) => Self::read(file, path, authorities).map(Some),
+        }
+    }
+
+    /// Reads the list in an open file, which `path` is named for in errors.
+    pub(crate) fn read(file: File, path: &Path, authorities: &[CertificateDer<'_>]) -> Result<Self, CrlError> {
+        let mut bytes = Vec::new();
+        // As many more as a line's end and a list that is too large need to be seen.
+        let limit = u64::try_from(REVOCATIONS_MAX_BYTES).unwrap_or(u64::MAX).saturating_add(2);
+        file.take(limit).read_to_end(&mut bytes).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+        let list = String::from_utf8(bytes).map_err(|_| CrlError::NotPem).and_then(|pem| Self::parse(&pem, authorities));
+        list.map_err(|source| CrlError::At { path: path.to_owned(), source: Box::new(source) })
     }
 
     /// Puts the list at `path`, durably and whole or not at all, with mode 0644, if what lies there is older, is none of `authorities`' or
@@ -190,19 +201,6 @@ impl fmt::Debug for Crl {
         let Contents { number, next_update, revoked, .. } = &*self.0;
         out.debug_struct("Crl").field("number", number).field("next_update", next_update).field("revoked", &revoked.len()).finish()
     }
-}
-
-fn read(path: &Path) -> Result<Option<String>, CrlError> {
-    let failed = |source| FileError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    let mut bytes = Vec::new();
-    // As many more as a line's end and a list that is too large need to be seen.
-    let limit = u64::try_from(REVOCATIONS_MAX_BYTES).unwrap_or(u64::MAX).saturating_add(2);
-    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    String::from_utf8(bytes).map(Some).map_err(|_| CrlError::At { path: path.to_owned(), source: Box::new(CrlError::NotPem) })
 }
 
 fn has_signed(authority: &CertificateDer<'_>, list: &CertificateRevocationList<'_>) -> bool {

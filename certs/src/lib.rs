@@ -5,6 +5,7 @@
 //! connection, and never installs a process-wide default for cryptography.
 
 pub mod authority;
+pub mod callers;
 pub mod crl;
 pub mod csr;
 pub mod enrolled;

@@ -17,6 +17,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -145,6 +146,14 @@ pub fn authority_client_config(anchor: &Anchor, shows: Option<&Credentials>) -> 
         }
     };
     asking(verifier, provider, shows)
+}
+
+/// What judges the certificates of callers as the handshake of [`server_config`] does, outside of one.
+pub(crate) fn callers_verifier(
+    authorities: &[CertificateDer<'_>],
+    revocations: Revocations,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    Ok(Arc::new(ClientVerifier::new(roots(authorities)?, provider(), Clients::Overlords, revocations)?))
 }
 
 fn serving(credentials: &Credentials, clients: Clients, identity: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, TlsError> {

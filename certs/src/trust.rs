@@ -6,7 +6,7 @@
 
 mod configurations;
 mod source;
-mod stamp;
+pub(crate) mod stamp;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -330,7 +330,11 @@ fn usable<T: Configurations>(read: Credentials, held: &Credentials) -> Result<Cr
 }
 
 /// The list to go by: the one that was read, or, with a reason, the one that was held.
-fn newer_list(read: Result<Option<Crl>, CrlError>, held: Option<Crl>, path: &Path) -> Result<Option<Crl>, (Option<Crl>, String)> {
+pub(crate) fn newer_list(
+    read: Result<Option<Crl>, CrlError>,
+    held: Option<Crl>,
+    path: &Path,
+) -> Result<Option<Crl>, (Option<Crl>, String)> {
     let number = held.as_ref().map_or(0, Crl::number);
     let path = path.display();
     match read {
@@ -346,7 +350,7 @@ fn newer_list(read: Result<Option<Crl>, CrlError>, held: Option<Crl>, path: &Pat
 }
 
 /// An error with its causes, in a line.
-fn text(error: &dyn std::error::Error) -> String {
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

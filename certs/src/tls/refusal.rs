@@ -72,6 +72,10 @@ pub fn client_refusal(error: &(dyn StdError + 'static)) -> Option<String> {
                 "its certificate was issued by another authority than ours".to_owned()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired".to_owned(),
+            CertificateError::NotValidYetContext { not_before, .. } => {
+                format!("its certificate is not valid before {}: set this machine's clock", moment(*not_before))
+            }
+            CertificateError::NotValidYet => "its certificate is not valid yet: set this machine's clock".to_owned(),
             CertificateError::Revoked => "its certificate has been revoked".to_owned(),
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 "its certificate is not one of a client".to_owned()
