@@ -42,6 +42,7 @@ mod stranger;
 mod surroundings;
 mod tools;
 mod trace;
+mod users;
 mod wait;
 
 use std::ffi::OsStr;
