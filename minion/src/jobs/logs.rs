@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::{Jobs, Reader, astray};
 use crate::call::Ask;
 use crate::modules::LogsWanted;
-use crate::spawner::{Look, LogsOrder, Reply};
+use crate::spawner::{LogsOrder, Look, Reply};
 use crate::spool::Glance;
 
 /// How often the files of a job whose output is waited for are looked at.

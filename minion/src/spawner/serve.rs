@@ -101,46 +101,53 @@ fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
 
 /// The start of a job: this child makes the spool, and its child is the job daemon.
 fn start(post: &Post, place: Place, server: UnixStream) -> u8 {
-    let made = request(post, place, true).map(|request| (Spool::make(&post.spools, &request, None), request));
-    match made {
-        Ok((Ok(Made::New(spool, lock)), request)) => start_daemon(post, request, spool, lock, server),
-        Ok((Ok(Made::Exists), _)) => reply(&server, Ok(Reply::Exists)),
-        Ok((Err(error), _)) => reply(&server, Ok(not_made(error))),
-        Err(refused) => reply(&server, refused),
+    let request = match wanted(post, place, true) {
+        Ok(Wanted::Job(request)) => *request,
+        Ok(Wanted::Nothing(why)) => return reply(&server, Ok(why)),
+        Err(error) => return reply(&server, Err(error)),
+    };
+    match Spool::make(&post.spools, &request, None) {
+        Ok(Made::New(spool, lock)) => start_daemon(post, request, spool, lock, server),
+        Ok(Made::Exists) => reply(&server, Ok(Reply::Exists)),
+        Err(error) => reply(&server, Ok(not_made(error))),
     }
 }
 
 fn enqueue(post: &Post, place: Place) -> Result<Reply, SpoolError> {
-    let request = match request(post, place, false) {
-        Ok(request) => request,
-        Err(refused) => return refused,
-    };
-    Ok(make(post, &request, None).unwrap_or_else(not_made))
+    Ok(match wanted(post, place, false)? {
+        Wanted::Job(request) => make(post, &request, None).unwrap_or_else(not_made),
+        Wanted::Nothing(why) => why,
+    })
 }
 
-/// What goes into the spool of a job; or the reply, where nothing does.
-fn request(post: &Post, place: Place, starts_at_once: bool) -> Result<SpoolRequest, Result<Reply, SpoolError>> {
+/// What comes of a call for a job.
+enum Wanted {
+    /// It is to have a spool, with this in it.
+    Job(Box<SpoolRequest>),
+    /// There is nothing to make.
+    Nothing(Reply),
+}
+
+fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, SpoolError> {
     let Place { ask, accepted_at } = place;
-    let refused = |failure| Err(Ok(Reply::Refused(failure)));
     let Warrant { call, passed, .. } = match post.verify(&ask, Way::Start) {
         Ok(warrant) => warrant,
-        Err(failure) => return refused(failure),
+        Err(failure) => return Ok(Wanted::Nothing(Reply::Refused(failure))),
     };
     let (caller, call_id, start_before) = (call.envelope.caller.clone(), call.envelope.call_id.clone(), call.envelope.start_before);
     let minion_job_id = MinionJobId::derive(&ask.minion, &caller, &call_id);
-    match Spool::of(&post.spools, &minion_job_id).exists() {
-        Ok(false) => {}
-        Ok(true) => return Err(Ok(Reply::Exists)),
-        Err(error) => return Err(Err(error)),
+    if Spool::of(&post.spools, &minion_job_id).exists()? {
+        return Ok(Wanted::Nothing(Reply::Exists));
     }
     // Where a job was given up there is no spool any more to say that it has run.
-    if forgotten(post).map_err(Err)?.may_hold(start_before) {
+    if forgotten(post)?.may_hold(start_before) {
         let message =
             format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
-        return refused(Failure::new(ErrorCode::TooLate, message));
+        return Ok(Wanted::Nothing(Reply::Refused(Failure::new(ErrorCode::TooLate, message))));
     }
     let run = Some(post.guard.method_run(&call, passed));
-    Ok(SpoolRequest { minion_job_id, run, caller, call_id, ask, start_before, accepted_at, starts_at_once })
+    let request = SpoolRequest { minion_job_id, run, caller, call_id, ask, start_before, accepted_at, starts_at_once };
+    Ok(Wanted::Job(Box::new(request)))
 }
 
 /// What was given up. Where that is damaged anything may have been.
