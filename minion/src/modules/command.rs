@@ -20,6 +20,9 @@ use common::period;
 /// Where commands are looked for if the environment does not say, and by users whose environment we make.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What a method's process is known by, to itself and to the minion.
+const OWN_VARIABLES: [&str; 3] = ["MINION_NAME", "OVERLORD_JOB_ID", "MINION_JOB_ID"];
+
 pub(super) struct Command;
 
 impl Module for Command {
@@ -83,7 +86,8 @@ impl TryFrom<Words> for Run {
 
     fn try_from(words: Words) -> Result<Self, &'static str> {
         let argv = match (words.line, words.argv) {
-            (Some(line), None) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line],
+            // A line may begin with `-` or `+`, and is none of the shell's options then.
+            (Some(line), None) => ["/bin/sh", "-c", "--"].map(str::to_owned).into_iter().chain([line]).collect(),
             (None, Some(argv)) => argv,
             (None, None) => return Err("it wants `line` or `argv`"),
             (Some(_), Some(_)) => return Err("it wants `line` or `argv`, not both"),
@@ -93,6 +97,9 @@ impl TryFrom<Words> for Run {
         let env = words.env.unwrap_or_default();
         if env.keys().any(|name| name.is_empty() || name.contains('=')) {
             return Err("a variable's name in `env` is empty or has a `=`");
+        }
+        if env.keys().any(|name| OWN_VARIABLES.contains(&name.as_str())) {
+            return Err("MINION_NAME, OVERLORD_JOB_ID and MINION_JOB_ID in the environment are the minion's to set, not `env`'s");
         }
         Ok(Self {
             program,
@@ -149,8 +156,18 @@ impl JsonSchema for Timeout {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Exists {
-    /// A command's name, or a path.
+    /// A command's name, or an absolute path.
+    #[serde(deserialize_with = "name_or_path")]
     name: String,
+}
+
+/// What a path means that begins nowhere would be for the minion to say, and for no caller to know.
+fn name_or_path<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    let name = String::deserialize(input)?;
+    match name.contains('/') && !name.starts_with('/') {
+        true => Err(D::Error::custom("a path in `name` is absolute")),
+        false => Ok(name),
+    }
 }
 
 fn exists(args: Exists, _: &Context<'_>) -> Result<Option<PathBuf>, Failure> {
@@ -159,7 +176,9 @@ fn exists(args: Exists, _: &Context<'_>) -> Result<Option<PathBuf>, Failure> {
         return Ok(Some(PathBuf::from(args.name)).filter(|path| is_command(path)));
     }
     let folders = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let named = |name: &str| env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| is_command(path));
+    let named = |name: &str| {
+        env::split_paths(&folders).filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find(|path| is_command(path))
+    };
     Ok(Some(args.name.as_str()).filter(|name| !name.is_empty()).and_then(named))
 }
 
@@ -178,10 +197,11 @@ mod tests {
 
     #[test]
     fn a_line_or_argv_and_nothing_between() {
-        assert_eq!(read(json!({ "line": "ls" })).unwrap().arguments, ["-c", "ls"]);
+        assert_eq!(read(json!({ "line": "ls" })).unwrap().arguments, ["-c", "--", "ls"]);
         assert_eq!(read(json!({ "argv": ["ls", "-l"] })).unwrap().arguments, ["-l"]);
-        for bad in [json!({}), json!({ "line": "ls", "argv": ["ls"] }), json!({ "argv": [] }), json!({ "line": "a", "env": { "A=B": "" } })]
-        {
+        let mark = json!({ "line": "a", "env": { "MINION_JOB_ID": "another's" } });
+        let named = json!({ "line": "a", "env": { "A=B": "" } });
+        for bad in [json!({}), json!({ "line": "ls", "argv": ["ls"] }), json!({ "argv": [] }), named, mark] {
             assert!(read(bad.clone()).is_err(), "{bad}");
         }
     }

@@ -28,6 +28,9 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const DRAIN_MAX_BYTES: usize = 1024 * 1024;
 /// From SIGTERM to SIGKILL when the command's own timeout has passed.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// How long a command that was sent SIGKILL may take to die. What lives on is another user's, by a program that is setuid; or it waits in the
+/// kernel. Who supervises this process kills it, as root, once this process has ended.
+const DEATH_GRACE: Duration = Duration::from_secs(1);
 /// How often a command is looked at on a kernel without pidfd_open (before Linux 5.3).
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What a result needs beside the two streams: rc, signal, cut, and the message and the frame of a failure.
@@ -55,7 +58,7 @@ fn run_copying(args: Run, context: &Context<'_>, copies: [CopyTo; 2]) -> Result<
     match (stopping, args.timeout) {
         (Stopping::Not, _) | (_, None) if status.success() => Ok(Value::Object(result)),
         (Stopping::Not, _) | (_, None) => Err(Failure::new(ErrorCode::ExitStatus, session.reason(status)).with_data(Value::Object(result))),
-        (Stopping::Asked { .. } | Stopping::Forced, Some(timeout)) => {
+        (Stopping::Asked { .. } | Stopping::Forced { .. } | Stopping::Left, Some(timeout)) => {
             let mut data = Map::from_iter([("type".to_owned(), json!("timeout"))]);
             data.extend(result);
             let message = format!("stopped with all that it started: its timeout of {timeout:?} had passed");
@@ -89,8 +92,14 @@ fn beginning(word: &impl ToString) -> String {
 #[derive(Debug, Clone, Copy)]
 enum Stopping {
     Not,
-    Asked { kill_at: Instant },
-    Forced,
+    Asked {
+        kill_at: Instant,
+    },
+    Forced {
+        leave_at: Instant,
+    },
+    /// It did not die, and is left to who supervises this process.
+    Left,
 }
 
 /// Where a stream is copied to.
@@ -140,8 +149,9 @@ impl Session {
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 stopping = self.stop(stopping);
                 deadline = match stopping {
-                    Stopping::Asked { kill_at } => Some(kill_at),
-                    Stopping::Not | Stopping::Forced => None,
+                    Stopping::Asked { kill_at: at } | Stopping::Forced { leave_at: at } => Some(at),
+                    Stopping::Not => None,
+                    Stopping::Left => break,
                 };
             }
             self.wait_for_something(deadline)?;
@@ -164,14 +174,15 @@ impl Session {
     fn stop(&self, stopping: Stopping) -> Stopping {
         let (signal, next) = match stopping {
             Stopping::Not => (Signal::SIGTERM, Stopping::Asked { kill_at: Instant::now() + STOP_GRACE }),
-            Stopping::Asked { .. } | Stopping::Forced => (Signal::SIGKILL, Stopping::Forced),
+            Stopping::Asked { .. } => (Signal::SIGKILL, Stopping::Forced { leave_at: Instant::now() + DEATH_GRACE }),
+            Stopping::Forced { .. } | Stopping::Left => (Signal::SIGKILL, Stopping::Left),
         };
         self.signal(signal);
         next
     }
 
     fn signal(&self, signal: Signal) {
-        // Refused only where the whole group has ended.
+        // Refused where the whole group has ended, or is another user's.
         let _ = killpg(self.pid, signal);
     }
 
@@ -208,7 +219,7 @@ impl Session {
     fn finish(&mut self, stopping: Stopping) -> io::Result<ExitStatus> {
         match stopping {
             Stopping::Not => {}
-            Stopping::Asked { .. } | Stopping::Forced => self.signal(Signal::SIGKILL),
+            Stopping::Asked { .. } | Stopping::Forced { .. } | Stopping::Left => self.signal(Signal::SIGKILL),
         }
         for stream in &mut self.streams {
             let mut drained = 0;
@@ -219,7 +230,11 @@ impl Session {
                 }
             }
         }
-        self.child.wait()
+        match stopping {
+            // Nobody hears of this before it is true.
+            Stopping::Left => Ok(ExitStatus::from_raw(Signal::SIGKILL as i32)),
+            Stopping::Not | Stopping::Asked { .. } | Stopping::Forced { .. } => self.child.wait(),
+        }
     }
 
     /// `{"rc", "stdout", "stderr"}`, and `signal` and `cut` where there is reason to.
