@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use nix::unistd::geteuid;
+
 use crate::clock::{Clock, Moves};
 use crate::minion::Minion;
 use crate::network::{Cable, Hub};
@@ -134,6 +136,30 @@ impl Builder {
         self
     }
 
+    /// Each host has users of its own beside the machine's, and a folder of its own for their homes: see [`Minion::add_user`]. Only root can
+    /// make one whose programs become other users.
+    #[must_use]
+    pub fn own_users(mut self) -> Self {
+        self.own.users = true;
+        self
+    }
+
+    /// Each host's minion runs as a user without rights: `nobody`, or, if we are not root, who we are.
+    #[must_use]
+    pub fn unprivileged(self) -> Self {
+        match geteuid().is_root() {
+            true => self.with_rights(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]),
+            false => self,
+        }
+    }
+
+    /// Each host's minion is started by these words, before which it would have all the rights that we have: `setpriv` and what it is to take.
+    #[must_use]
+    pub fn with_rights<W: Into<String>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
+        self.own.rights = words.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Each host's state lies on a disk of its own, of so many bytes.
     #[must_use]
     pub fn small_disk(mut self, bytes: u64) -> Self {
@@ -170,7 +196,7 @@ impl Builder {
             false => addresses::addresses(self.names.len()),
         };
         let minion = |(name, address): (&String, _)| {
-            let surroundings = Surroundings::new(self.own, hub.as_ref(), clock.as_ref());
+            let surroundings = Surroundings::new(&self.own, hub.as_ref(), clock.as_ref());
             Minion::new(root.path(), name, self.groups_of(name), address, surroundings)
         };
         let minions: Vec<_> = self.names.iter().zip(addresses).map(minion).collect();
@@ -223,6 +249,8 @@ impl Builder {
         fs::write(minion.config_file(), config).unwrap();
         minion.mount_disk();
         minion.mount_journal();
+        minion.mount_users();
+        minion.give_to_nobody();
     }
 }
 

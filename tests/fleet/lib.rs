@@ -41,6 +41,7 @@ mod stranger;
 mod surroundings;
 mod tools;
 mod trace;
+mod users;
 mod wait;
 
 use std::ffi::OsStr;

@@ -83,6 +83,16 @@ impl Minion {
         self.surroundings.disk_bytes
     }
 
+    /// Whether it has users of its own.
+    pub(crate) fn has_users(&self) -> bool {
+        self.surroundings.has_users
+    }
+
+    /// The words that take rights from it.
+    pub(crate) fn right_words(&self) -> &[String] {
+        self.surroundings.right_words()
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -130,7 +140,8 @@ impl Minion {
     }
 
     /// Its state, as its own processes name it.
-    pub(crate) fn own_state_dir(&self) -> PathBuf {
+    #[must_use]
+    pub fn own_state_dir(&self) -> PathBuf {
         self.folder.join("state")
     }
 
@@ -209,7 +220,7 @@ impl Minion {
         assert!(server.is_none(), "{} runs already", self.name);
         let stderr = OpenOptions::new().create(true).append(true).open(self.stderr_file()).unwrap();
         let written_before = stderr.metadata().unwrap().len();
-        let mut command = tools::within(&self.surroundings.words(), &binaries().minion);
+        let mut command = tools::within(&self.surroundings.words(), &self.program());
         command.arg("--config").arg(self.config_file()).arg("serve").env(processes::MARK, &self.root);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let mut process = command.spawn().unwrap();
@@ -224,6 +235,16 @@ impl Minion {
             None => outer,
         };
         *server = Some(Server { process, pid, written_before: usize::try_from(written_before).unwrap() });
+    }
+
+    /// The program: where it is for all to read, if it is there.
+    fn program(&self) -> PathBuf {
+        Some(self.own_program()).filter(|path| path.exists()).unwrap_or_else(|| binaries().minion.clone())
+    }
+
+    /// Where a program lies that users without rights can execute, too.
+    pub(crate) fn own_program(&self) -> PathBuf {
+        self.folder.join("program")
     }
 
     /// Waits until the server that was started accepts connections.
@@ -282,6 +303,15 @@ impl Minion {
         let pids: Vec<_> = found.iter().map(|process| process.pid).collect();
         let is_forked = |pid: i32| processes::parent(pid).is_none_or(|parent| pids.contains(&parent));
         found.into_iter().find(|process| processes::is_in_our_session(process.pid) && !is_forked(process.pid))
+    }
+
+    /// All processes that share the host's numbers, its own and what they started, whoever they have become.
+    ///
+    /// # Panics
+    /// The server does not run.
+    #[must_use]
+    pub fn beside(&self) -> Vec<Process> {
+        processes::beside(self.pid())
     }
 
     /// The job daemon of a job: the process that holds the lock of its spool.
