@@ -29,5 +29,6 @@ mod renewal;
 mod retention;
 mod retry;
 mod revocation;
+mod run_as;
 mod trust;
 mod trust_files;
