@@ -1,12 +1,13 @@
 //! Connections that have proved nothing yet: a bounded number of them, in their TLS handshake. When there are as many as may be, the newest finds a
-//! place all the same, and the oldest goes, of the address that has most of them: who keeps silent keeps nobody out.
+//! place all the same, and another goes: one that has not said a word before one that has, and of these the oldest of the address that has most of
+//! them. Who keeps silent keeps nobody out.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
 /// The network of an IPv6 address that one customer has for himself.
 const IPV6_NETWORK: u128 = !0 << 64;
@@ -21,11 +22,26 @@ pub(super) struct Arrivals {
 #[derive(Debug, Default)]
 struct Queue {
     last: u64,
-    /// Of each origin those that are there, by number: the oldest first. None is empty.
-    by_origin: HashMap<IpAddr, BTreeMap<u64, oneshot::Sender<()>>>,
-    /// How many each origin has, and the number of its oldest: the last is whose oldest goes first.
-    ranks: BTreeSet<(usize, Reverse<u64>, IpAddr)>,
+    /// Of each group those that are there, by number: the oldest first. None is empty.
+    groups: HashMap<Group, BTreeMap<u64, Arc<Notify>>>,
+    /// How many each group has, and the number of its oldest: the last is whose oldest goes first.
+    ranks: BTreeSet<Rank>,
     count: usize,
+}
+
+/// Those that are alike: what they have said, and where they come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Group {
+    is_silent: bool,
+    origin: IpAddr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    is_silent: bool,
+    count: usize,
+    oldest: Reverse<u64>,
+    group: Group,
 }
 
 /// One connection among them, until this is dropped.
@@ -34,7 +50,7 @@ pub(super) struct Arrival {
     arrivals: Arc<Arrivals>,
     origin: IpAddr,
     number: u64,
-    displaced: oneshot::Receiver<()>,
+    displaced: Arc<Notify>,
 }
 
 impl Arrivals {
@@ -67,48 +83,55 @@ impl Arrivals {
 }
 
 impl Queue {
-    fn push(&mut self, origin: IpAddr) -> (u64, oneshot::Receiver<()>) {
+    fn push(&mut self, origin: IpAddr) -> (u64, Arc<Notify>) {
         self.last += 1;
-        let number = self.last;
-        let (displace, displaced) = oneshot::channel();
-        self.change(origin, |of_origin| of_origin.insert(number, displace));
+        let (number, displaced) = (self.last, Arc::new(Notify::new()));
+        self.change(Group { is_silent: true, origin }, |group| group.insert(number, Arc::clone(&displaced)));
         (number, displaced)
     }
 
-    fn remove(&mut self, origin: IpAddr, number: u64) {
-        self.change(origin, |of_origin| of_origin.remove(&number));
+    fn remove(&mut self, origin: IpAddr, number: u64) -> Option<Arc<Notify>> {
+        let mut from = |is_silent| self.change(Group { is_silent, origin }, |group| group.remove(&number));
+        from(true).or_else(|| from(false))
     }
 
     fn displace(&mut self) -> bool {
-        let Some((_, Reverse(oldest), origin)) = self.ranks.last().copied() else { return false };
-        if let Some(displace) = self.change(origin, |of_origin| of_origin.remove(&oldest)) {
-            let _has_ended_by_itself = displace.send(());
+        let Some(rank) = self.ranks.last().copied() else { return false };
+        if let Some(displaced) = self.change(rank.group, |group| group.remove(&rank.oldest.0)) {
+            displaced.notify_one();
         }
         true
     }
 
-    /// Changes those of one origin, and its rank and the count with them.
-    fn change<T>(&mut self, origin: IpAddr, change: impl FnOnce(&mut BTreeMap<u64, oneshot::Sender<()>>) -> T) -> T {
-        let of_origin = self.by_origin.entry(origin).or_default();
-        if let Some(rank) = rank(origin, of_origin) {
+    /// Changes one group, and its rank and the count with it.
+    fn change<T>(&mut self, group: Group, change: impl FnOnce(&mut BTreeMap<u64, Arc<Notify>>) -> T) -> T {
+        let members = self.groups.entry(group).or_default();
+        if let Some(rank) = rank(group, members) {
             self.ranks.remove(&rank);
         }
-        self.count -= of_origin.len();
-        let changed = change(of_origin);
-        self.count += of_origin.len();
-        match rank(origin, of_origin) {
+        self.count -= members.len();
+        let changed = change(members);
+        self.count += members.len();
+        match rank(group, members) {
             Some(rank) => drop(self.ranks.insert(rank)),
-            None => drop(self.by_origin.remove(&origin)),
+            None => drop(self.groups.remove(&group)),
         }
         changed
     }
 }
 
 impl Arrival {
+    /// It has said what a client of TLS says first.
+    pub(super) fn has_spoken(&self) {
+        let mut queue = self.arrivals.queue();
+        if let Some(displaced) = queue.remove(self.origin, self.number) {
+            queue.change(Group { is_silent: false, origin: self.origin }, |group| group.insert(self.number, displaced));
+        }
+    }
+
     /// Until it has to go.
-    pub(super) async fn displaced(&mut self) {
-        // The sender is dropped with the entry alone, which is there as long as this is, unless it is displaced.
-        let _displaced = (&mut self.displaced).await;
+    pub(super) async fn displaced(&self) {
+        self.displaced.notified().await;
     }
 }
 
@@ -118,9 +141,9 @@ impl Drop for Arrival {
     }
 }
 
-fn rank(origin: IpAddr, of_origin: &BTreeMap<u64, oneshot::Sender<()>>) -> Option<(usize, Reverse<u64>, IpAddr)> {
-    let (oldest, _) = of_origin.first_key_value()?;
-    Some((of_origin.len(), Reverse(*oldest), origin))
+fn rank(group: Group, members: &BTreeMap<u64, Arc<Notify>>) -> Option<Rank> {
+    let (oldest, _) = members.first_key_value()?;
+    Some(Rank { is_silent: group.is_silent, count: members.len(), oldest: Reverse(*oldest), group })
 }
 
 /// Whose an address is, as far as one can tell by it.
@@ -140,23 +163,39 @@ mod tests {
         arrivals.enter(address.parse().unwrap()).0
     }
 
-    fn has_gone(arrival: &mut Arrival) -> bool {
-        arrival.displaced.try_recv().is_ok()
+    fn has_gone(arrival: &Arrival) -> bool {
+        let queue = arrival.arrivals.queue();
+        !queue.groups.values().any(|group| group.contains_key(&arrival.number))
     }
 
     #[test]
     fn the_oldest_of_the_address_with_most_goes() {
         let arrivals = Arrivals::new(4);
-        let mut lone = enter(&arrivals, "10.0.0.9");
+        let lone = enter(&arrivals, "10.0.0.9");
         let mut many: Vec<Arrival> = (0..3).map(|_| enter(&arrivals, "10.0.0.1")).collect();
-        let mut next = enter(&arrivals, "10.0.0.2");
-        assert!(has_gone(many.first_mut().unwrap()));
-        assert!(!has_gone(&mut lone) && !has_gone(&mut next) && !many.iter_mut().skip(1).any(has_gone));
+        let next = enter(&arrivals, "10.0.0.2");
+        assert!(has_gone(many.first().unwrap()));
+        assert!(!has_gone(&lone) && !has_gone(&next) && !many.iter().skip(1).any(has_gone));
         // With as many each, the oldest of all.
         drop(many.pop());
-        let mut later = enter(&arrivals, "10.0.0.3");
-        let mut last = enter(&arrivals, "10.0.0.4");
-        assert!(has_gone(&mut lone) && !has_gone(&mut later) && !has_gone(&mut last));
+        let (later, last) = (enter(&arrivals, "10.0.0.3"), enter(&arrivals, "10.0.0.4"));
+        assert!(has_gone(&lone) && !has_gone(&later) && !has_gone(&last));
+    }
+
+    #[tokio::test]
+    async fn who_has_said_nothing_goes_before_who_has() {
+        let arrivals = Arrivals::new(3);
+        let spoken = [enter(&arrivals, "10.0.0.1"), enter(&arrivals, "10.0.0.1")];
+        spoken.iter().for_each(Arrival::has_spoken);
+        let silent = enter(&arrivals, "10.0.0.2");
+        let next = enter(&arrivals, "10.0.0.3");
+        assert!(has_gone(&silent) && !spoken.iter().any(has_gone));
+        silent.displaced().await;
+        // It comes too late for that.
+        silent.has_spoken();
+        next.has_spoken();
+        let _last = enter(&arrivals, "10.0.0.4");
+        assert!(has_gone(&silent) && has_gone(spoken.first().unwrap()) && !has_gone(&next));
     }
 
     #[test]
@@ -175,6 +214,6 @@ mod tests {
         assert_eq!(arrivals.thin_out(), 1);
         drop(held);
         let queue = arrivals.queue();
-        assert!(queue.count == 0 && queue.by_origin.is_empty() && queue.ranks.is_empty(), "{queue:?}");
+        assert!(queue.count == 0 && queue.groups.is_empty() && queue.ranks.is_empty(), "{queue:?}");
     }
 }

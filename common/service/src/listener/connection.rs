@@ -16,7 +16,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
@@ -77,9 +78,13 @@ impl<R: Reception> Connection<R> {
     }
 
     async fn shake_hands(&mut self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let tls = TlsAcceptor::from(self.gate.tls());
+        let accept = async {
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            self.arrival.has_spoken();
+            hello.into_stream(self.gate.tls()).await
+        };
         let handshake = tokio::select! {
-            handshake = timeout(self.limits.handshake_timeout, tls.accept(stream)) => handshake,
+            handshake = timeout(self.limits.handshake_timeout, accept) => handshake,
             () = self.arrival.displaced() => return None,
             () = told(&mut self.stop) => return None,
         };
