@@ -26,6 +26,7 @@ mod disk;
 mod enclosure;
 mod failpoint;
 mod faults;
+pub mod flood;
 mod journal;
 mod memory;
 mod minion;
@@ -66,7 +67,7 @@ pub use proxy::Proxy;
 pub use run::{Run, Running};
 pub use secrets::Secrets;
 pub use simulated::Simulated;
-pub use stranger::Stranger;
+pub use stranger::{Stranger, peak_bytes};
 pub use trace::{Call, Recorder, Trace};
 pub use wait::{wait_for, wait_until};
 

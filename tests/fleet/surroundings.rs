@@ -13,6 +13,8 @@ pub(crate) struct Own {
     pub(crate) journal: bool,
     /// The disk below its state, in bytes.
     pub(crate) disk_bytes: Option<u64>,
+    /// So many files may be open.
+    pub(crate) files: Option<usize>,
 }
 
 /// What surrounds the processes of one host.
@@ -22,6 +24,7 @@ pub(crate) struct Surroundings {
     pub(crate) disk_bytes: Option<u64>,
     pub(crate) has_journal: bool,
     clock_words: Vec<String>,
+    files: Option<usize>,
 }
 
 impl Surroundings {
@@ -29,12 +32,14 @@ impl Surroundings {
         let net = if own.network { Net::Own } else { Net::Shared };
         let is_enclosed = own.network || own.processes || own.journal || own.disk_bytes.is_some() || clock.is_some();
         let enclosure = is_enclosed.then(|| Enclosure::new(net, Pids::Own, hub.map(Hub::enclosure)));
-        Self { enclosure, disk_bytes: own.disk_bytes, has_journal: own.journal, clock_words: clock.map(Clock::words).unwrap_or_default() }
+        let clock_words = clock.map(Clock::words).unwrap_or_default();
+        Self { enclosure, disk_bytes: own.disk_bytes, has_journal: own.journal, clock_words, files: own.files }
     }
 
     /// The words before a command that put it there.
     pub(crate) fn words(&self) -> Vec<String> {
         let enter = self.enclosure.as_ref().map(Enclosure::enter).unwrap_or_default();
-        [enter, self.clock_words.clone()].concat()
+        let limit = self.files.map(|files| vec!["prlimit".to_owned(), format!("--nofile={files}")]).unwrap_or_default();
+        [enter, limit, self.clock_words.clone()].concat()
     }
 }
