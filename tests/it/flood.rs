@@ -68,7 +68,7 @@ fn ten_thousand_silent_connections_keep_no_host_from_enrolling() {
 #[test]
 fn handshakes_that_come_byte_by_byte_or_stop_half_way_keep_no_caller_out() {
     for habit in [Habit::Slow(client_hello()), Habit::Says(client_hello())] {
-        let fleet = Fleet::start(1);
+        let fleet = Fleet::builder().hosts(1).minion_toml("[limits]\nhandshake_timeout = \"2s\"\n").start();
         let web1 = fleet.minion("web1");
         let half_way = Flood::of(web1.address(), 1200, &habit);
         made(&half_way, 1200);
