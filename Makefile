@@ -74,4 +74,6 @@ fault-tools:
 	command -v faketime >/dev/null || missing faketime faketime libfaketime; \
 	command -v ip >/dev/null || missing ip iproute2 iproute; \
 	command -v unshare >/dev/null || missing unshare util-linux util-linux; \
-	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core
+	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core; \
+	command -v prlimit >/dev/null || missing prlimit util-linux util-linux-core; \
+	command -v openssl >/dev/null || missing openssl openssl openssl

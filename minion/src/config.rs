@@ -60,9 +60,12 @@ pub struct Limits {
     /// The largest body of a request.
     #[serde(deserialize_with = "body_bytes")]
     pub body_max_bytes: u32,
-    /// Connections held open at once.
+    /// Connections held open at once whose handshake is over; one more takes the place of the one that has waited longest to be asked anything.
     #[serde(deserialize_with = "positive")]
     pub connections_max: usize,
+    /// Connections held open at once that are in their handshake; one more takes the place of the oldest.
+    #[serde(deserialize_with = "positive")]
+    pub handshakes_max: usize,
     /// From accepting a connection to the end of its TLS handshake.
     #[serde(deserialize_with = "period::deserialize")]
     pub handshake_timeout: Duration,
@@ -110,6 +113,7 @@ impl Default for Limits {
         Self {
             body_max_bytes: 1 << 20,
             connections_max: 1024,
+            handshakes_max: 1024,
             handshake_timeout: 10 * SECOND,
             header_timeout: 10 * SECOND,
             idle_timeout: 60 * SECOND,
@@ -132,10 +136,13 @@ impl Limits {
     /// Those of the listener.
     #[must_use]
     pub fn listener(&self) -> service::Limits {
-        let Self { body_max_bytes, connections_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace, .. } = *self;
+        let Self {
+            body_max_bytes, connections_max, handshakes_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace, ..
+        } = *self;
         service::Limits {
             body_max_bytes,
             connections_max,
+            handshakes_max,
             handshake_timeout,
             header_timeout,
             idle_timeout,

@@ -167,6 +167,13 @@ impl Builder {
         self
     }
 
+    /// Each host's programs may have so many files open.
+    #[must_use]
+    pub fn open_files(mut self, files: usize) -> Self {
+        self.own.files = Some(files);
+        self
+    }
+
     /// All programs go by clocks that the test can move on, all of them together: see [`Fleet::pass`].
     #[must_use]
     pub fn faked_time(mut self) -> Self {

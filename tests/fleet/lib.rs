@@ -27,6 +27,7 @@ mod disk;
 mod enclosure;
 mod failpoint;
 mod faults;
+pub mod flood;
 mod journal;
 mod memory;
 mod minion;
@@ -68,7 +69,7 @@ pub use proxy::Proxy;
 pub use run::{Run, Running};
 pub use secrets::Secrets;
 pub use simulated::Simulated;
-pub use stranger::Stranger;
+pub use stranger::{Stranger, peak_bytes};
 pub use trace::{Call, Recorder, Trace};
 pub use wait::{wait_for, wait_until};
 

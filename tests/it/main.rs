@@ -16,6 +16,7 @@ mod certs_trouble;
 mod damage_overlord;
 mod enrolment;
 mod faults;
+mod flood;
 mod harness;
 mod hostile;
 mod jobs;
