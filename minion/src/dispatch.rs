@@ -1,6 +1,8 @@
 //! The door. Every request of every connection comes through its [`Reception::enter`], and nothing reaches a method in any other way:
 //! read → signed? → [`Guard::pass`] → here, the jobs, or the spawner, whose guard looks again.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod read;
 mod revocations;
 

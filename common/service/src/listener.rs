@@ -22,6 +22,7 @@ use tracing::{error, warn};
 use crate::{Gate, Reception};
 use arrivals::Arrivals;
 use connection::Connection;
+pub(crate) use connection::carry;
 use live::Live;
 pub use live::Strangers;
 
