@@ -13,7 +13,9 @@ pub mod dispatch;
 pub mod enroll;
 #[cfg(test)]
 mod fake_authority;
+pub mod folders;
 pub mod jobs;
+pub mod keeper;
 pub mod modules;
 pub mod moment;
 pub mod process;
@@ -23,3 +25,4 @@ pub mod spawner;
 pub mod spool;
 pub mod store;
 pub mod supervise;
+pub mod user;

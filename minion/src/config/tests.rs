@@ -21,6 +21,8 @@ fn what_is_said_holds() {
     assert_eq!((config.state_dir.as_path(), config.acl_dir.as_path()), (Path::new("/etc/minion/state"), Path::new("/acl")));
     assert_eq!((config.limits.header_timeout, config.limits.output_max_bytes), (Duration::from_secs(90), 7));
     assert_eq!((config.limits.jobs_max, config.retention.count), (128, 100_000));
+    assert_eq!(config.user, None);
+    assert_eq!(parse("name = \"web1\"\nuser = \"nobody\"\n").unwrap().user.unwrap().name(), "nobody");
 }
 
 #[test]
@@ -38,6 +40,8 @@ fn what_may_not_stand_there_is_named_with_its_line() {
         ("[audit]\nmax_bytes = 0\n", "minion.toml:2: 0 would let nothing through"),
         ("[audit]\nfiles = 1001\n", "minion.toml:2: 1001 is more than 1000"),
         ("listen = \"here\"\n", "minion.toml:1: "),
+        ("name = \"web1\"\nuser = \"no-such-user\"\n", "minion.toml:2: user: this host has no user \"no-such-user\": run `useradd"),
+        ("user = \"root\"\n", "minion.toml:1: user: \"root\" is root, or in its group"),
         ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
         ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
         ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),
