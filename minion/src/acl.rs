@@ -127,10 +127,15 @@ impl Acl {
 #[must_use]
 pub fn problems(dir: &Path) -> Vec<Problem> {
     let mut problems = load(dir).problems;
-    let files = listing(dir).unwrap_or_default().into_iter().map(|stamp| dir.join(stamp.name));
     let anyone_writes = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.mode() & 0o002 != 0);
-    problems.extend([dir.to_owned()].into_iter().chain(files).filter(anyone_writes).map(Problem::of_mode));
+    problems.extend([dir.to_owned()].into_iter().chain(files(dir)).filter(anyone_writes).map(Problem::of_mode));
     problems
+}
+
+/// The files of rules in `dir`, in the order in which they are asked.
+#[must_use]
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    listing(dir).unwrap_or_default().into_iter().map(|stamp| dir.join(stamp.name)).collect()
 }
 
 fn tell(problems: &[Problem]) {
