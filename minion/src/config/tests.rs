@@ -28,7 +28,7 @@ fn what_is_said_holds() {
 #[test]
 fn what_may_not_stand_there_is_named_with_its_line() {
     for (text, said) in [
-        ("name = \"web1\"\nport = 1\n", "minion.toml:2: unknown field `port`, expected one of `name`, `listen`"),
+        ("name = \"web1\"\nport = 1\n", "minion.toml:2: unknown field `port`, expected one of `name`, `user`, `listen`"),
         ("name = \"web1\"\n\n[limits]\nidle = 1\n", "minion.toml:4: unknown field `idle`, expected one of `body_max_bytes`"),
         ("name = \"a b\"\n", "minion.toml:1: \"a b\" is not a name"),
         ("[limits]\n\nidle_timeout = \"soon\"\n", "minion.toml:3: \"soon\" is not a length of time: write it like"),
@@ -41,7 +41,7 @@ fn what_may_not_stand_there_is_named_with_its_line() {
         ("[audit]\nfiles = 1001\n", "minion.toml:2: 1001 is more than 1000"),
         ("listen = \"here\"\n", "minion.toml:1: "),
         ("name = \"web1\"\nuser = \"no-such-user\"\n", "minion.toml:2: user: this host has no user \"no-such-user\": run `useradd"),
-        ("user = \"root\"\n", "minion.toml:1: user: \"root\" is root, or in its group"),
+        ("name = \"web1\"\n\nuser = \"root\"\n", "minion.toml:3: user: \"root\" is root, or in its group"),
         ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
         ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
         ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),
