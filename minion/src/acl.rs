@@ -150,10 +150,15 @@ fn problems_for(dir: &Path, writers: Writers) -> Vec<Problem> {
 
 /// What in `dir` anyone on the host could change.
 fn anyone_writes(dir: &Path) -> Vec<Problem> {
-    let files = listing(dir).map(|listing| listing.files).unwrap_or_default();
-    let paths = [dir.to_owned()].into_iter().chain(files.into_iter().map(|stamp| dir.join(stamp.name)));
+    let paths = [dir.to_owned()].into_iter().chain(files(dir));
     let is_open = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.mode() & 0o002 != 0);
     paths.filter(is_open).map(Problem::of_mode).collect()
+}
+
+/// The files of rules in `dir`, in the order in which they are asked.
+#[must_use]
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    listing(dir).map(|listing| listing.files).unwrap_or_default().into_iter().map(|stamp| dir.join(stamp.name)).collect()
 }
 
 fn tell(problems: &[Problem]) {

@@ -15,7 +15,9 @@ use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use service::audit::Rotation;
+use toml::Spanned;
 
+use crate::server_user::ServerUser;
 pub use trust::Trust;
 
 const MIB: usize = 1 << 20;
@@ -33,6 +35,8 @@ pub struct Config {
     pub file: PathBuf,
     /// The name in this host's certificate.
     pub name: MinionName,
+    /// As whom the server runs where the spawner is root; none: as whoever it is started.
+    pub user: Option<ServerUser>,
     /// Where the server listens.
     pub listen: SocketAddr,
     /// What the minion itself writes.
@@ -188,6 +192,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields)]
 struct File {
     name: Option<MinionName>,
+    user: Option<Spanned<String>>,
     #[serde(default = "everywhere")]
     listen: SocketAddr,
     #[serde(default = "default_state_dir")]
@@ -304,11 +309,11 @@ impl Config {
     /// # Errors
     /// It has a key that is not one of ours, or a value that cannot stand there.
     pub fn parse(file: PathBuf, text: &str) -> Result<Self, ConfigError> {
-        let read: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
-            path: file.clone(),
-            line: line_of(text, &error),
-            problem: error.message().replace('\n', "; "),
-        })?;
+        let invalid = |line, problem| ConfigError::Invalid { path: file.clone(), line, problem };
+        let read: File = toml::from_str(text).map_err(|error| invalid(line_of(text, &error), error.message().replace('\n', "; ")))?;
+        let find = |name: Spanned<String>| {
+            ServerUser::find(name.get_ref()).map_err(|problem| invalid(line_at(text, name.span().start), format!("user: {problem}")))
+        };
         let name = match read.name {
             Some(name) => name,
             None => host_name().map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
@@ -316,6 +321,7 @@ impl Config {
         let from_file = |path: PathBuf| file.parent().map(|folder| folder.join(&path)).unwrap_or(path);
         Ok(Self {
             name,
+            user: read.user.map(find).transpose()?,
             listen: read.listen,
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),

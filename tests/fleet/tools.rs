@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The tools that are not on every machine, and the Debian packages that have them.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("strace", "strace"),
     ("ip", "iproute2"),
     ("unshare", "util-linux"),
@@ -13,6 +13,7 @@ const PACKAGES: [(&str, &str); 7] = [
     ("prlimit", "util-linux"),
     ("mount", "mount"),
     ("openssl", "openssl"),
+    ("setpriv", "util-linux"),
 ];
 /// Where distributions put the library that fakes the time.
 const FAKETIME_FOLDERS: [&str; 5] = [

@@ -23,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
 use super::arrivals::Arrival;
-use super::idle::{Busy, Watched};
+use super::idle::Watched;
 use super::live::{End, Live, Place};
 use super::rpc::Entrance;
 use super::{Limits, told};
