@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::time::Instant;
 
-use fleet::raw::{Connection, ReadOnly, envelope, read_response, request};
+use fleet::raw::{Connection, ReadOnly, envelope, read_response};
 use fleet::{COMMAND_TIMEOUT, Fleet, PATIENCE, peak_bytes, wait_until};
 use serde_json::json;
 
@@ -101,7 +101,7 @@ fn a_request_beyond_every_limit_is_refused_with_its_status() {
 #[test]
 fn who_asks_and_asks_and_takes_no_answer_is_cut() {
     let fleet = fleet();
-    let body = request(json!(1), &envelope("admin", "web1", "test.ping", json!(["x".repeat(1000)]))).to_string();
+    let body = fleet.raw_overlord("web1").signed(json!(1), &envelope("admin", "web1", "test.ping", json!(["x".repeat(1000)]))).to_string();
     let asked = format!("{HEAD}content-length: {}\r\n\r\n{body}", body.len());
     let mut connection = connect(&fleet);
     let begun = Instant::now();
