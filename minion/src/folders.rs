@@ -101,7 +101,13 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
         let closed = std::fs::set_permissions(&spools, Permissions::from_mode(OWN_MODE));
         closed.map_err(|source| FolderError::File { doing: "closing", path: spools.clone(), source })?;
     }
-    state.share(user, |name| STATE_OF_SERVER.iter().any(|begin| name.starts_with(begin)))
+    state.share(user, is_servers_state)
+}
+
+/// Whether what has this name in `state_dir` is the server's.
+#[must_use]
+pub fn is_servers_state(name: &str) -> bool {
+    STATE_OF_SERVER.iter().any(|begin| name.starts_with(begin))
 }
 
 /// Makes or mends `certs_dir` for root, who puts the authority's certificate there, and `user`, whose all else is.

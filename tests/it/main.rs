@@ -33,5 +33,6 @@ mod retry;
 mod revocation;
 mod run_as;
 mod security;
+mod separation;
 mod trust;
 mod trust_files;
