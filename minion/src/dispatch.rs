@@ -89,9 +89,9 @@ impl Reception for Door {
     /// # Errors
     /// A refusal: nothing was run. How a method that did run ended, badly too, is an [`Outcome`].
     async fn enter(&self, caller: &Caller, knock: Knock<'_>) -> Result<Reply, Failure> {
-        let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &self.audit);
+        let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &*self.audit);
         let (call, ask) = read::read(&self.name, caller, knock).map_err(refused)?;
-        let passed = self.guard.pass(&self.name, caller.bearer(), &call, &self.audit)?;
+        let passed = self.guard.pass(&self.name, caller.bearer(), &call, &*self.audit)?;
         match passed.way {
             Way::Here => Ok(Reply::Outcome(self.answer(passed.method, passed.args))),
             Way::Jobs => {

@@ -7,6 +7,7 @@
 mod claims;
 mod client;
 mod daemon;
+mod ledger;
 mod look;
 mod order;
 mod serve;
@@ -31,7 +32,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
-use service::audit::Rotation;
 use tracing::warn;
 
 use crate::acl::Acl;
@@ -48,11 +48,10 @@ use socket::Socket;
 
 use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
+use ledger::Ledger;
 pub use order::{LogsOrder, Look, Order, Place, Reply};
 
-/// What the spawner has decided, beside the spools: the server's own log is the server's.
-const AUDIT_LOG: &str = "audit.log";
-/// The newest revocation list that the spawner has seen, likewise.
+/// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.
 const REVOCATIONS: &str = "crl.pem";
 
 /// What the spawner prints when it listens, for whoever started it.
@@ -60,6 +59,9 @@ pub(crate) const READY: &[u8] = b"ready\n";
 
 /// A draft of a spool that is older than this belongs to a child that died.
 const DRAFT_AGE: Duration = Duration::from_secs(600);
+
+/// Connections that are taken before it is looked again who else waits.
+const ACCEPTED_AT_ONCE: usize = 16;
 
 /// Children beyond `limits.calls_max`: orders that run nothing, and starts that are under way.
 const SPARE_CHILDREN: usize = 64;
@@ -115,7 +117,7 @@ struct Post {
     names: BTreeSet<MinionName>,
     guard: Guard,
     callers: RefCell<Callers>,
-    rotation: Rotation,
+    ledger: Ledger,
 }
 
 impl Post {
@@ -137,13 +139,13 @@ impl Post {
                 limits: limits.clone(),
                 cgroups: Cgroups::delegated(),
             },
+            ledger: Ledger { spools: spools.clone(), rotation: config.audit },
             spools,
             server_socket: config.server_socket(),
             boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
             names,
             guard: Guard { acl, registry, call_time_max, job_time_max },
             callers: RefCell::new(callers),
-            rotation: config.audit,
         })
     }
 
@@ -278,18 +280,27 @@ impl Loop {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             stop |= i32::try_from(signal.ssi_signo).is_ok_and(|number| number != Signal::SIGCHLD as i32);
         }
+        self.reap();
+        stop
+    }
+
+    fn reap(&mut self) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             match status {
                 WaitStatus::StillAlive => break,
                 ended => drop(ended.pid().and_then(|child| self.children.remove(&child))),
             }
         }
-        stop
     }
 
     fn accept(&mut self) {
-        while let Some(server) = self.socket.accept() {
+        // A few at a time: children that ask, and end, wait as well.
+        for _ in 0..ACCEPTED_AT_ONCE {
+            let Some(server) = self.socket.accept() else { return };
             let limit = self.post.station.limits.calls_max + SPARE_CHILDREN;
+            if self.children.len() >= limit {
+                self.reap();
+            }
             if self.children.len() >= limit {
                 let problem = format!("the spawner has {limit} processes under way (limits.calls_max and a reserve); try again");
                 refuse(&server, Failure::new(ErrorCode::LimitReached, problem));
@@ -316,7 +327,8 @@ impl Loop {
     fn close_inherited(&self, way: Option<&UnixStream>) {
         use std::os::fd::AsRawFd as _;
         let ways = self.children.values().flatten().chain(way).map(|way| way.as_raw_fd());
-        for fd in ways.chain([self.signals.as_fd().as_raw_fd(), self.socket.as_fd().as_raw_fd()]) {
+        let file = self.claims.file().map(|file| file.as_raw_fd());
+        for fd in ways.chain(file).chain([self.signals.as_fd().as_raw_fd(), self.socket.as_fd().as_raw_fd()]) {
             let _closed_once = nix::unistd::close(fd);
         }
     }

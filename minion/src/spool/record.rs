@@ -22,8 +22,10 @@ pub struct SpoolRequest {
     pub caller: CallerName,
     /// Under which call id.
     pub call_id: CallId,
-    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had.
-    pub ask: Ask,
+    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had. Before calls were signed there was
+    /// none.
+    #[serde(default)]
+    pub ask: Option<Ask>,
     /// Until when it may come again, and is known as a repetition by this spool.
     pub start_before: Timestamp,
     /// When the host accepted it.
