@@ -18,6 +18,7 @@ mod faults;
 mod flood;
 mod harness;
 mod hostile;
+mod hostile_minion;
 mod jobs;
 mod library;
 mod logs;
