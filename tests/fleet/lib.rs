@@ -32,6 +32,7 @@ mod liar;
 mod memory;
 mod minion;
 mod network;
+pub mod openssl;
 mod processes;
 mod proxy;
 pub mod raw;

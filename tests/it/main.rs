@@ -16,6 +16,7 @@ mod damage_overlord;
 mod enrolment;
 mod faults;
 mod flood;
+mod handshake;
 mod harness;
 mod hostile;
 mod hostile_minion;
