@@ -7,7 +7,7 @@ use std::time::Duration;
 use certs::files::Credentials;
 use certs::signature::{self, SignatureError};
 use common::identity::{CallerName, MinionName};
-use common::job::{CallId, JobId};
+use common::job::{CallId, JobId, MinionJobId};
 use common::protocol::{AUDIENCE_MAX, Arguments, CallParams, Envelope};
 use jiff::{SignedDuration, Timestamp};
 use jsonrpsee::core::traits::ToRpcParams;
@@ -121,6 +121,11 @@ impl Message {
 impl Letter {
     pub(crate) fn method(&self) -> &str {
         &self.sheet.message.method
+    }
+
+    /// The id under which the host holds what this asks of it, if that is a job.
+    pub(crate) fn minion_job_id(&self) -> MinionJobId {
+        MinionJobId::derive(&self.host, &self.sheet.message.caller, &self.sheet.message.call_id)
     }
 
     /// What is sent now.

@@ -243,7 +243,8 @@ async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
             break;
         }
         match (client.send::<Accepted>(letter, &text, within, &Sent::default()).await, &doubt) {
-            (Ok(accepted), _) => return acceptance(accepted),
+            (Ok(accepted), _) if accepted.minion_job_id == letter.minion_job_id() => return acceptance(accepted),
+            (Ok(_), _) => doubt = Some("it says that it has accepted another job".to_owned()),
             (Err(NoAnswer::Silent(reason)), _) => doubt = Some(reason),
             // It failed on the way, or does not know how far it came: the job may run there.
             (Err(NoAnswer::Refused(failure)), _) if failure.is(ErrorCode::Internal) || failure.is(ErrorCode::Lost) => {
