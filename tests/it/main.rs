@@ -8,6 +8,7 @@
     reason = "a test may panic"
 )]
 
+mod arguments;
 mod audit;
 mod calls;
 mod captured;
