@@ -41,6 +41,7 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let config = Config::load(path).map_err(|error| vec![chain(&error)])?;
     let (mut problems, mut hints) = (Vec::new(), Vec::new());
     let certificate = trust::certificate(&config, &mut problems);
+    let rules = acl::problems(&config.acl_dir);
     let parts = Parts::of(&config, &mut problems, &mut hints)?;
     let unwritable = if parts.certs_dir { certs_dir(&config, &mut problems) } else { None };
     if parts.state_dir {
@@ -48,7 +49,7 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     }
     problems.extend(sockets(&config));
     problems.extend(listen(&config));
-    problems.extend(acl::problems(&config.acl_dir).iter().map(ToString::to_string));
+    problems.extend(rules.iter().map(ToString::to_string));
     match certificate {
         Some((not_after, more)) if problems.is_empty() => {
             hints.extend(more.into_iter().chain(unwritable));

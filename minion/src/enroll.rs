@@ -30,7 +30,7 @@ use tokio::runtime::Builder;
 use crate::check::chain;
 use crate::config::{Config, ConfigError};
 use crate::folders::{self, FolderError};
-use crate::server_user::{ServerUser, UserError, as_root, own_name};
+use crate::server_user::{BecomeError, ServerUser, own_name};
 use asking::{Asked, Ended};
 
 /// The exit status of a request that waits: EX_TEMPFAIL of sysexits.h.
@@ -80,9 +80,9 @@ enum EnrollError {
     #[error(transparent)]
     Shared(#[from] FolderError),
     #[error(transparent)]
-    User(#[from] UserError),
-    #[error("{path} is not the user {user}'s, as whom the server runs: run `chown {user}: {path}`, and this again", path = .path.display(), user = .user.name())]
-    NotUsers { path: PathBuf, user: ServerUser },
+    User(#[from] BecomeError),
+    #[error("{path} is not the user {user}'s, as whom the server runs: run `chown {user}: {path}`, and this again", path = .path.display())]
+    NotUsers { path: PathBuf, user: String },
     #[error("reading the token from stdin")]
     Token(#[source] io::Error),
     #[error("starting")]
@@ -134,7 +134,7 @@ fn enroll(path: &Path, request: Request) -> Result<ExitCode, EnrollError> {
             let useless = |source| EnrollError::Answer { address: address.clone(), source: Box::new(source) };
             if let Some(user) = user {
                 enrolled::check(&files, &enrolled).map_err(useless)?;
-                as_root(user, || enrolled::install_authority(&files, &ca, geteuid().as_raw()))??;
+                user.as_root(|| enrolled::install_authority(&files, &ca, geteuid().as_raw()))??;
             }
             let until = enrolled::install(&files, &enrolled).map_err(useless)?;
             tell_other_address(&config, &address);
@@ -150,7 +150,7 @@ fn enroll(path: &Path, request: Request) -> Result<ExitCode, EnrollError> {
 fn require_users(certs_dir: &Path, user: &ServerUser) -> Result<(), EnrollError> {
     let is_anothers = |path: &PathBuf| path.symlink_metadata().is_ok_and(|file| file.uid() != user.uid());
     match folders::CERTS_OF_SERVER.map(|name| certs_dir.join(name)).into_iter().find(is_anothers) {
-        Some(path) => Err(EnrollError::NotUsers { path, user: user.clone() }),
+        Some(path) => Err(EnrollError::NotUsers { path, user: user.name().to_owned() }),
         None => Ok(()),
     }
 }

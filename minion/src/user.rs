@@ -65,7 +65,7 @@ pub enum UserError {
 }
 
 /// A user, as the host's directory of users has it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct User {
     name: String,
     uid: Uid,
@@ -87,6 +87,36 @@ impl User {
         let unistd::User { uid, gid, dir, shell, .. } = found.ok_or_else(|| UserError::Unknown(name.to_owned()))?;
         let groups = unistd::getgrouplist(&c_name, gid).map_err(|errno| failed(errno.into()))?;
         Ok(Self { name: name.to_owned(), uid, gid, groups, home: dir, shell })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        self.uid.as_raw()
+    }
+
+    /// The number of its own group.
+    #[must_use]
+    pub fn gid(&self) -> u32 {
+        self.gid.as_raw()
+    }
+
+    /// All groups that it is in.
+    #[must_use]
+    pub fn groups(&self) -> &[Gid] {
+        &self.groups
+    }
+
+    /// Whether it is in the group of that number.
+    #[must_use]
+    pub fn is_in(&self, group: u32) -> bool {
+        self.groups.contains(&Gid::from_raw(group))
     }
 
     /// That this process could become it: it is root, or is that user already.
@@ -129,7 +159,7 @@ impl User {
     }
 
     /// The order counts: whoever has given up its user id may not change its groups any more.
-    fn take_ids(&self) -> Result<(), UserError> {
+    pub(crate) fn take_ids(&self) -> Result<(), UserError> {
         process::leave_session_keyring().map_err(self.failed("leaving root's keyring"))?;
         unistd::setgroups(&self.groups).map_err(|errno| self.failed("taking its groups")(errno.into()))?;
         unistd::setresgid(self.gid, self.gid, self.gid).map_err(|errno| self.failed("taking its group id")(errno.into()))?;
@@ -144,7 +174,7 @@ impl User {
     }
 
     /// Believes no step above: asks the kernel who this is now.
-    fn require_no_way_back(&self) -> Result<(), UserError> {
+    pub(crate) fn require_no_way_back(&self) -> Result<(), UserError> {
         let failed = |errno: nix::Error| self.failed("looking back")(errno.into());
         let (uids, gids) = (unistd::getresuid().map_err(failed)?, unistd::getresgid().map_err(failed)?);
         let groups: BTreeSet<u32> = unistd::getgroups().map_err(failed)?.into_iter().map(Gid::as_raw).collect();

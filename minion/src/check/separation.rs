@@ -16,23 +16,22 @@ use crate::server_user::ServerUser;
 /// What root finds: owners and modes by which `user` could change what root goes by, or by which the server cannot work.
 pub(super) fn owners(config: &Config, user: &ServerUser, problems: &mut Vec<String>, hints: &mut Vec<String>) {
     certs(config, user, problems);
-    for file in [config.file.clone()].into_iter().chain(acl::files(&config.acl_dir)) {
-        problems.extend(changeable(&file, user, "says what may be done on this host"));
-    }
-    if metadata(&config.acl_dir).is_some_and(|dir| may_write(&dir, user)) {
-        problems.push(mend_roots(&config.acl_dir, user, "add rules to it", "755"));
-    }
+    problems.extend(changeable(&config.file, user, "says what may be done on this host"));
+    // Of the folder and its files themselves the rules' own check tells.
+    let dir = &config.acl_dir;
+    problems.extend(replaceable(dir, user).map(|folder| replaceable_in(dir, &folder, user)));
     state(config, user, problems, hints);
 }
 
 /// What the user finds, whom this process is now: what cannot be read.
 pub(super) fn unreadable(config: &Config, user: &ServerUser, problems: &mut Vec<String>) {
-    for path in [&config.file, &TrustFiles::of_minion(&config.certs_dir).ca] {
-        match access(path, AccessFlags::R_OK) {
+    let files = [config.file.clone(), TrustFiles::of_minion(&config.certs_dir).ca, config.acl_dir.clone()];
+    for path in files.into_iter().chain(acl::files(&config.acl_dir)) {
+        match access(&path, AccessFlags::R_OK) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => problems.push(format!(
-                "{path}: the user {user}, as whom the server runs, cannot read it ({}): run `chmod o+r {path}`, and `chmod o+x` on the folders \
-                 above it that lack it",
+                "{path}: the user {user}, as whom the server runs, cannot read it ({}): run `chmod o+rX {path}`, and `chmod o+x` on the \
+                 folders above it that lack it",
                 errno.desc(),
                 path = path.display(),
                 user = user.name()

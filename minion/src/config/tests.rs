@@ -21,7 +21,7 @@ fn what_is_said_holds() {
     assert_eq!((config.state_dir.as_path(), config.acl_dir.as_path()), (Path::new("/etc/minion/state"), Path::new("/acl")));
     assert_eq!((config.limits.header_timeout, config.limits.output_max_bytes), (Duration::from_secs(90), 7));
     assert_eq!((config.limits.jobs_max, config.retention.count), (128, 100_000));
-    assert_eq!(config.user, None);
+    assert!(config.user.is_none());
     assert_eq!(parse("name = \"web1\"\nuser = \"nobody\"\n").unwrap().user.unwrap().name(), "nobody");
 }
 
