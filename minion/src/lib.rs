@@ -24,5 +24,7 @@ pub mod renewal;
 pub mod spawner;
 pub mod spool;
 pub mod store;
+pub mod submit;
 pub mod supervise;
 pub mod user;
+pub mod variables;

@@ -10,6 +10,7 @@ mod daemon;
 mod look;
 mod order;
 mod serve;
+mod token;
 mod verify;
 
 use std::cell::RefCell;
@@ -42,6 +43,7 @@ use crate::spool::{self, SpoolError};
 use crate::supervise::{Cgroups, Station};
 
 use claims::{Claimant, Claims};
+use token::Tokens;
 pub use client::{SpawnError, Spawner};
 pub use order::{LogsOrder, Look, Order, Place, Reply};
 
@@ -79,6 +81,9 @@ pub enum SpawnerError {
     /// The kernel refuses signals or waiting.
     #[error("the kernel refuses: {0}")]
     Kernel(#[from] Errno),
+    /// There is nothing to make secrets of.
+    #[error("making the key of the jobs' tokens: {0}")]
+    Random(std::io::Error),
     /// The boot id cannot be read.
     #[error("reading the boot id: {0}")]
     BootId(std::io::Error),
@@ -103,6 +108,7 @@ struct Post {
     /// The hosts that this one is: one, but where a fleet is simulated.
     names: BTreeSet<MinionName>,
     guard: Guard,
+    tokens: Tokens,
     callers: RefCell<Callers>,
     rotation: Rotation,
 }
@@ -122,7 +128,9 @@ impl Post {
                 registry: Arc::clone(&registry),
                 limits: limits.clone(),
                 cgroups: Cgroups::delegated(),
+                submit_socket: config.submit_socket(),
             },
+            tokens: Tokens::open(&spools).map_err(SpawnerError::Random)?,
             spools,
             server_socket: config.server_socket(),
             boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,

@@ -122,7 +122,7 @@ fn enqueue(post: &Post, place: Place) -> Result<Reply, SpoolError> {
 fn request(post: &Post, place: Place, starts_at_once: bool) -> Result<SpoolRequest, Result<Reply, SpoolError>> {
     let Place { ask, accepted_at } = place;
     let refused = |failure| Err(Ok(Reply::Refused(failure)));
-    let Warrant { call, passed, .. } = match post.verify(&ask, Way::Start) {
+    let Warrant { call, passed, signer } = match post.verify(&ask, Way::Start) {
         Ok(warrant) => warrant,
         Err(failure) => return refused(failure),
     };
@@ -140,7 +140,8 @@ fn request(post: &Post, place: Place, starts_at_once: bool) -> Result<SpoolReque
         return refused(Failure::new(ErrorCode::TooLate, message));
     }
     let run = Some(post.guard.method_run(&call, passed));
-    Ok(SpoolRequest { minion_job_id, run, caller, call_id, ask, start_before, accepted_at, starts_at_once })
+    let certificate = signer.certificate;
+    Ok(SpoolRequest { minion_job_id, run, caller, call_id, ask, certificate, start_before, accepted_at, starts_at_once })
 }
 
 /// What was given up. Where that is damaged anything may have been.
@@ -252,8 +253,17 @@ fn fence(post: &Post, ask: Ask, caller: CallerName, call_id: CallId) -> Result<R
     let now = Timestamp::now();
     let message = format!("call {call_id} never started here, and is refused from now on");
     let verdict = Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, message) };
-    let request =
-        SpoolRequest { minion_job_id, run: None, caller, call_id, ask, start_before: now, accepted_at: now, starts_at_once: false };
+    let request = SpoolRequest {
+        minion_job_id,
+        run: None,
+        caller,
+        call_id,
+        ask,
+        certificate: None,
+        start_before: now,
+        accepted_at: now,
+        starts_at_once: false,
+    };
     make(post, &request, Some(&Outcome::not_run(verdict, now)))
 }
 

@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::identity::{CallerName, Role};
+use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::Envelope;
 use jiff::Timestamp;
@@ -24,13 +25,24 @@ const CERTIFICATE_MAX_BYTES: usize = 16 * 1024;
 pub(super) struct Warrant<'a> {
     pub(super) call: Call,
     pub(super) passed: Passed<'a>,
-    fingerprint: String,
+    pub(super) signer: Signer,
 }
 
-/// Who has signed a call, by a certificate that is good.
-struct Signer {
-    caller: CallerName,
-    fingerprint: String,
+/// Whose call it is: he has signed it, or a job of his has submitted it.
+#[derive(Debug)]
+pub(super) struct Signer {
+    pub(super) caller: CallerName,
+    pub(super) fingerprint: String,
+    /// The job that submits it.
+    pub(super) parent: Option<MinionJobId>,
+    /// Of what a job submits: the caller's certificate, in base64, if it is good still. What he has signed brings it along.
+    pub(super) certificate: Option<String>,
+}
+
+impl Signer {
+    fn bearer(&self) -> Bearer<'_> {
+        Bearer { caller: self.caller.as_str(), fingerprint: &self.fingerprint, address: None, parent: self.parent.as_ref() }
+    }
 }
 
 impl Post {
@@ -39,28 +51,17 @@ impl Post {
     /// # Errors
     /// A refusal.
     pub(super) fn verify(&self, ask: &Ask, wanted: Way) -> Result<Warrant<'_>, Failure> {
-        let audit = self.audit().map_err(|error| {
-            tracing::error!(%error, "a call is refused because it cannot be audited");
-            Failure::new(ErrorCode::Undelivered, format!("nothing is run that cannot be audited: {error}"))
-        })?;
-        let unknown = Bearer { caller: "", fingerprint: "", address: None };
+        let audit = self.audit_to_run()?;
+        let signer = self.signer(ask, &audit)?;
+        let bearer = signer.bearer();
         let refused = |bearer, method: &str, failure| Err(self.guard.refuse(bearer, &shown(method), failure, &audit));
-        if !self.names.contains(&ask.minion) {
-            let failure = Failure::new(ErrorCode::WrongAudience, format!("{} is not the name of this host", shown(ask.minion.as_str())));
-            return refused(unknown, "", failure);
-        }
-        let signer = match self.signer(ask) {
-            Ok(signer) => signer,
-            Err(failure) => return refused(unknown, "", failure),
-        };
-        let bearer = Bearer { caller: signer.caller.as_str(), fingerprint: &signer.fingerprint, address: None };
         let call = match Call::parse(&ask.minion, &signer.caller, &ask.call) {
             Ok(call) => call,
             Err(failure) => return refused(bearer, "", failure),
         };
         match self.guard.pass(&ask.minion, bearer, &call, &audit) {
             Ok(passed) if passed.way == wanted => match passed.run_as.as_deref().map_or(Ok(()), user::require_in_reach) {
-                Ok(()) => Ok(Warrant { call, passed, fingerprint: signer.fingerprint }),
+                Ok(()) => Ok(Warrant { call, passed, signer }),
                 Err(error) => {
                     let failure = Failure::new(ErrorCode::Undelivered, format!("{}: {error}", ask.minion));
                     refused(bearer, &call.envelope.method, failure)
@@ -97,24 +98,49 @@ impl Post {
                 Failure::new(ErrorCode::Undelivered, message)
             }
         };
-        let bearer = Bearer { caller: caller.as_str(), fingerprint: &warrant.fingerprint, address: None };
         match self.audit() {
-            Ok(audit) => Err(self.guard.refuse(bearer, method, failure, &audit)),
+            Ok(audit) => Err(self.guard.refuse(warrant.signer.bearer(), method, failure, &audit)),
             Err(_) => Err(failure),
         }
     }
 
+    /// Whose call that of `ask` is, if it is meant for this host. What nobody is believed to have asked stands in the log.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub(super) fn signer(&self, ask: &Ask, audit: &Audit) -> Result<Signer, Failure> {
+        let denied = |why| Failure::new(ErrorCode::Denied, format!("{}: {why}", ask.minion));
+        let known = match &ask.proof {
+            _ if !self.names.contains(&ask.minion) => {
+                Err(Failure::new(ErrorCode::WrongAudience, format!("{} is not the name of this host", shown(ask.minion.as_str()))))
+            }
+            Proof::Signed { signature, certificate } => self.signed(ask, signature, certificate),
+            Proof::Token { job, code } => self.submitter(ask, job, code).map_err(denied),
+        };
+        known.map_err(|failure| self.guard.refuse(Bearer::UNKNOWN, "", failure, audit))
+    }
+
     /// Who has signed the call, if his certificate is good now and the signature is his.
-    fn signer(&self, ask: &Ask) -> Result<Signer, Failure> {
+    fn signed(&self, ask: &Ask, signature: &str, certificate: &str) -> Result<Signer, Failure> {
         let denied = |why: String| Failure::new(ErrorCode::Denied, format!("{}: {why}", ask.minion));
-        let Proof::Signed { signature, certificate } = &ask.proof;
         let cert = Some(certificate).filter(|text| text.len() <= CERTIFICATE_MAX_BYTES).and_then(|text| BASE64.decode(text).ok());
         let cert = CertificateDer::from(cert.ok_or_else(|| denied("what should be the caller's certificate is none".into()))?);
         let verified = self.callers.borrow().verify(&cert, Timestamp::now());
         let peer = verified.map_err(|why| denied(format!("who has signed the call is not believed: {why}")))?;
         let Role::Overlord(caller) = peer.role else { return Err(denied(format!("{} is no overlord, and nobody else calls", peer.role))) };
         require_signed(&ask.minion, &cert, &ask.call, signature)?;
-        Ok(Signer { caller, fingerprint: peer.fingerprint })
+        Ok(Signer { caller, fingerprint: peer.fingerprint, parent: None, certificate: None })
+    }
+
+    /// The log, without which nothing is run.
+    ///
+    /// # Errors
+    /// A refusal: it cannot be opened.
+    pub(super) fn audit_to_run(&self) -> Result<Audit, Failure> {
+        self.audit().map_err(|error| {
+            tracing::error!(%error, "a call is refused because it cannot be audited");
+            Failure::new(ErrorCode::Undelivered, format!("nothing is run that cannot be audited: {error}"))
+        })
     }
 
     /// The spawner's own log, beside the spools, where the server cannot reach it. Each child opens it anew: what is inherited from one process
