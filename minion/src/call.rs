@@ -10,9 +10,9 @@ use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::{ASYNC_PREFIX, AUDIENCE_MAX, Envelope};
 use jiff::{SignedDuration, Timestamp};
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::modules::Method;
 

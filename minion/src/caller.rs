@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::identity::{CallerName, Role};
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use service::Visitor;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::call::Proof;
 use crate::guard::Bearer;

@@ -25,7 +25,7 @@ use crate::jobs::Jobs;
 use crate::modules::Registry;
 use crate::renewal;
 use crate::spawner::{self, Origin};
-use crate::submit::{self, SubmitLimits, Submissions};
+use crate::submit::{self, Submissions, SubmitLimits};
 
 /// Where the configuration is unless it is said.
 const DEFAULT_CONFIG: &str = "/etc/minion/minion.toml";

@@ -43,9 +43,9 @@ use crate::spool::{self, SpoolError};
 use crate::supervise::{Cgroups, Station};
 
 use claims::{Claimant, Claims};
-use token::Tokens;
 pub use client::{SpawnError, Spawner};
 pub use order::{LogsOrder, Look, Order, Place, Reply};
+use token::Tokens;
 
 /// What the spawner has decided, beside the spools: the server's own log is the server's.
 const AUDIT_LOG: &str = "audit.log";

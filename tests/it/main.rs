@@ -31,5 +31,6 @@ mod retention;
 mod retry;
 mod revocation;
 mod run_as;
+mod submit;
 mod trust;
 mod trust_files;

@@ -26,7 +26,7 @@ const POKE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn live(post: &Post, request: &SpoolRequest, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     let id = &request.minion_job_id;
     let begun = match leave_stdio() {
-        Ok(()) => JobCharge::new(spool, lock, post.tokens.token(&request.ask.minion, id), post.station.limits.output_max_bytes),
+        Ok(()) => JobCharge::new(spool, lock, Box::new(post.tokens.token(&request.ask.minion, id)), post.station.limits.output_max_bytes),
         Err(error) => Err((error, spool, lock)),
     };
     match begun {

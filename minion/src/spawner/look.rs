@@ -60,7 +60,10 @@ impl Post {
         };
         let spool = Spool::of(&self.spools, &wanted.id);
         if scope == Scope::Own && spool.request().is_ok_and(|request| request.caller != warrant.call.envelope.caller) {
-            return Err(Failure::new(ErrorCode::UnknownJob, format!("this host knows no job {} of {}", wanted.id, warrant.call.envelope.caller)));
+            return Err(Failure::new(
+                ErrorCode::UnknownJob,
+                format!("this host knows no job {} of {}", wanted.id, warrant.call.envelope.caller),
+            ));
         }
         read(&spool, &wanted, order).map_err(|error| match error {
             Missing::Failure(failure) => failure,

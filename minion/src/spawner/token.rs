@@ -110,9 +110,11 @@ impl Post {
             return Err(format!("the call was not submitted with the token of the job {job}"));
         }
         let request = self.running(job)?;
-        let none = || format!("the job {job} was accepted when the certificate of {} had ended, and submits nothing itself", request.caller);
+        let none =
+            || format!("the job {job} was accepted when the certificate of {} had ended, and submits nothing itself", request.caller);
         let certificate = request.certificate().ok_or_else(none)?;
-        let cert = BASE64.decode(certificate).map(CertificateDer::from).map_err(|error| format!("the job {job}: its certificate: {error}"))?;
+        let cert =
+            BASE64.decode(certificate).map(CertificateDer::from).map_err(|error| format!("the job {job}: its certificate: {error}"))?;
         let callers = self.callers.borrow();
         let (peer, inherited) = match callers.verify(&cert, Timestamp::now()) {
             Ok(peer) => (Ok(peer), Some(certificate.to_owned())),
@@ -156,8 +158,8 @@ mod tests {
 
     #[test]
     fn a_token_is_one_jobs_of_one_host_and_of_one_key() {
-        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        let [here, elsewhere] = [0, 1].map(|which| Tokens::open(dirs[which].path()).unwrap());
+        let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let [here, elsewhere] = [&dir, &other_dir].map(|dir| Tokens::open(dir.path()).unwrap());
         let tokens = [
             token(&here, "web1", "54k2-9xqd-4fz1"),
             token(&here, "web1", "54k2-9xqd-4fz2"),
@@ -166,9 +168,9 @@ mod tests {
         ];
         let secrets: std::collections::BTreeSet<_> = tokens.iter().map(|token| token.split_once('.').unwrap().1).collect();
         assert_eq!(secrets.len(), tokens.len());
-        let again = Tokens::open(dirs[0].path()).unwrap();
-        assert_eq!(token(&again, "web1", "54k2-9xqd-4fz1"), tokens[0]);
-        let mode = std::fs::metadata(dirs[0].path().join(FILE)).unwrap().permissions().mode();
+        let again = Tokens::open(dir.path()).unwrap();
+        assert_eq!(Some(&token(&again, "web1", "54k2-9xqd-4fz1")), tokens.first());
+        let mode = std::fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
     }
 

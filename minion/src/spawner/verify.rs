@@ -8,8 +8,8 @@ use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::Envelope;
 use jiff::Timestamp;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use service::audit::{Audit, AuditError};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::claims::{Answer, CLAIMS_MAX, Claim, Claimant};
 use super::{AUDIT_LOG, Post};
@@ -90,7 +90,10 @@ impl Post {
                 Failure::new(ErrorCode::InvalidRequest, message)
             }
             Ok(Answer::Full) => {
-                let message = format!("{}: {CLAIMS_MAX} calls of the last minutes are remembered here, which is the most; try again later", ask.minion);
+                let message = format!(
+                    "{}: {CLAIMS_MAX} calls of the last minutes are remembered here, which is the most; try again later",
+                    ask.minion
+                );
                 Failure::new(ErrorCode::LimitReached, message)
             }
             Err(error) => {

@@ -198,7 +198,7 @@ impl Errand {
 }
 
 fn is_without_place(failure: &Failure) -> bool {
-    failure.data.as_ref().is_some_and(|data| data["type"] == NO_PLACE)
+    failure.data.as_ref().and_then(|data| data.get("type")).is_some_and(|kind| kind == NO_PLACE)
 }
 
 fn line(token: &Token, call: String) -> serde_json::Result<Vec<u8>> {

@@ -35,8 +35,8 @@ pub struct JobCharge {
     pub spool: Spool,
     /// Its lock, held for life.
     pub lock: SpoolLock,
-    /// By which the method's process submits calls of its own.
-    pub token: Token,
+    /// By which the method's process submits calls of its own. Boxed, because a charge comes back with errors.
+    pub token: Box<Token>,
     wake: File,
     stdout: CappedFile,
     stderr: CappedFile,
@@ -47,7 +47,7 @@ impl JobCharge {
     ///
     /// # Errors
     /// The disk is full, or another failure of the file system; spool and lock come back with it.
-    pub fn new(spool: Spool, lock: SpoolLock, token: Token, output_max_bytes: u64) -> Result<Self, (SpoolError, Spool, SpoolLock)> {
+    pub fn new(spool: Spool, lock: SpoolLock, token: Box<Token>, output_max_bytes: u64) -> Result<Self, (SpoolError, Spool, SpoolLock)> {
         let open = || Ok((spool.listen()?, spool.create_output("stderr")?, spool.create_output("stdout")?));
         match open() {
             Ok((wake, stderr, stdout)) => {

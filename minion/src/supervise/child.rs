@@ -78,7 +78,7 @@ impl Child {
                 cgroup.join();
             }
             drop((charge, child));
-            u8::from(become_method(&place, token.as_ref(), ends).is_err())
+            u8::from(become_method(&place, token.as_deref(), ends).is_err())
         });
         match forked {
             Ok((pid, (charge, mut child, _ends))) => {
