@@ -102,7 +102,8 @@ impl<'f> Parent<'f> {
 fn say(minion: &Minion, line: &[u8]) -> Value {
     let mut stream = UnixStream::connect(minion.state_dir().join("submit.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(line).unwrap();
+    // Without a place one is told so unheard.
+    let _hung_up = stream.write_all(line);
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).unwrap();
     serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer:?}"))

@@ -107,12 +107,15 @@ pub fn run(config: Option<&Path>, words: Words) -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map(|runtime| {
-        runtime.block_on(async {
+        let answer = runtime.block_on(async {
             tokio::select! {
                 answer = errand.run() => Some(answer),
                 _ = tokio::signal::ctrl_c() => None,
             }
-        })
+        });
+        // A thread may be connecting still.
+        runtime.shutdown_background();
+        answer
     });
     match done {
         Ok(Some(answer)) => print(answer),
@@ -170,7 +173,7 @@ impl Errand {
     }
 
     async fn ask(&self, was_sent: &mut bool) -> io::Result<Answer<Value>> {
-        let mut stream = UnixStream::connect(&self.socket).await?;
+        let mut stream = self.connect().await?;
         let mut said = Vec::new();
         let sent_before = std::mem::replace(was_sent, true);
         // A server that has no place may have said so and gone.
@@ -184,6 +187,15 @@ impl Errand {
         // Nothing of what was said was read then.
         *was_sent = sent_before || !matches!(&answer, Answer::Error(failure) if is_without_place(failure));
         Ok(answer)
+    }
+
+    /// Waits for its turn where many connect at once, as only a thread can.
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let socket = self.socket.clone();
+        let connected = tokio::task::spawn_blocking(move || std::os::unix::net::UnixStream::connect(socket)).await;
+        let stream = connected.map_err(io::Error::other)??;
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream)
     }
 
     fn silence(&self, was_sent: bool, problem: &str) -> Failure {
