@@ -31,7 +31,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 use service::audit::Rotation;
 
 use crate::acl::Acl;
@@ -118,9 +118,12 @@ impl Post {
         let (spools, limits) = (config.spool_dir(), &config.limits);
         let (ca, crl) = (config.certs_dir.join("ca.pem"), config.certs_dir.join("crl.pem"));
         let stale = config.trust.stale_crl;
-        let callers = Callers::open(ca, crl, spools.join(REVOCATIONS), stale, None, |trouble| tracing::error!("{trouble}"));
+        // Whoever else could write what root goes by would be root. Without root everything is one user's anyway.
+        let is_root = geteuid().is_root();
+        let owner = is_root.then(|| geteuid().as_raw());
+        let callers = Callers::open(ca, crl, spools.join(REVOCATIONS), stale, owner, |trouble| tracing::error!("{trouble}"));
         let registry = Arc::new(Registry::builtin());
-        let acl = Arc::new(Acl::open(&config.acl_dir));
+        let acl = Arc::new(if is_root { Acl::open_owned(&config.acl_dir) } else { Acl::open(&config.acl_dir) });
         let (call_time_max, job_time_max) = (limits.call_time_max, limits.job_time_max);
         Ok(Self {
             station: Station {

@@ -250,7 +250,7 @@ fn a_fence_is_on_disk_before_it_is_told() {
         call.file().is_some_and(|file| file.ends_with("/outcome.json")) && call.says("undelivered")
     });
     trace.assert_durable(&host.path(id, ""), done.began);
-    host.assert_answered_after(&trace, "{\"fence\":", done);
+    host.assert_answered_after(&trace, "{\"tell\":", done);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn the_wish_to_cancel_is_on_disk_before_it_is_told() {
     let named = trace.first("gave the wish its name", |call| call.name.starts_with("rename") && call.texts().contains(&wish));
     assert!(named.ended < done.began, "{}", trace.shown());
     trace.assert_durable(&wish, done.began);
-    host.assert_answered_after(&trace, "{\"cancel\":", done);
+    host.assert_answered_after(&trace, "{\"tell\":", done);
 }
 
 /// Else a call that was given up could come again after a power cut, and start a second time.
