@@ -67,6 +67,9 @@ pub struct Entry<'a> {
     /// The job that it asks for or about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minion_job_id: Option<MinionJobId>,
+    /// The job that submitted it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submitted_by: Option<&'a MinionJobId>,
 }
 
 impl service::audit::Entry for Entry<'_> {

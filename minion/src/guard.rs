@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::identity::MinionName;
+use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -27,6 +28,13 @@ pub struct Bearer<'a> {
     pub fingerprint: &'a str,
     /// Where his connection comes from; the spawner sees none.
     pub address: Option<SocketAddr>,
+    /// The job that submits the call, if one does.
+    pub parent: Option<&'a MinionJobId>,
+}
+
+impl Bearer<'_> {
+    /// Who is not known, or not believed.
+    pub const UNKNOWN: Self = Self { caller: "", fingerprint: "", address: None, parent: None };
 }
 
 /// What a call comes to.
@@ -106,6 +114,7 @@ impl Guard {
             run_as: None,
             call_id: None,
             minion_job_id: None,
+            submitted_by: bearer.parent,
         };
         log_unless_audited(audit.record(&entry));
         failure
@@ -182,6 +191,7 @@ fn entry<'a>(name: &MinionName, bearer: Bearer<'a>, call: &'a Call, decision: &'
         run_as,
         call_id: Some(call.envelope.call_id.to_string()),
         minion_job_id: call.job(name),
+        submitted_by: bearer.parent,
     }
 }
 

@@ -12,6 +12,7 @@ mod look;
 mod order;
 mod serve;
 mod socket;
+mod token;
 mod verify;
 
 use std::cell::RefCell;
@@ -50,6 +51,7 @@ use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
 use ledger::Ledger;
 pub use order::{LogsOrder, Look, Order, Place, Reply};
+use token::Tokens;
 
 /// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.
 const REVOCATIONS: &str = "crl.pem";
@@ -92,6 +94,9 @@ pub enum SpawnerError {
     /// The kernel refuses signals or waiting.
     #[error("the kernel refuses: {0}")]
     Kernel(#[from] Errno),
+    /// There is nothing to make secrets of.
+    #[error("making the key of the jobs' tokens: {0}")]
+    Random(std::io::Error),
     /// The boot id cannot be read.
     #[error("reading the boot id: {0}")]
     BootId(std::io::Error),
@@ -116,6 +121,7 @@ struct Post {
     /// The hosts that this one is: one, but where a fleet is simulated.
     names: BTreeSet<MinionName>,
     guard: Guard,
+    tokens: Tokens,
     callers: RefCell<Callers>,
     ledger: Ledger,
 }
@@ -138,8 +144,10 @@ impl Post {
                 registry: Arc::clone(&registry),
                 limits: limits.clone(),
                 cgroups: Cgroups::delegated(),
+                submit_socket: config.submit_socket(),
             },
             ledger: Ledger { spools: spools.clone(), rotation: config.audit },
+            tokens: Tokens::open(&spools).map_err(SpawnerError::Random)?,
             spools,
             server_socket: config.server_socket(),
             boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,

@@ -79,6 +79,7 @@ fn make_spool(spools: &Path, number: u32) {
             call: "x".repeat(300),
             proof: Proof::Signed { signature: "x".repeat(96), certificate: "x".repeat(800) },
         }),
+        certificate: None,
         start_before: at,
         accepted_at: at,
         starts_at_once: false,

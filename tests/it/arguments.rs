@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
-use fleet::raw::{envelope, request};
+use fleet::raw::envelope;
 use fleet::{Fleet, PATIENCE, wait_until};
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ const MESSAGE_MAX_BYTES: usize = 1500;
 
 /// What the host itself says to this call: an outcome with its `state`, or the refusal as `refused`. The overlord has no say in it.
 fn ask(fleet: &Fleet, method: &str, args: Value) -> Value {
-    let answer = fleet.raw_overlord("web1").post_json(&request(json!(1), &envelope("admin", "web1", method, args))).unwrap();
+    let answer = fleet.raw_overlord("web1").call(&envelope("admin", "web1", method, args)).unwrap();
     match answer.get("error") {
         Some(error) => json!({ "state": "refused", "error": error }),
         None => answer["result"].clone(),

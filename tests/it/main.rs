@@ -36,5 +36,6 @@ mod retry;
 mod revocation;
 mod run_as;
 mod security;
+mod submit;
 mod trust;
 mod trust_files;

@@ -123,9 +123,15 @@ fn a_users_environment_is_made_afresh() {
     .into();
     assert_eq!(env(None), wanted);
     let id = fleet.start_job(["web1", "command.run", "--json", "{\"argv\":[\"env\"]}"]);
-    let found = env(Some(&id));
+    let mut found = env(Some(&id));
+    for name in ["MINION_JOB_TOKEN", "MINION_SUBMIT_SOCKET"] {
+        assert!(found.remove(name).is_some_and(|value| !value.is_empty()), "{name}");
+    }
     let minion_job_id = fleet.minion("web1").spools().remove(0);
-    wanted.extend([("OVERLORD_JOB_ID".to_owned(), id.clone()), ("MINION_JOB_ID".to_owned(), minion_job_id)]);
+    wanted.extend(
+        [("OVERLORD_JOB_ID", id.as_str()), ("MINION_JOB_ID", &minion_job_id), ("MINION_CALLER", "admin")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
     assert_eq!(found, wanted);
     // What the caller sets beside it holds, and a folder of its choice does.
     let args = "{\"line\":\"echo $HOME $A; pwd\",\"env\":{\"HOME\":\"/tmp\",\"A\":\"b\"},\"cwd\":\"/usr\"}";

@@ -6,6 +6,7 @@ use common::protocol::{LOGS_CHUNK_MIN_BYTES, Stream};
 
 use super::Post;
 use super::order::{LogsOrder, Look, Reply};
+use super::verify::Signer;
 use crate::acl::Scope;
 use crate::call::Ask;
 use crate::modules::{JobsCall, LogsWanted};
@@ -23,9 +24,16 @@ impl Post {
             Look::Spools(ids) => Ok(Reply::Seen(self.see(ids.iter().map(|id| Spool::of(&self.spools, id))))),
             Look::Glance(id) => Spool::of(&self.spools, &id).glance().map(Reply::Glance),
             Look::Logs(order) => return self.logs(&order).unwrap_or_else(Reply::Refused),
+            Look::Bearer(ask) => return self.bearer(&ask).unwrap_or_else(Reply::Refused),
             Look::Sync => spool::sync(&self.spools).map(|()| Reply::Done),
         };
         looked.unwrap_or_else(|error| Reply::Refused(Failure::new(ErrorCode::Internal, error.to_string())))
+    }
+
+    /// Whose call it is. What he may do is asked when it is to be done.
+    fn bearer(&self, ask: &Ask) -> Result<Reply, Failure> {
+        let Signer { caller, fingerprint, .. } = self.identify(ask)?.signer;
+        Ok(Reply::Bearer(caller, fingerprint))
     }
 
     fn see(&self, spools: impl Iterator<Item = Spool>) -> Vec<Result<Option<Seen>, String>> {

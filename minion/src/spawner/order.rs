@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use common::identity::CallerName;
 use common::job::MinionJobId;
 use common::outcome::{Failure, Outcome};
 use common::protocol::LogPiece;
@@ -66,6 +67,8 @@ pub enum Look {
     Logs(LogsOrder),
     /// See to it that the names of all spools are durable. → `Done`
     Sync,
+    /// Whose is this call? → `Bearer`
+    Bearer(Ask),
 }
 
 /// A call of `jobs.logs`, and what the server knows of the job.
@@ -102,6 +105,8 @@ pub enum Reply {
     Seen(Vec<Result<Option<Seen>, String>>),
     /// How much a job has written.
     Glance(Glance),
+    /// A call's caller, by name and by the SHA-256 of his certificate.
+    Bearer(CallerName, String),
     /// What a job has written: stdout and stderr. The glance was taken before.
     Logs(Glance, [LogPiece; 2]),
     /// It was not done, and nothing has changed.

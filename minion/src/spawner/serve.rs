@@ -113,7 +113,7 @@ fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
         post.claim(ask, &known, claimant)?;
         post.admit(ask, known, Way::Run)
     });
-    let Warrant { call, passed } = match verified {
+    let Warrant { call, passed, .. } = match verified {
         Ok(warrant) => warrant,
         Err(failure) => return reply(&server, Ok(Reply::Refused(failure))),
     };
@@ -174,7 +174,7 @@ fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, Spo
     if Spool::of(&post.spools, &minion_job_id).exists()? {
         return Ok(Wanted::Nothing(Reply::Exists));
     }
-    let Warrant { call, passed } = match post.admit(&ask, known, Way::Start) {
+    let Warrant { call, passed, signer } = match post.admit(&ask, known, Way::Start) {
         Ok(warrant) => warrant,
         Err(failure) => return refused(failure),
     };
@@ -185,7 +185,9 @@ fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, Spo
         return refused(Failure::new(ErrorCode::TooLate, message));
     }
     let run = Some(post.guard.method_run(&call, passed));
-    let request = SpoolRequest { minion_job_id, run, caller, call_id, ask: Some(ask), start_before, accepted_at, starts_at_once };
+    let certificate = signer.certificate;
+    let ask = Some(ask);
+    let request = SpoolRequest { minion_job_id, run, caller, call_id, ask, certificate, start_before, accepted_at, starts_at_once };
     Ok(Wanted::Job(Box::new(request)))
 }
 
@@ -259,7 +261,7 @@ fn start_daemon(post: &Post, request: SpoolRequest, spool: Spool, lock: SpoolLoc
 fn tell(post: &Post, ask: Ask, claimant: Claimant) -> Result<Reply, SpoolError> {
     let told = post.identify(&ask).and_then(|known| {
         post.claim(&ask, &known, claimant)?;
-        let Warrant { call, passed } = post.admit(&ask, known, Way::Jobs)?;
+        let Warrant { call, passed, .. } = post.admit(&ask, known, Way::Jobs)?;
         let asked = JobsCall::read(passed.method, passed.args)?;
         Ok((asked, call.envelope.caller, passed.scope))
     });
@@ -302,8 +304,17 @@ fn fence(post: &Post, ask: Ask, caller: CallerName, call_id: CallId) -> Result<R
     let verdict = Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, message) };
     // It stands in the way of the call for as long as any call may be on its way.
     let start_before = now.saturating_add(START_AHEAD_MAX).unwrap_or(Timestamp::MAX);
-    let request =
-        SpoolRequest { minion_job_id, run: None, caller, call_id, ask: Some(ask), start_before, accepted_at: now, starts_at_once: false };
+    let request = SpoolRequest {
+        minion_job_id,
+        run: None,
+        caller,
+        call_id,
+        ask: Some(ask),
+        certificate: None,
+        start_before,
+        accepted_at: now,
+        starts_at_once: false,
+    };
     make(post, &request, Some(&Outcome::not_run(verdict, now)))
 }
 

@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::identity::{CallerName, Role};
+use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::Envelope;
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ const CERTIFICATE_MAX_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) call: Call,
-    fingerprint: String,
+    pub(super) signer: Signer,
 }
 
 /// A call that may be done, and what follows from it.
@@ -32,17 +33,23 @@ pub(super) struct Known {
 pub(super) struct Warrant<'a> {
     pub(super) call: Call,
     pub(super) passed: Passed<'a>,
+    pub(super) signer: Signer,
 }
 
-/// Who has signed a call, by a certificate that is good.
-struct Signer {
-    caller: CallerName,
-    fingerprint: String,
+/// Whose call it is: he has signed it, or a job of his has submitted it.
+#[derive(Debug)]
+pub(super) struct Signer {
+    pub(super) caller: CallerName,
+    pub(super) fingerprint: String,
+    /// The job that submits it.
+    pub(super) parent: Option<MinionJobId>,
+    /// Of what a job submits: the caller's certificate, in base64, if it is good still. What he has signed brings it along.
+    pub(super) certificate: Option<String>,
 }
 
-impl Known {
+impl Signer {
     fn bearer(&self) -> Bearer<'_> {
-        Bearer { caller: self.call.envelope.caller.as_str(), fingerprint: &self.fingerprint, address: None }
+        Bearer { caller: self.caller.as_str(), fingerprint: &self.fingerprint, address: None, parent: self.parent.as_ref() }
     }
 }
 
@@ -53,15 +60,17 @@ impl Post {
     /// A refusal.
     pub(super) fn identify(&self, ask: &Ask) -> Result<Known, Failure> {
         self.refresh();
-        let unknown = Bearer { caller: "", fingerprint: "", address: None };
-        if !self.names.contains(&ask.minion) {
-            let failure = Failure::new(ErrorCode::WrongAudience, format!("{} is not the name of this host", shown(ask.minion.as_str())));
-            return Err(self.refuse(unknown, "", failure));
-        }
-        let signer = self.signer(ask).map_err(|failure| self.refuse(unknown, "", failure))?;
-        let bearer = Bearer { caller: signer.caller.as_str(), fingerprint: &signer.fingerprint, address: None };
-        let call = Call::parse(&ask.minion, &signer.caller, &ask.call).map_err(|failure| self.refuse(bearer, "", failure))?;
-        Ok(Known { call, fingerprint: signer.fingerprint })
+        let denied = |why| Failure::new(ErrorCode::Denied, format!("{}: {why}", ask.minion));
+        let signer = match &ask.proof {
+            _ if !self.names.contains(&ask.minion) => {
+                Err(Failure::new(ErrorCode::WrongAudience, format!("{} is not the name of this host", shown(ask.minion.as_str()))))
+            }
+            Proof::Signed { signature, certificate } => self.signed(ask, signature, certificate),
+            Proof::Token { job, code } => self.submitter(ask, job, code).map_err(denied),
+        };
+        let signer = signer.map_err(|failure| self.refuse(Bearer::UNKNOWN, "", failure))?;
+        let call = Call::parse(&ask.minion, &signer.caller, &ask.call).map_err(|failure| self.refuse(signer.bearer(), "", failure))?;
+        Ok(Known { call, signer })
     }
 
     /// That the call was not done before. From now on it was.
@@ -87,7 +96,7 @@ impl Post {
                 (ErrorCode::Undelivered, format!("the spawner cannot say whether the call was run before: {error}; nothing was run"))
             }
         };
-        Err(self.refuse(known.bearer(), method, Failure::new(code, format!("{name}: {why}"))))
+        Err(self.refuse(known.signer.bearer(), method, Failure::new(code, format!("{name}: {why}"))))
     }
 
     /// Lets the call pass, if rules allow it and it is to be done in this `way`. Both stand in the spawner's logs.
@@ -107,20 +116,20 @@ impl Post {
     }
 
     fn admit_by(&self, ask: &Ask, known: Known, wanted: Way, log: &impl Log) -> Result<Warrant<'_>, Failure> {
-        let (bearer, call) = (known.bearer(), &known.call);
-        let failure = match self.guard.pass(&ask.minion, bearer, call, log) {
+        let Known { call, signer } = known;
+        let failure = match self.guard.pass(&ask.minion, signer.bearer(), &call, log) {
             Ok(passed) if passed.way != wanted => {
                 Failure::new(ErrorCode::InvalidRequest, format!("{} was handed on as something else", call.method))
             }
             Ok(passed) => match passed.run_as.as_deref().map_or(Ok(()), user::require_in_reach) {
-                Ok(()) => return Ok(Warrant { passed, call: known.call }),
+                Ok(()) => return Ok(Warrant { call, passed, signer }),
                 Err(error) => Failure::new(ErrorCode::Undelivered, format!("{}: {error}", ask.minion)),
             },
             // A denial stands there already.
             Err(failure) if failure.is(ErrorCode::Denied) => return Err(failure),
             Err(failure) => failure,
         };
-        Err(self.refuse(bearer, &call.envelope.method, failure))
+        Err(self.refuse(signer.bearer(), &call.envelope.method, failure))
     }
 
     fn refuse(&self, bearer: Bearer<'_>, method: &str, failure: Failure) -> Failure {
@@ -128,16 +137,15 @@ impl Post {
     }
 
     /// Who has signed the call, if his certificate is good now and the signature is his.
-    fn signer(&self, ask: &Ask) -> Result<Signer, Failure> {
+    fn signed(&self, ask: &Ask, signature: &str, certificate: &str) -> Result<Signer, Failure> {
         let denied = |why: String| Failure::new(ErrorCode::Denied, format!("{}: {why}", ask.minion));
-        let Proof::Signed { signature, certificate } = &ask.proof;
         let cert = Some(certificate).filter(|text| text.len() <= CERTIFICATE_MAX_BYTES).and_then(|text| BASE64.decode(text).ok());
         let cert = CertificateDer::from(cert.ok_or_else(|| denied("what should be the caller's certificate is none".into()))?);
         let verified = self.callers.borrow().verify(&cert, Timestamp::now());
         let peer = verified.map_err(|why| denied(format!("who has signed the call is not believed: {why}")))?;
         let Role::Overlord(caller) = peer.role else { return Err(denied(format!("{} is no overlord, and nobody else calls", peer.role))) };
         require_signed(&ask.minion, &cert, &ask.call, signature)?;
-        Ok(Signer { caller, fingerprint: peer.fingerprint })
+        Ok(Signer { caller, fingerprint: peer.fingerprint, parent: None, certificate: None })
     }
 }
 

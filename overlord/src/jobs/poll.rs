@@ -13,7 +13,7 @@ use serde_json::json;
 use super::JobError;
 use crate::buckets::fan_out;
 use crate::client::{NoAnswer, Sent};
-use crate::envelope::{Letter, Message, fresh_id, later};
+use crate::envelope::{Letter, Message, later};
 use crate::fleet::{Fleet, Link, Stop, gossip};
 
 /// A question to one host about one sending of a job.
@@ -106,7 +106,7 @@ pub(crate) fn ask(
     let mut letters: Vec<(Inquiry, Letter)> = Vec::new();
     for inquiry in inquiries {
         let (method, args) = inquiry.method_and_args();
-        let call_id = CallId::new(fresh_id(), 1);
+        let call_id = CallId::new(service::fresh_id(), 1);
         let message = Message { call_id, caller: link.caller.clone(), method: method.to_owned(), args, limit: None };
         match message.letters(roster.find(&inquiry.host)).pop() {
             Some(letter) => letters.push((inquiry, letter)),

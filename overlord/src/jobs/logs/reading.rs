@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::answer::{Answer, Asked, KEPT_BACK_MAX_BYTES};
 use super::{Follow, LogEnd, LogEvent, Sink, Source};
 use crate::client::{Client, NoAnswer, Sent};
-use crate::envelope::{Letter, Message, fresh_id};
+use crate::envelope::{Letter, Message};
 use crate::fleet::{Fleet, LinkError};
 use crate::jobs::{Job, log, poll};
 
@@ -205,7 +205,7 @@ impl<'a> Reading<'a> {
         let [stdout, stderr] = self.asked.offsets;
         let (id, max_bytes) = (&self.asked.minion_job_id, self.asked.max_bytes);
         let message = Message {
-            call_id: CallId::new(fresh_id(), 1),
+            call_id: CallId::new(service::fresh_id(), 1),
             caller: link.caller.clone(),
             method: "jobs.logs".to_owned(),
             args: Arguments::Json(json!({ "id": id, "stdout": stdout, "stderr": stderr, "max_bytes": max_bytes, "wait_ms": wait_ms })),
