@@ -292,7 +292,11 @@ impl Config {
         Self::parse(file, &text)
     }
 
-    fn parse(file: PathBuf, text: &str) -> Result<Self, ConfigError> {
+    /// The configuration in `text`, which is that of the absolute path `file`.
+    ///
+    /// # Errors
+    /// It has a key that is not one of ours, or a value that cannot stand there.
+    pub fn parse(file: PathBuf, text: &str) -> Result<Self, ConfigError> {
         let read: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
             path: file.clone(),
             line: line_of(text, &error),

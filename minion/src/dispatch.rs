@@ -1,6 +1,8 @@
 //! The door. Every request of every connection comes through its [`Reception::enter`], and nothing reaches a method in any other way:
 //! read → decide → audit → in time? → look up → bind → run.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod read;
 mod revocations;
 

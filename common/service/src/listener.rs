@@ -20,6 +20,7 @@ use tracing::{error, warn};
 
 use crate::{Gate, Reception};
 use connection::Connection;
+pub(crate) use connection::carry;
 use live::Live;
 pub use strangers::Strangers;
 use strangers::{Footing, Porch};

@@ -1,6 +1,7 @@
 //! One connection: handshake, then HTTP/1.1 requests one after the other, each wait with its limit.
 
 use std::convert::Infallible;
+use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -106,10 +107,10 @@ impl<R: Reception> Connection<R> {
         let pulse = Arc::new(Pulse::new(idle_timeout, self.limits.header_timeout));
         let io = Watched::new(TokioIo::new(stream), Arc::clone(&pulse));
         let service = service_fn(|request| {
-            let entrance = Entrance::new(Arc::clone(&self.reception), Arc::clone(&caller));
+            let (reception, caller) = (Arc::clone(&self.reception), Arc::clone(&caller));
             let (limits, busy) = (Arc::clone(&self.limits), pulse.busy());
             async move {
-                let response = answer(request, entrance, &limits).await;
+                let response = carry(request, reception, caller, &limits).await;
                 drop(busy);
                 Ok::<_, Infallible>(response)
             }
@@ -146,7 +147,12 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// Carries one request to the reception. The body is read here, within its limits, so that jsonrpsee has nothing to wait for.
-async fn answer<R: Reception>(request: Request<Incoming>, entrance: Entrance<R>, limits: &Limits) -> HttpResponse {
+pub(crate) async fn carry<R, B>(request: Request<B>, reception: Arc<R>, caller: Arc<R::Caller>, limits: &Limits) -> HttpResponse
+where
+    R: Reception,
+    B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>>,
+{
+    let entrance = Entrance::new(reception, caller);
     let (mut response, otherwise) = match read_body(request, limits).await {
         Ok((request, is_batch)) => {
             // A batch is not taken apart: a mebibyte of one holds half a million requests.
@@ -177,7 +183,10 @@ enum BodyError {
 }
 
 /// The request with its body read, and whether that is a list.
-async fn read_body(request: Request<Incoming>, limits: &Limits) -> Result<(Request<Full<Bytes>>, bool), BodyError> {
+async fn read_body<B>(request: Request<B>, limits: &Limits) -> Result<(Request<Full<Bytes>>, bool), BodyError>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>>,
+{
     let (head, body) = request.into_parts();
     if body.size_hint().lower() > u64::from(limits.body_max_bytes) {
         return Err(BodyError::TooLarge);
