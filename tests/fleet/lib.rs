@@ -26,6 +26,7 @@ mod disk;
 mod enclosure;
 mod failpoint;
 mod faults;
+pub mod fuzz;
 mod journal;
 mod memory;
 mod minion;

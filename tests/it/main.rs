@@ -15,6 +15,7 @@ mod certs_trouble;
 mod damage_overlord;
 mod enrolment;
 mod faults;
+mod fuzz;
 mod harness;
 mod hostile;
 mod jobs;
