@@ -28,6 +28,7 @@ mod enclosure;
 mod failpoint;
 mod faults;
 pub mod flood;
+pub mod fuzz;
 mod journal;
 mod liar;
 mod memory;

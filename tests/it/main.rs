@@ -18,6 +18,7 @@ mod damage_overlord;
 mod enrolment;
 mod faults;
 mod flood;
+mod fuzz;
 mod handshake;
 mod harness;
 mod hostile;
