@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 
 /// What the overlord may take of memory, built for debugging, whatever hosts send it.
 const MEMORY_MAX_BYTES: u64 = 100 << 20;
+/// How long a call with a limit of a second may take, on a machine that is busy with other tests: the host is given five seconds to say that the limit
+/// has passed, and who boasts of a list two.
+const CALLED_WITHIN: Duration = Duration::from_secs(25);
 /// More than any answer may have.
 const GIGABYTE: usize = 1 << 30;
 /// Escape codes, a NUL, a C1 control, one that turns the direction, a backspace, and what would pass for a line of ours.
@@ -184,7 +187,7 @@ fn assert_lost_or(state: &str, hosts: &Value, name: &str) {
 fn nonsense_is_no_answer_to_a_call_and_harms_no_other_hosts() {
     let scene = Scene::with("", nonsense());
     for output in ["json", "text"] {
-        let run = scene.overlord(&["*", "test.ping", "--timeout", "1s", "--output", output], Duration::from_secs(12)).expect(4);
+        let run = scene.overlord(&["*", "test.ping", "--timeout", "1s", "--output", output], CALLED_WITHIN).expect(4);
         if output == "text" {
             assert!(run.out().starts_with("web1,web2  ok\n"), "{}", run.out());
             continue;
@@ -228,7 +231,7 @@ fn what_a_liar_says_of_itself_is_told_harmlessly_and_of_no_other() {
     ];
     let scene = Scene::with("", lies);
     for output in ["text", "json", "jsonl"] {
-        let run = scene.overlord(&["*", "test.ping", "--timeout", "1s", "--output", output], Duration::from_secs(12)).expect(6);
+        let run = scene.overlord(&["*", "test.ping", "--timeout", "1s", "--output", output], CALLED_WITHIN).expect(6);
         if output != "json" {
             continue;
         }
@@ -278,7 +281,7 @@ fn a_revocation_list_that_a_liar_boasts_of_costs_a_moment_and_changes_nothing() 
     let scene = Scene::with("", lies);
     let crl = scene.fleet.home().join("certs/crl.pem");
     let before = std::fs::read(&crl).ok();
-    let run = scene.overlord(&["*", "test.ping", "--timeout", "1s", "--output", "json"], Duration::from_secs(6)).ok();
+    let run = scene.overlord(&["*", "test.ping", "--timeout", "1s", "--output", "json"], CALLED_WITHIN).ok();
     assert!(scene.liars.iter().any(|(_, liar)| liar.asked().iter().any(|question| question.method == "certs.revocations")));
     assert_eq!(run.json()["hosts"]["web1"]["state"], "ok");
     assert_eq!(std::fs::read(&crl).ok(), before);

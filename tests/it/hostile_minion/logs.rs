@@ -75,7 +75,7 @@ fn what_a_liar_says_that_a_job_wrote_is_bounded_and_hides_no_other_hosts_output(
     let id = scene.fleet.start_job(["*", "command.run", "echo to stdout; echo to stderr >&2"]);
     fleet::wait_until("the dispatcher to end", fleet::COMMAND_TIMEOUT, || scene.fleet.dispatcher(&id).is_none());
     for args in [&["job-logs", &id] as &[&str], &["job-logs", &id, "--output", "jsonl"], &["job-logs", &id, "--output", "json"]] {
-        let run = scene.overlord(args, Duration::from_secs(15)).expect(4);
+        let run = scene.overlord(args, Duration::from_secs(40)).expect(4);
         assert_eq!(run.out().matches("to stdout").count(), 2, "{}", run.out());
         assert!((run.out() + &run.err()).matches("to stderr").count() == 2, "{} {}", run.out(), run.err());
         let told = run.out() + &run.err();
