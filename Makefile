@@ -46,12 +46,20 @@ soak: tools fault-tools
 	    $(CARGO) test --quiet --locked -p fleet || { echo "soak: round $$round failed" >&2; exit 1; }; \
 	done
 
+# Units that listen to a network may not be exposed more than this, in tenths, by what `systemd-analyze security` says.
+EXPOSURE_MAX := 30
+
 # systemd-analyze exits 0 on keys it does not know: any output is a failure. Where there is no systemd there is nothing to check.
 units:
 	@command -v systemd-analyze >/dev/null || { echo 'units: no systemd-analyze here, not checked'; exit 0; }; \
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	for unit in packaging/*.service; do sed -E 's,/usr/bin/(minion|overlord),/bin/true,' $$unit > $$dir/$${unit##*/}; done && \
-	said=$$(systemd-analyze verify $$dir/*.service 2>&1) && [ -z "$$said" ] || { echo "units: $$said" >&2; exit 1; }
+	said=$$(systemd-analyze verify $$dir/*.service 2>&1) && [ -z "$$said" ] || { echo "units: $$said" >&2; exit 1; }; \
+	for unit in minion overlord-certs; do \
+	    said=$$(systemd-analyze security --offline=yes --no-pager --threshold=$(EXPOSURE_MAX) packaging/$$unit.service 2>&1) || \
+	        { echo "$$said" >&2; echo "units: $$unit.service is exposed more than $(EXPOSURE_MAX) tenths" >&2; exit 1; }; \
+	    echo "units: $$(echo "$$said" | tail -n 1 | sed 's/[^ -~]*//g')"; \
+	done
 
 # What is missing is named, with the command that installs it.
 tools:
@@ -74,4 +82,6 @@ fault-tools:
 	command -v faketime >/dev/null || missing faketime faketime libfaketime; \
 	command -v ip >/dev/null || missing ip iproute2 iproute; \
 	command -v unshare >/dev/null || missing unshare util-linux util-linux; \
-	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core
+	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core; \
+	command -v prlimit >/dev/null || missing prlimit util-linux util-linux-core; \
+	command -v openssl >/dev/null || missing openssl openssl openssl

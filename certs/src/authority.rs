@@ -6,6 +6,8 @@
 pub mod desk;
 mod error;
 mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod records;
 mod refusal;
 mod revoked;

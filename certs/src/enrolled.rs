@@ -3,6 +3,8 @@
 //! It is checked as if it came from anybody. The certificate is written last, so that a host which has one has all the rest; each file is
 //! there whole or not at all, and a kill at any point leaves what the same command puts right.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -23,6 +25,8 @@ use crate::trust::TrustFiles;
 pub const AUTHORITY_FILE: &str = "authority";
 /// How long a line of PEM text is.
 const LINE_CHARS: usize = 64;
+/// The bits of a mode by which others than its owner may write a file.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// Why what the authority gave is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -104,8 +108,7 @@ pub fn known_authorities(files: &TrustFiles) -> Result<Vec<CaPin>, FileError> {
 /// It is not for this host and this key, or does not fit into this time, or a file cannot be written: then the certificate that was there
 /// is there still.
 pub fn install(files: &TrustFiles, enrolled: &Enrolled<'_>) -> Result<Timestamp, EnrolledError> {
-    let cert = only_certificate(&files.cert, enrolled.cert).map_err(|_| EnrolledError::NotPem)?;
-    let until = check(files, enrolled, &cert)?;
+    let until = check(files, enrolled)?;
     write_first_authority(files, enrolled.ca)?;
     if let Some(crl) = enrolled.crl {
         let authorities = files::read_certificates(&files.ca)?;
@@ -117,15 +120,35 @@ pub fn install(files: &TrustFiles, enrolled: &Enrolled<'_>) -> Result<Timestamp,
     Ok(until)
 }
 
+/// Puts the authority's certificate `ca` there as a file of this process's own user, whose number is `owner`, before all else is installed by
+/// somebody who must not be able to replace it. One of that user's that is there, and that nobody else can write, stays.
+///
+/// # Errors
+/// It cannot be written.
+pub fn install_authority(files: &TrustFiles, ca: &CertificateDer<'_>, owner: u32) -> Result<(), FileError> {
+    let _lock = files::lock_folder_of(&files.ca)?;
+    let is_owners = |file: Metadata| file.is_file() && file.uid() == owner && file.mode() & OTHERS_WRITE == 0;
+    if files.ca.symlink_metadata().is_ok_and(is_owners) {
+        return Ok(());
+    }
+    files::replace(&files.ca, pem(ca).as_bytes(), 0o644)?;
+    files::sync_folder_of(&files.ca)
+}
+
 /// Of several at once, one writes it.
 fn write_first_authority(files: &TrustFiles, ca: &CertificateDer<'_>) -> Result<(), FileError> {
     let _lock = files::lock_folder_of(&files.ca)?;
     if known_authorities(files)?.is_empty() { files::write_public(&files.ca, pem(ca).as_bytes()) } else { Ok(()) }
 }
 
-fn check(files: &TrustFiles, enrolled: &Enrolled<'_>, cert: &CertificateDer<'_>) -> Result<Timestamp, EnrolledError> {
-    let (leaf, ours, now) = (Leaf::read(cert)?, Role::Minion(enrolled.name.clone()), Timestamp::now());
-    if !files::has_issued(enrolled.ca, cert) {
+/// Whether it can be put there; gives until when the certificate is valid. Nothing is written.
+///
+/// # Errors
+/// It is not for this host and this key, or does not fit into this time.
+pub fn check(files: &TrustFiles, enrolled: &Enrolled<'_>) -> Result<Timestamp, EnrolledError> {
+    let cert = only_certificate(&files.cert, enrolled.cert).map_err(|_| EnrolledError::NotPem)?;
+    let (leaf, ours, now) = (Leaf::read(&cert)?, Role::Minion(enrolled.name.clone()), Timestamp::now());
+    if !files::has_issued(enrolled.ca, &cert) {
         return Err(EnrolledError::Foreign);
     }
     if leaf.role != ours {

@@ -19,7 +19,7 @@ use crate::modules::Method;
 pub use token::{InvalidToken, Token};
 
 /// How far ahead a call's start-before may be. Until then a job cannot be given up; callers write five minutes, and clocks differ.
-const START_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
+pub(crate) const START_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 /// How much of a reader's complaint is repeated.
 const QUOTED_MAX_LETTERS: usize = 200;
 

@@ -1,5 +1,6 @@
 //! `minion check`: everything that would keep this minion from serving, found before it is started. It changes nothing.
 
+mod separation;
 mod trust;
 
 use std::error::Error;
@@ -10,10 +11,11 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::acl;
 use crate::config::Config;
+use crate::folders;
 pub use trust::open_trust;
 
 /// The longest path of a Unix socket in bytes: `sun_path` of unix(7) without its ending zero.
@@ -30,25 +32,58 @@ pub struct Sound {
     pub hints: Vec<String>,
 }
 
-/// Looks at all that the configuration file `path` says and points at.
+/// Looks at all that the configuration file `path` says and points at. Where it names a user and this process is root, the process is that
+/// user for good from then on: what the server does is tried as the server's user.
 ///
 /// # Errors
 /// Every problem that was found, a line each.
 pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let config = Config::load(path).map_err(|error| vec![chain(&error)])?;
-    let mut problems = Vec::new();
+    let (mut problems, mut hints) = (Vec::new(), Vec::new());
     let certificate = trust::certificate(&config, &mut problems);
-    let unwritable = certs_dir(&config, &mut problems);
-    state_dir(&config, &mut problems);
+    let parts = Parts::of(&config, &mut problems, &mut hints)?;
+    let unwritable = if parts.certs_dir { certs_dir(&config, &mut problems) } else { None };
+    if parts.state_dir {
+        state_dir(&config, &mut problems);
+    }
     problems.extend(sockets(&config));
     problems.extend(listen(&config));
     problems.extend(acl::problems(&config.acl_dir).iter().map(ToString::to_string));
     match certificate {
-        Some((not_after, mut hints)) if problems.is_empty() => {
-            hints.extend(unwritable);
+        Some((not_after, more)) if problems.is_empty() => {
+            hints.extend(more.into_iter().chain(unwritable));
             Ok(Sound { config, not_after, hints })
         }
         _ => Err(problems),
+    }
+}
+
+/// Which folders are still to be tried, as whoever this process is.
+struct Parts {
+    certs_dir: bool,
+    state_dir: bool,
+}
+
+impl Parts {
+    /// As root, looks at what the server's user may read and change, and becomes that user. What is wrong with the owners of a folder is told
+    /// then, or mended at the start, and trying it would say the same again.
+    fn of(config: &Config, problems: &mut Vec<String>, hints: &mut Vec<String>) -> Result<Self, Vec<String>> {
+        let Some(user) = &config.user else { return Ok(Self { certs_dir: true, state_dir: true }) };
+        if !geteuid().is_root() {
+            let name = user.name();
+            hints
+                .push(format!("not looked at, because root alone can: what the user {name}, as whom the server runs, may read and change"));
+            return Ok(Self { certs_dir: true, state_dir: true });
+        }
+        separation::owners(config, user, problems, hints);
+        let is_shared = |dir: &Path| dir.metadata().is_ok_and(|found| folders::is_shared(&found, user));
+        let parts = Self { certs_dir: is_shared(&config.certs_dir), state_dir: is_shared(&config.state_dir) };
+        if let Err(error) = user.become_for_good() {
+            problems.push(error.to_string());
+            return Err(std::mem::take(problems));
+        }
+        separation::unreadable(config, user, problems);
+        Ok(parts)
     }
 }
 

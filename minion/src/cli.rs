@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand};
 use futures_util::future::join;
+use nix::unistd::geteuid;
 use service::audit::Audit;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -20,12 +21,11 @@ use crate::acl::Acl;
 use crate::check::{self, check};
 use crate::config::Config;
 use crate::dispatch::{Door, Parts};
-use crate::enroll;
 use crate::jobs::Jobs;
 use crate::modules::Registry;
-use crate::renewal;
 use crate::spawner::{self, Origin};
 use crate::submit::{self, Submissions, SubmitLimits};
+use crate::{enroll, keeper, renewal, server_user};
 
 /// Where the configuration is unless it is said.
 const DEFAULT_CONFIG: &str = "/etc/minion/minion.toml";
@@ -55,9 +55,12 @@ struct Cli {
 enum Verb {
     /// Serve callers until told to stop.
     Serve {
-        /// The spawner is a service of its own, as under systemd; else the server starts it.
+        /// The spawner is a service of its own, as under systemd; else it is started with the server.
         #[arg(long)]
         spawner_unit: bool,
+        /// The process that has started this server, and the spawner as well.
+        #[arg(long, hide = true, value_name = "PID")]
+        keeper: Option<i32>,
     },
     /// Ask the fleet's authority for this host's certificate.
     Enroll(enroll::Request),
@@ -71,7 +74,7 @@ enum Verb {
     /// Fork what runs methods.
     #[command(hide = true)]
     Spawner {
-        /// The server started it, and holds the other end of its stdin.
+        /// The server, or the keeper, started it, and holds the other end of its stdin.
         #[arg(long)]
         of_server: bool,
     },
@@ -84,14 +87,15 @@ pub fn main() -> ExitCode {
     log_to_stderr();
     let config = cli.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
     let done = match cli.verb {
-        Verb::Serve { spawner_unit } => serve(config, if spawner_unit { Origin::Unit } else { Origin::Server }),
+        Verb::Serve { keeper: Some(keeper), .. } => serve(config, Beside::Kept(keeper)),
+        Verb::Serve { spawner_unit, .. } => serve(config, if spawner_unit { Beside::Unit } else { Beside::Nothing }),
         Verb::Spawner { of_server } => spawn(config, if of_server { Origin::Server } else { Origin::Unit }),
         Verb::Enroll(request) => return enroll::run(config, request),
         Verb::Check => return report(config),
         Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("{}", check::chain(error.as_ref()));
             ExitCode::FAILURE
@@ -129,16 +133,53 @@ fn report(path: &Path) -> ExitCode {
 }
 
 /// One thread, no runtime, no store: what forks must have none of them.
-fn spawn(path: &Path, origin: Origin) -> anyhow::Result<()> {
+fn spawn(path: &Path, origin: Origin) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
-    Ok(spawner::run(&config, BTreeSet::from([config.name.clone()]), origin)?)
+    spawner::run(&config, BTreeSet::from([config.name.clone()]), origin)?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn serve(path: &Path, origin: Origin) -> anyhow::Result<()> {
+/// What there is beside a server when it starts.
+enum Beside {
+    /// Nothing yet.
+    Nothing,
+    /// A spawner that is a unit of its own.
+    Unit,
+    /// A keeper, which has this process number, and a spawner of his.
+    Kept(i32),
+}
+
+/// Serves; as root for a user, by way of the keeper, or as that user from here on.
+fn serve(path: &Path, beside: Beside) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
-    let trust = Arc::new(check::open_trust(&config).map_err(|problem| anyhow!(problem))?);
+    let user = config.user.as_ref().filter(|_| geteuid().is_root());
+    let origin = match (&beside, user) {
+        (Beside::Nothing, Some(_)) => return Ok(keeper::keep(path)?),
+        (Beside::Nothing, None) => Origin::Server,
+        (Beside::Unit | Beside::Kept(_), _) => Origin::Unit,
+    };
+    match user {
+        Some(user) => user.become_for_good()?,
+        None if geteuid().is_root() => {
+            warn!(
+                "the server runs as root; write `user = \"…\"` into {}, the name of a user that may do nothing else here",
+                path.display()
+            );
+        }
+        // What the server starts itself must be able to do all that its user may.
+        None if origin == Origin::Unit => server_user::confine().context("taking rights from the server")?,
+        None => {}
+    }
+    if let Beside::Kept(keeper) = beside {
+        keeper::bind_to(keeper)?;
+    }
+    serve_calls(&config, origin).map(|()| ExitCode::SUCCESS)
+}
+
+fn serve_calls(config: &Config, origin: Origin) -> anyhow::Result<()> {
+    let trust = Arc::new(check::open_trust(config).map_err(|problem| anyhow!(problem))?);
     let until = trust.now().credentials().not_after();
-    let jobs = Arc::new(Jobs::open(&config, origin)?);
+    let jobs = Arc::new(Jobs::open(config, origin)?);
     let audit = Arc::new(Audit::open(&config.audit_log(), config.audit)?);
     let acl = Arc::new(Acl::open(&config.acl_dir));
     let registry = Arc::new(Registry::builtin());

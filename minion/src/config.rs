@@ -15,7 +15,9 @@ use common::protocol::DEFAULT_PORT;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use service::audit::Rotation;
+use toml::Spanned;
 
+use crate::server_user::ServerUser;
 pub use trust::Trust;
 
 const MIB: usize = 1 << 20;
@@ -33,6 +35,8 @@ pub struct Config {
     pub file: PathBuf,
     /// The name in this host's certificate.
     pub name: MinionName,
+    /// As whom the server runs where the spawner is root; none: as whoever it is started.
+    pub user: Option<ServerUser>,
     /// Where the server listens.
     pub listen: SocketAddr,
     /// What the minion itself writes.
@@ -60,9 +64,12 @@ pub struct Limits {
     /// The largest body of a request.
     #[serde(deserialize_with = "body_bytes")]
     pub body_max_bytes: u32,
-    /// Connections held open at once.
+    /// Connections held open at once whose handshake is over; one more takes the place of the one that has waited longest to be asked anything.
     #[serde(deserialize_with = "positive")]
     pub connections_max: usize,
+    /// Connections held open at once that are in their handshake; one more takes the place of the oldest.
+    #[serde(deserialize_with = "positive")]
+    pub handshakes_max: usize,
     /// From accepting a connection to the end of its TLS handshake.
     #[serde(deserialize_with = "period::deserialize")]
     pub handshake_timeout: Duration,
@@ -110,6 +117,7 @@ impl Default for Limits {
         Self {
             body_max_bytes: 1 << 20,
             connections_max: 1024,
+            handshakes_max: 1024,
             handshake_timeout: 10 * SECOND,
             header_timeout: 10 * SECOND,
             idle_timeout: 60 * SECOND,
@@ -132,10 +140,13 @@ impl Limits {
     /// Those of the listener.
     #[must_use]
     pub fn listener(&self) -> service::Limits {
-        let Self { body_max_bytes, connections_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace, .. } = *self;
+        let Self {
+            body_max_bytes, connections_max, handshakes_max, handshake_timeout, header_timeout, idle_timeout, shutdown_grace, ..
+        } = *self;
         service::Limits {
             body_max_bytes,
             connections_max,
+            handshakes_max,
             handshake_timeout,
             header_timeout,
             idle_timeout,
@@ -181,6 +192,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields)]
 struct File {
     name: Option<MinionName>,
+    user: Option<Spanned<String>>,
     #[serde(default = "everywhere")]
     listen: SocketAddr,
     #[serde(default = "default_state_dir")]
@@ -292,12 +304,16 @@ impl Config {
         Self::parse(file, &text)
     }
 
-    fn parse(file: PathBuf, text: &str) -> Result<Self, ConfigError> {
-        let read: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
-            path: file.clone(),
-            line: line_of(text, &error),
-            problem: error.message().replace('\n', "; "),
-        })?;
+    /// The configuration in `text`, which is that of the absolute path `file`.
+    ///
+    /// # Errors
+    /// It has a key that is not one of ours, or a value that cannot stand there.
+    pub fn parse(file: PathBuf, text: &str) -> Result<Self, ConfigError> {
+        let invalid = |line, problem| ConfigError::Invalid { path: file.clone(), line, problem };
+        let read: File = toml::from_str(text).map_err(|error| invalid(line_of(text, &error), error.message().replace('\n', "; ")))?;
+        let find = |name: Spanned<String>| {
+            ServerUser::find(name.get_ref()).map_err(|problem| invalid(line_at(text, name.span().start), format!("user: {problem}")))
+        };
         let name = match read.name {
             Some(name) => name,
             None => host_name().map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
@@ -305,6 +321,7 @@ impl Config {
         let from_file = |path: PathBuf| file.parent().map(|folder| folder.join(&path)).unwrap_or(path);
         Ok(Self {
             name,
+            user: read.user.map(find).transpose()?,
             listen: read.listen,
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),

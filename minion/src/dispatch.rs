@@ -2,6 +2,8 @@
 //! and nothing reaches a method in any other way: read → signed, or submitted by a job that runs? → [`Guard::pass`] → here, the jobs, or the
 //! spawner, whose guard looks again.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod read;
 mod revocations;
 
@@ -89,7 +91,7 @@ impl Reception for Door {
     /// # Errors
     /// A refusal: nothing was run. How a method that did run ended, badly too, is an [`Outcome`].
     async fn enter(&self, caller: &Caller, knock: Knock<'_>) -> Result<Reply, Failure> {
-        let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &self.audit);
+        let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &*self.audit);
         let (call, ask) = read::read(&self.name, caller, knock).map_err(refused)?;
         self.pass(caller.bearer(), call, ask).await
     }
@@ -118,7 +120,7 @@ impl Door {
     /// # Errors
     /// A refusal: nothing was run.
     pub async fn submit(&self, said: &[u8]) -> Result<Reply, Failure> {
-        let refused = |bearer, failure| self.guard.refuse(bearer, "", failure, &self.audit);
+        let refused = |bearer, failure| self.guard.refuse(bearer, "", failure, &*self.audit);
         let Submission { call, job, code } = Submission::read(said).map_err(|failure| refused(Bearer::UNKNOWN, failure))?;
         let ask = Ask { minion: self.name.clone(), call, proof: Proof::Token { job: job.clone(), code } };
         let known = self.jobs.bearer(ask.clone()).await;
@@ -130,7 +132,7 @@ impl Door {
 
     /// Has the guard look at a call, whoever brought it, and does what it comes to.
     async fn pass(&self, bearer: Bearer<'_>, call: Call, ask: Ask) -> Result<Reply, Failure> {
-        let passed = self.guard.pass(&self.name, bearer, &call, &self.audit)?;
+        let passed = self.guard.pass(&self.name, bearer, &call, &*self.audit)?;
         match passed.way {
             Way::Here => Ok(Reply::Outcome(self.answer(passed.method, passed.args))),
             Way::Jobs => {
@@ -140,7 +142,7 @@ impl Door {
             }
             Way::Trust if bearer.parent.is_some() => {
                 let message = format!("{}: {} is between overlords and the server, and no job's business", self.name, call.method);
-                Err(self.guard.refuse(bearer, &call.envelope.method, Failure::new(ErrorCode::InvalidRequest, message), &self.audit))
+                Err(self.guard.refuse(bearer, &call.envelope.method, Failure::new(ErrorCode::InvalidRequest, message), &*self.audit))
             }
             Way::Trust => {
                 let asked = RevocationsAsked::read(passed.method, passed.args)?;

@@ -2,12 +2,14 @@
 //!
 //! The host's key is made here and never leaves it. Nothing is sent before the handshake has proved that the authority is the one whose
 //! fingerprint was given. A kill at any point leaves what the same command puts right.
+//!
+//! As root, for a server of another user, it is that user in all it does but two things: the folder, and the authority's certificate in it.
 
 mod asking;
 
 use std::fs::DirBuilder;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,10 +23,14 @@ use clap::Args;
 use common::period;
 use common::protocol::certs::EnrollParams;
 use jiff::Timestamp;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
 use tokio::runtime::Builder;
 
 use crate::check::chain;
 use crate::config::{Config, ConfigError};
+use crate::folders::{self, FolderError};
+use crate::server_user::{ServerUser, UserError, as_root, own_name};
 use asking::{Asked, Ended};
 
 /// The exit status of a request that waits: EX_TEMPFAIL of sysexits.h.
@@ -35,6 +41,8 @@ const EXIT_INTERRUPTED: u8 = 130;
 const TOKEN_VARIABLE: &str = "MINION_TOKEN";
 /// The longest token that is read.
 const TOKEN_MAX_BYTES: u64 = 1024;
+/// Everyone can read the authority's certificate.
+const ROOTS_UMASK: Mode = Mode::from_bits_truncate(0o022);
 /// How much of what somebody else said is shown.
 const SAID_MAX_LETTERS: usize = 1000;
 
@@ -69,6 +77,12 @@ enum EnrollError {
     Key(#[from] CsrError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Shared(#[from] FolderError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("{path} is not the user {user}'s, as whom the server runs: run `chown {user}: {path}`, and this again", path = .path.display(), user = .user.name())]
+    NotUsers { path: PathBuf, user: ServerUser },
     #[error("reading the token from stdin")]
     Token(#[source] io::Error),
     #[error("starting")]
@@ -99,6 +113,13 @@ pub(crate) fn run(config: &Path, request: Request) -> ExitCode {
 fn enroll(path: &Path, request: Request) -> Result<ExitCode, EnrollError> {
     let config = Config::load(path)?;
     let files = TrustFiles::of_minion(&config.certs_dir);
+    let user = config.user.as_ref().filter(|_| geteuid().is_root());
+    if let Some(user) = user {
+        umask(ROOTS_UMASK);
+        folders::share_certs(&config.certs_dir, user)?;
+        user.act()?;
+        require_users(&config.certs_dir, user)?;
+    }
     require_authority(&files, &config, &request.ca_fingerprint)?;
     let token = token(request.token)?;
     make_folder(&config.certs_dir)?;
@@ -110,13 +131,27 @@ fn enroll(path: &Path, request: Request) -> Result<ExitCode, EnrollError> {
         Ended::Issued { ca, issued, address } => {
             let (cert, crl) = (issued.cert.as_str(), issued.revocations.crl.as_deref());
             let enrolled = Enrolled { name: &config.name, ca: &ca, cert, crl, authority: &address };
-            let until = enrolled::install(&files, &enrolled)
-                .map_err(|source| EnrollError::Answer { address: address.clone(), source: Box::new(source) })?;
+            let useless = |source| EnrollError::Answer { address: address.clone(), source: Box::new(source) };
+            if let Some(user) = user {
+                enrolled::check(&files, &enrolled).map_err(useless)?;
+                as_root(user, || enrolled::install_authority(&files, &ca, geteuid().as_raw()))??;
+            }
+            let until = enrolled::install(&files, &enrolled).map_err(useless)?;
             tell_other_address(&config, &address);
+            tell_other_user(&config, &files);
             Ok(report(&config, &files, until))
         }
         Ended::Waiting => Ok(ExitCode::from(EXIT_WAITS)),
         Ended::Interrupted => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+    }
+}
+
+/// Refuses files that the server could neither read nor replace, which it does with all but the authority's certificate.
+fn require_users(certs_dir: &Path, user: &ServerUser) -> Result<(), EnrollError> {
+    let is_anothers = |path: &PathBuf| path.symlink_metadata().is_ok_and(|file| file.uid() != user.uid());
+    match folders::CERTS_OF_SERVER.map(|name| certs_dir.join(name)).into_iter().find(is_anothers) {
+        Some(path) => Err(EnrollError::NotUsers { path, user: user.clone() }),
+        None => Ok(()),
     }
 }
 
@@ -169,6 +204,18 @@ fn tell_other_address(config: &Config, address: &str) {
             "{} says `authority = \"{other}\"`, which goes before {address}: renewals are asked for there",
             config.file.display()
         ));
+    }
+}
+
+/// Of a host whose server is another user, or whose authority anybody but root could replace.
+fn tell_other_user(config: &Config, files: &TrustFiles) {
+    let Some(user) = &config.user else { return };
+    let (name, file) = (user.name(), config.file.display());
+    if !geteuid().is_root() && geteuid().as_raw() != user.uid() {
+        say(&format!("{file} says `user = {name:?}`, and the files made now are those of {}: run this as root, or as {name}", own_name()));
+    } else if files.ca.symlink_metadata().is_ok_and(|ca| ca.uid() != 0) {
+        let ca = files.ca.display();
+        say(&format!("{ca} is not root's, and a spawner that is root goes by no other: run `chown root:root {ca}`, or this as root"));
     }
 }
 

@@ -66,6 +66,7 @@ impl FakeAuthority {
         let limits = Limits {
             body_max_bytes: 1 << 20,
             connections_max,
+            handshakes_max: connections_max,
             handshake_timeout: HOUR,
             header_timeout: HOUR,
             idle_timeout: HOUR,

@@ -14,13 +14,16 @@ pub mod dispatch;
 pub mod enroll;
 #[cfg(test)]
 mod fake_authority;
+pub mod folders;
 pub mod guard;
 pub mod jobs;
+pub mod keeper;
 pub mod modules;
 pub mod moment;
 pub mod process;
 pub mod random;
 pub mod renewal;
+pub mod server_user;
 pub mod spawner;
 pub mod spool;
 pub mod store;

@@ -182,7 +182,7 @@ impl Renewal {
         let (name, until) = (&self.config.name, self.plan.until);
         let text = format!(
             "the certificate has expired on {until}, and overlords refuse this host: run `overlord certs status` where the authority is, \
-             and here, as the user that serves, `minion enroll --config {} --overlord HOST --ca-fingerprint SHA256` for {name}",
+             and here, as root or the user that serves, `minion enroll --config {} --overlord HOST --ca-fingerprint SHA256` for {name}",
             self.config.file.display()
         );
         self.certificate.tell(Grade::Error, &text);

@@ -7,9 +7,11 @@
 mod claims;
 mod client;
 mod daemon;
+mod ledger;
 mod look;
 mod order;
 mod serve;
+mod socket;
 mod token;
 mod verify;
 
@@ -17,7 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,34 +31,39 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
-use service::audit::Rotation;
+use tracing::warn;
 
 use crate::acl::Acl;
 use crate::config::Config;
+use crate::folders::{self, FolderError};
 use crate::guard::Guard;
 use crate::modules::Registry;
 use crate::process::{self, ThreadError};
-use crate::spool::{self, SpoolError};
+use crate::server_user::own_name;
+use crate::spool;
 use crate::supervise::{Cgroups, Station};
+
+use socket::Socket;
 
 use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
+use ledger::Ledger;
 pub use order::{LogsOrder, Look, Order, Place, Reply};
 use token::Tokens;
 
-/// What the spawner has decided, beside the spools: the server's own log is the server's.
-const AUDIT_LOG: &str = "audit.log";
-/// The newest revocation list that the spawner has seen, likewise.
+/// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.
 const REVOCATIONS: &str = "crl.pem";
 
-/// What the spawner prints when it listens, for the server that started it.
-const READY: &[u8] = b"ready\n";
+/// What the spawner prints when it listens, for whoever started it.
+pub(crate) const READY: &[u8] = b"ready\n";
 
 /// A draft of a spool that is older than this belongs to a child that died.
 const DRAFT_AGE: Duration = Duration::from_secs(600);
+
+/// Connections that are taken before it is looked again who else waits.
+const ACCEPTED_AT_ONCE: usize = 16;
 
 /// Children beyond `limits.calls_max`: orders that run nothing, and starts that are under way.
 const SPARE_CHILDREN: usize = 64;
@@ -67,9 +74,15 @@ pub enum SpawnerError {
     /// It has threads.
     #[error(transparent)]
     Threads(#[from] ThreadError),
-    /// The folder of the spools cannot be made.
+    /// The folder of the spools, or the one around it, is not as it must be.
     #[error(transparent)]
-    Spools(#[from] SpoolError),
+    Folders(#[from] FolderError),
+    /// Another spawner listens.
+    #[error("{path} is another spawner's, which lives: another minion runs with this state_dir")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
     /// Its socket cannot be made.
     #[error("listening on {path}: {source}")]
     Listen {
@@ -92,7 +105,7 @@ pub enum SpawnerError {
 /// How the spawner came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// The server started it, and holds the other end of its stdin: when that ends, the spawner ends too.
+    /// The server started it, or the keeper of both, and holds the other end of its stdin: when that ends, the spawner ends too.
     Server,
     /// A unit of its own.
     Unit,
@@ -110,7 +123,7 @@ struct Post {
     guard: Guard,
     tokens: Tokens,
     callers: RefCell<Callers>,
-    rotation: Rotation,
+    ledger: Ledger,
 }
 
 impl Post {
@@ -134,13 +147,13 @@ impl Post {
                 submit_socket: config.submit_socket(),
             },
             tokens: Tokens::open(&spools).map_err(SpawnerError::Random)?,
+            ledger: Ledger { spools: spools.clone(), rotation: config.audit },
             spools,
             server_socket: config.server_socket(),
             boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
             names,
             guard: Guard { acl, registry, call_time_max, job_time_max },
             callers: RefCell::new(callers),
-            rotation: config.audit,
         })
     }
 
@@ -158,16 +171,33 @@ impl Post {
 pub fn run(config: &Config, names: BTreeSet<MinionName>, origin: Origin) -> Result<(), SpawnerError> {
     process::require_single_thread()?;
     process::hear_of_children()?;
-    spool::prepare(&config.spool_dir())?;
+    tell_rights(config);
+    folders::prepare(config)?;
     let post = Post::new(config, names)?;
     let claims = Claims::open(&post.spools);
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
-    let listener = listen(config)?;
-    let mut spawner = Loop { post, claims, signals, listener, origin, children: BTreeMap::new() };
+    let socket = Socket::listen(config, origin)?;
+    let mut spawner = Loop { post, claims, signals, socket, origin, children: BTreeMap::new() };
     spawner.announce();
     spawner.sweep();
     while spawner.turn()? {}
     Ok(())
+}
+
+/// Says what a spawner that is not root means for what runs here.
+fn tell_rights(config: &Config) {
+    if geteuid().is_root() {
+        return;
+    }
+    let own = own_name();
+    warn!("this minion is not started as root: every method and every job runs as {own}, and may do what {own} may");
+    if let Some(user) = config.user.as_ref().filter(|user| user.uid() != geteuid().as_raw()) {
+        warn!(
+            "{} says `user = \"{}\"`, which holds where root starts the minion: the server, too, runs as {own}",
+            config.file.display(),
+            user.name()
+        );
+    }
 }
 
 /// Blocks `signals` and makes them readable.
@@ -180,27 +210,11 @@ pub(crate) fn signal_fd(signals: &[Signal]) -> nix::Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// The socket, for this user alone from the first instant. One that a dead spawner left behind is replaced.
-fn listen(config: &Config) -> Result<UnixListener, SpawnerError> {
-    let path = config.spawner_socket();
-    let failed = |source| SpawnerError::Listen { path: path.clone(), source };
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(failed(source)),
-        _gone => {}
-    }
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(&path);
-    umask(before);
-    let listener = bound.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
-}
-
 struct Loop {
     post: Post,
     claims: Claims,
     signals: SignalFd,
-    listener: UnixListener,
+    socket: Socket,
     origin: Origin,
     /// Each with the way by which it may ask whether a call was run before, until it has closed that.
     children: BTreeMap<Pid, Option<UnixStream>>,
@@ -217,7 +231,10 @@ impl Loop {
     /// Sweeps up in a process of its own: there may be a hundred thousand spools to look through.
     fn sweep(&mut self) {
         let spools = &self.post.spools;
-        if let Ok((child, ())) = process::fork_with((), |()| u8::from(spool::sweep(spools, DRAFT_AGE).is_err())) {
+        if let Ok((child, ())) = process::fork_with((), |()| {
+            self.close_inherited(None);
+            u8::from(spool::sweep(spools, DRAFT_AGE).is_err())
+        }) {
             self.children.insert(child, None);
         }
     }
@@ -226,7 +243,7 @@ impl Loop {
     fn turn(&mut self) -> Result<bool, SpawnerError> {
         let stdin = std::io::stdin();
         let [mut connected, mut signalled, mut abandoned] = [false; 3];
-        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if self.origin == Origin::Server {
             fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
@@ -271,18 +288,27 @@ impl Loop {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             stop |= i32::try_from(signal.ssi_signo).is_ok_and(|number| number != Signal::SIGCHLD as i32);
         }
+        self.reap();
+        stop
+    }
+
+    fn reap(&mut self) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             match status {
                 WaitStatus::StillAlive => break,
                 ended => drop(ended.pid().and_then(|child| self.children.remove(&child))),
             }
         }
-        stop
     }
 
     fn accept(&mut self) {
-        while let Ok((server, _)) = self.listener.accept() {
+        // A few at a time: children that ask, and end, wait as well.
+        for _ in 0..ACCEPTED_AT_ONCE {
+            let Some(server) = self.socket.accept() else { return };
             let limit = self.post.station.limits.calls_max + SPARE_CHILDREN;
+            if self.children.len() >= limit {
+                self.reap();
+            }
             if self.children.len() >= limit {
                 let problem = format!("the spawner has {limit} processes under way (limits.calls_max and a reserve); try again");
                 refuse(&server, Failure::new(ErrorCode::LimitReached, problem));
@@ -294,7 +320,7 @@ impl Loop {
                 continue;
             };
             match process::fork_with((server, claimant), |(server, claimant)| {
-                self.close_inherited(&way);
+                self.close_inherited(Some(&way));
                 serve::serve(&self.post, claimant, server)
             }) {
                 Ok((child, _theirs)) => {
@@ -306,10 +332,11 @@ impl Loop {
     }
 
     /// In a child: lets go of what is the spawner's alone, so that no job keeps its socket open.
-    fn close_inherited(&self, way: &UnixStream) {
+    fn close_inherited(&self, way: Option<&UnixStream>) {
         use std::os::fd::AsRawFd as _;
-        let ways = self.children.values().flatten().chain([way]).map(|way| way.as_raw_fd());
-        for fd in ways.chain([self.signals.as_fd().as_raw_fd(), self.listener.as_raw_fd()]) {
+        let ways = self.children.values().flatten().chain(way).map(|way| way.as_raw_fd());
+        let file = self.claims.file().map(|file| file.as_raw_fd());
+        for fd in ways.chain(file).chain([self.signals.as_fd().as_raw_fd(), self.socket.as_fd().as_raw_fd()]) {
             let _closed_once = nix::unistd::close(fd);
         }
     }

@@ -15,11 +15,12 @@ use std::time::Duration;
 use certs::trust::OverlordTrust;
 use common::outcome::{ErrorCode, Failure, Verdict};
 use jsonrpsee::core::client::{ClientT, Error as RpcError};
+use jsonrpsee::core::traits::ToRpcParams;
 use jsonrpsee_http_client::transport::Error as TransportError;
-use jsonrpsee_http_client::{HttpClientBuilder, RpcServiceBuilder};
+use jsonrpsee_http_client::{HttpClientBuilder, HttpRequest, RpcServiceBuilder};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tower::ServiceBuilder;
+use tower::{Service, ServiceBuilder};
 
 use crate::authority::renewal::Renewal;
 use crate::config::Config;
@@ -27,6 +28,7 @@ use crate::envelope::{Letter, Text, WriteError};
 use broken::Broken;
 pub(crate) use broken::Sent;
 use exchange::Dial;
+pub(crate) use exchange::{Answer, Exchanged};
 pub(crate) use heard::Heard;
 
 /// Longer than every wait within an exchange: jsonrpsee wants a limit of its own, which must not be the one that strikes.
@@ -145,20 +147,46 @@ impl Client {
             answer_max_bytes: self.answer_max_bytes,
             sent: sent.clone(),
         });
-        let client = HttpClientBuilder::new()
-            .set_http_middleware(ServiceBuilder::new().layer_fn(move |_stock_transport| dial.clone().service()))
-            .set_rpc_middleware(RpcServiceBuilder::new())
-            .max_request_size(self.call_max_bytes)
-            .max_response_size(u32::MAX)
-            .request_timeout(self.connect_within.saturating_add(within).saturating_add(OUTER_MARGIN))
-            // The name in it is never looked up: the service above dials the address that the roster has.
-            .build("http://minion/")
-            .map_err(|error| NoAnswer::NotSent(error.to_string()))?;
-        let answer: Box<RawValue> = client.request(letter.method(), params).await.map_err(|error| no_answer(error, sent))?;
-        shape::check(answer.get(), shape::DEPTH_MAX + shape::FRAMES_MAX)
-            .map_err(|problem| NoAnswer::Silent(format!("it answered something {}", shortened(&problem))))?;
-        serde_json::from_str(answer.get()).map_err(|error| not_understood(&error.to_string()))
+        let question = Question {
+            method: letter.method(),
+            params,
+            max_bytes: self.call_max_bytes,
+            within: self.connect_within.saturating_add(within).saturating_add(OUTER_MARGIN),
+        };
+        put(question, dial.service(), sent).await
     }
+}
+
+/// What is asked of one host.
+pub(crate) struct Question<'m, P> {
+    pub(crate) method: &'m str,
+    pub(crate) params: P,
+    /// The largest that is sent.
+    pub(crate) max_bytes: u32,
+    /// The time for all of it.
+    pub(crate) within: Duration,
+}
+
+/// Puts a question by `exchange`, which takes it to the host and brings the answer, and reads that.
+pub(crate) async fn put<R, P, S>(question: Question<'_, P>, exchange: S, sent: &Sent) -> Result<R, NoAnswer>
+where
+    R: DeserializeOwned,
+    P: ToRpcParams + Send,
+    S: Service<HttpRequest, Response = Answer, Error = TransportError, Future = Exchanged> + Clone + Send + Sync + 'static,
+{
+    let client = HttpClientBuilder::new()
+        .set_http_middleware(ServiceBuilder::new().layer_fn(move |_stock_transport| exchange.clone()))
+        .set_rpc_middleware(RpcServiceBuilder::new())
+        .max_request_size(question.max_bytes)
+        .max_response_size(u32::MAX)
+        .request_timeout(question.within)
+        // The name in it is never looked up: the service above dials the address that the roster has.
+        .build("http://minion/")
+        .map_err(|error| NoAnswer::NotSent(error.to_string()))?;
+    let answer: Box<RawValue> = client.request(question.method, question.params).await.map_err(|error| no_answer(error, sent))?;
+    shape::check(answer.get(), shape::DEPTH_MAX + shape::FRAMES_MAX)
+        .map_err(|problem| NoAnswer::Silent(format!("it answered something {}", shortened(&problem))))?;
+    serde_json::from_str(answer.get()).map_err(|error| not_understood(&error.to_string()))
 }
 
 /// The text of a letter as it is sent now.

@@ -155,7 +155,12 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
         };
-        let config: Self = toml::from_str(&text).map_err(|error| toml_error(path, &text, &error))?;
+        Self::parse(path, &text)
+    }
+
+    /// The limits in `text`, which is the file `path`.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| toml_error(path, text, &error))?;
         let sizes = [
             ("forks", u64::from(config.forks)),
             ("result_max_bytes", config.result_max_bytes.into()),
@@ -165,7 +170,7 @@ impl Config {
         let zero = sizes.into_iter().find(|(_, value)| *value == 0);
         match zero {
             None => Ok(config),
-            Some((key, _)) => Err(content_error(path, &text, text.find(key), format!("{key} is 0: nothing could get through"))),
+            Some((key, _)) => Err(content_error(path, text, text.find(key), format!("{key} is 0: nothing could get through"))),
         }
     }
 }

@@ -74,12 +74,17 @@ impl Roster {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RosterError::Missing { path: path.to_owned() }),
             Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }.into()),
         };
-        let file: RosterFile = toml::from_str(&text).map_err(|error| with_hint(toml_error(path, &text, &error)))?;
+        Self::parse(path, &text)
+    }
+
+    /// The roster in `text`, which is the file `path`.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, RosterError> {
+        let file: RosterFile = toml::from_str(text).map_err(|error| with_hint(toml_error(path, text, &error)))?;
         let mut entries: Vec<_> = file.host.into_iter().collect();
         entries.sort_by_key(|(name, _)| name.span().start);
         let mut hosts = BTreeMap::new();
         for (name, entry) in entries {
-            let wrong = |problem| content_error(path, &text, Some(name.span().start), problem);
+            let wrong = |problem| content_error(path, text, Some(name.span().start), problem);
             let host = host(name.get_ref(), entry).map_err(wrong)?;
             if let Some(other) = hosts.insert(host.name.clone(), host) {
                 return Err(wrong(format!("the host {} stands here twice; names match without regard to case", other.name)).into());
@@ -127,8 +132,8 @@ fn host(name: &str, entry: HostEntry) -> Result<Host, String> {
 
 /// The address with its port, the usual one if it has none.
 pub(crate) fn whole_address(text: &str, usual_port: u16) -> Option<String> {
-    if text.parse::<SocketAddr>().is_ok() {
-        return Some(text.to_owned());
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return (address.port() != 0).then(|| text.to_owned());
     }
     if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         return Some(SocketAddr::new(ip, usual_port).to_string());
@@ -171,6 +176,7 @@ mod tests {
             ("[host.web1]\n[host.WEB1]\n", "/hosts.toml:2: the host web1 stands here twice"),
             ("[host.web1]\n\n[host.\"a b\"]\n", "/hosts.toml:3: \"a b\" is not a name"),
             ("[host.web1]\naddress = \"web1:0\"\n", "/hosts.toml:1: the address of web1 is not HOST:PORT"),
+            ("[host.web1]\naddress = \"10.0.0.1:0\"\n", "/hosts.toml:1: the address of web1 is not HOST:PORT"),
             ("[host.web1]\nadress = \"web1\"\n", "/hosts.toml:2: unknown field `adress`"),
             ("[host.web1.example.com]\n", "/hosts.toml:1: unknown field `example`"),
             ("[hosts.web1]\n", "/hosts.toml:1: unknown field `hosts`"),

@@ -27,6 +27,8 @@ mod envelope;
 #[cfg(test)]
 mod fake_minion;
 mod fleet;
+#[doc(hidden)]
+pub mod fuzzing;
 mod home;
 mod hosts;
 mod jobs;

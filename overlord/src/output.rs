@@ -4,7 +4,7 @@
 pub(crate) mod call;
 pub(crate) mod job;
 pub(crate) mod logs;
-mod text;
+pub(crate) mod text;
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
@@ -81,7 +81,7 @@ pub(crate) fn remark(text: &str) {
     let _nobody = writeln!(io::stderr().lock(), "{}", remarked(text));
 }
 
-fn remarked(text: &str) -> String {
+pub(crate) fn remarked(text: &str) -> String {
     format!("overlord: {}", harmless(text).trim_end().replace('\n', "\n  "))
 }
 
@@ -142,7 +142,7 @@ pub(crate) fn harmless(text: &str) -> String {
 }
 
 /// The JSON text, the same to a parser, with what steers a terminal as `\u009b`. Such characters can only stand in strings there.
-fn harmless_json(text: &str) -> Cow<'_, str> {
+pub(crate) fn harmless_json(text: &str) -> Cow<'_, str> {
     // Most is plain, and may be long.
     if text.bytes().all(|byte| byte < 0x7f) {
         return text.into();

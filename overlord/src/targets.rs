@@ -9,7 +9,7 @@ mod node_set;
 use std::collections::BTreeSet;
 
 use common::identity::MinionName;
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{Glob, GlobSet};
 use rayon::prelude::*;
 
 use crate::hosts::{Host, Roster, RosterError};
@@ -70,7 +70,7 @@ pub(crate) struct Expression {
 #[derive(Debug, Clone)]
 enum Pattern {
     Every,
-    Glob(GlobMatcher),
+    Glob(GlobSet),
     Names(BTreeSet<MinionName>),
     Group(String),
     Job(JobTerm),
@@ -192,7 +192,9 @@ fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
             _ => {}
         }
     }
-    if text.split_whitespace().any(|word| ["and", "or", "not"].contains(&word.to_ascii_lowercase().as_str())) {
+    // A word alone is a name, whatever it is.
+    let is_operator = |word: &str| ["and", "or", "not"].iter().any(|operator| word.eq_ignore_ascii_case(operator));
+    if terms(text).any(|term| term.split_whitespace().count() > 1 && term.split_whitespace().any(is_operator)) {
         return not_yet("the operators and, or, not");
     }
     Ok(())
@@ -221,11 +223,13 @@ fn pattern(term: &str) -> Result<Pattern, String> {
     let is_sound = |letter: char| letter.is_ascii_alphanumeric() || "-_.*?".contains(letter);
     match term.chars().find(|letter| !is_sound(*letter)) {
         Some(letter) => Err(format!("{letter:?} has no meaning in \"{term}\"")),
-        None => {
-            let glob = GlobBuilder::new(&term.to_ascii_lowercase()).build().map_err(|error| error.to_string())?;
-            Ok(Pattern::Glob(glob.compile_matcher()))
-        }
+        None => glob(&term.to_ascii_lowercase()).map(Pattern::Glob).map_err(|_| format!("a glob of {} letters is too long", term.len())),
     }
+}
+
+/// A set of one: of all that globset compiles it alone says so, and does not panic, where a glob becomes too large.
+fn glob(text: &str) -> Result<GlobSet, globset::Error> {
+    GlobSet::builder().add(Glob::new(text)?).build()
 }
 
 #[cfg(test)]
@@ -311,6 +315,23 @@ mod tests {
     }
 
     #[test]
+    fn a_host_may_be_named_like_an_operator() {
+        let roster: Roster = [Host { name: "not".parse().unwrap(), address: String::new(), groups: Vec::new(), vars: Default::default() }]
+            .into_iter()
+            .collect();
+        for text in ["not", "Not", "NOT,not"] {
+            assert_eq!(Expression::parse(text).unwrap().hosts(&roster, members).unwrap().len(), 1, "{text}");
+        }
+    }
+
+    /// globset panics where such a glob is compiled alone.
+    #[test]
+    fn a_glob_that_is_too_large_is_an_error() {
+        let error = Expression::parse(&"?*".repeat(60_000)).unwrap_err();
+        assert!(error.to_string().ends_with("a glob of 120000 letters is too long"), "{:.200}", error.to_string());
+    }
+
+    #[test]
     fn operators_to_come_are_refused_by_name() {
         for (text, problem) in [
             ("web[1-", "is not closed"),
@@ -324,6 +345,7 @@ mod tests {
             ("@job:54k2:bad", "no state of a host, which are pending, "),
             ("web*&db*", "operators &"),
             ("web* and db*", "and, or, not"),
+            ("web1;not web2", "and, or, not"),
             ("(web1)", "parentheses"),
             ("web{1,2}", "alternatives"),
             ("", "empty term"),

@@ -7,6 +7,7 @@ mod async_start;
 mod calls;
 mod idle;
 mod restart;
+mod signing;
 mod starts;
 mod status;
 
@@ -14,11 +15,12 @@ use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 6] = [
+    let all: [(&str, fn()); 7] = [
         ("calls", calls::run),
         ("async", async_start::run),
         ("idle", idle::run),
         ("starts", starts::run),
+        ("signing", signing::run),
         ("restart", restart::run),
         ("status", status::run),
     ];

@@ -1,7 +1,8 @@
 //! What a fleet shall be, and making it so: certificates through the real `overlord certs`, then a folder and a process a host.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use nix::unistd::geteuid;
@@ -11,7 +12,7 @@ use crate::minion::Minion;
 use crate::network::{Cable, Hub};
 use crate::run::Running;
 use crate::surroundings::{Own, Surroundings};
-use crate::{Fleet, addresses};
+use crate::{Fleet, addresses, owners};
 
 /// Everyone may do everything.
 const ALLOW_ALL: &str = "[[allow]]\ncaller = \"*\"\nmethods = [\"*\"]\n";
@@ -26,6 +27,7 @@ pub struct Builder {
     minion_toml: String,
     overlord_toml: String,
     acl: String,
+    user: Option<String>,
     stopped: bool,
     unenrolled: bool,
     own: Own,
@@ -41,6 +43,7 @@ impl Default for Builder {
             minion_toml: empty.clone(),
             overlord_toml: empty,
             acl: ALLOW_ALL.into(),
+            user: None,
             stopped: false,
             unenrolled: false,
             own: Own::default(),
@@ -98,6 +101,14 @@ impl Builder {
     #[must_use]
     pub fn acl(mut self, text: &str) -> Self {
         text.clone_into(&mut self.acl);
+        self
+    }
+
+    /// Every server runs as this user of the machine, and its spawner as root: `minion.toml` says so, and all files have the owners that
+    /// belong to it. Only root can start such a fleet.
+    #[must_use]
+    pub fn user(mut self, name: &str) -> Self {
+        self.user = Some(name.to_owned());
         self
     }
 
@@ -167,6 +178,13 @@ impl Builder {
         self
     }
 
+    /// Each host's programs may have so many files open.
+    #[must_use]
+    pub fn open_files(mut self, files: usize) -> Self {
+        self.own.files = Some(files);
+        self
+    }
+
     /// All programs go by clocks that the test can move on, all of them together: see [`Fleet::pass`].
     #[must_use]
     pub fn faked_time(mut self) -> Self {
@@ -201,6 +219,10 @@ impl Builder {
         };
         let minions: Vec<_> = self.names.iter().zip(addresses).map(minion).collect();
         let fleet = Fleet { minions, hub, clock, root };
+        if self.user.is_some() {
+            // Whoever goes on from here needs to know the name.
+            fs::set_permissions(fleet.root(), Permissions::from_mode(0o711)).unwrap();
+        }
         self.write_home(&fleet);
         for minion in fleet.minions() {
             self.write_minion(minion, &fleet.root().join("hosts"));
@@ -240,13 +262,17 @@ impl Builder {
             fs::rename(issued.join(minion.name()), minion.certs_dir()).unwrap();
         }
         minion.set_acl(&self.acl);
+        let user = self.user.as_ref().map(|user| format!("user = {user:?}\n")).unwrap_or_default();
         let config = format!(
-            "name = \"{name}\"\nlisten = \"{listen}\"\nstate_dir = \"state\"\ncerts_dir = \"certs\"\nacl_dir = \"acl.d\"\n{more}",
+            "name = \"{name}\"\n{user}listen = \"{listen}\"\nstate_dir = \"state\"\ncerts_dir = \"certs\"\nacl_dir = \"acl.d\"\n{more}",
             name = minion.name(),
             listen = minion.address(),
             more = self.minion_toml
         );
         fs::write(minion.config_file(), config).unwrap();
+        if let Some(user) = self.user.as_ref().filter(|_| !self.unenrolled) {
+            owners::share_certs(&minion.certs_dir(), user);
+        }
         minion.mount_disk();
         minion.mount_journal();
         minion.mount_users();

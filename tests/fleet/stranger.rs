@@ -73,8 +73,14 @@ impl Process {
     /// The most memory that it has had, in bytes; none if it is gone.
     #[must_use]
     pub fn peak_bytes(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+        peak_bytes(self.pid)
     }
+}
+
+/// The most memory that the process of that number has had, in bytes; none if there is none.
+#[must_use]
+pub fn peak_bytes(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

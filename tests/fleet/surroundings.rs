@@ -17,6 +17,8 @@ pub(crate) struct Own {
     pub(crate) rights: Vec<String>,
     /// The disk below its state, in bytes.
     pub(crate) disk_bytes: Option<u64>,
+    /// So many files may be open.
+    pub(crate) files: Option<usize>,
 }
 
 /// What surrounds the processes of one host.
@@ -28,6 +30,7 @@ pub(crate) struct Surroundings {
     pub(crate) has_users: bool,
     right_words: Vec<String>,
     clock_words: Vec<String>,
+    files: Option<usize>,
 }
 
 impl Surroundings {
@@ -42,6 +45,7 @@ impl Surroundings {
             has_users: own.users,
             right_words: own.rights.clone(),
             clock_words: clock.map(Clock::words).unwrap_or_default(),
+            files: own.files,
         }
     }
 
@@ -53,6 +57,7 @@ impl Surroundings {
     /// The words before a command that put it there.
     pub(crate) fn words(&self) -> Vec<String> {
         let enter = self.enclosure.as_ref().map(Enclosure::enter).unwrap_or_default();
-        [enter, self.right_words.clone(), self.clock_words.clone()].concat()
+        let limit = self.files.map(|files| vec!["prlimit".to_owned(), format!("--nofile={files}")]).unwrap_or_default();
+        [enter, limit, self.right_words.clone(), self.clock_words.clone()].concat()
     }
 }

@@ -5,8 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The tools that are not on every machine, and the Debian packages that have them.
-const PACKAGES: [(&str, &str); 5] =
-    [("strace", "strace"), ("ip", "iproute2"), ("unshare", "util-linux"), ("nsenter", "util-linux"), ("mount", "mount")];
+const PACKAGES: [(&str, &str); 8] = [
+    ("strace", "strace"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("prlimit", "util-linux"),
+    ("mount", "mount"),
+    ("openssl", "openssl"),
+    ("setpriv", "util-linux"),
+];
 /// Where distributions put the library that fakes the time.
 const FAKETIME_FOLDERS: [&str; 5] = [
     "/usr/lib/x86_64-linux-gnu/faketime",

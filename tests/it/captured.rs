@@ -254,7 +254,10 @@ fn what_a_job_has_written_and_whether_it_goes_on_is_its_callers_business() {
     scene.assert_refused(&json!({ "run": scene.server.ask(&scene.admin, &of_job("admin", "jobs.cancel")) }), "handed on as something else");
     assert_eq!(scene.runs("witness"), 0);
     assert!(fleet.minion("web1").job_daemon(&id).is_some());
-    assert_eq!(scene.server.order(&json!({ "tell": scene.server.ask(&scene.admin, &of_job("admin", "jobs.cancel")) })), Some(json!("done")));
+    assert_eq!(
+        scene.server.order(&json!({ "tell": scene.server.ask(&scene.admin, &of_job("admin", "jobs.cancel")) })),
+        Some(json!("done"))
+    );
     wait_until("the job is cancelled", PATIENCE, || fleet.minion("web1").job_daemon(&id).is_none());
 }
 
@@ -264,7 +267,9 @@ fn nothing_that_it_says_stops_the_spawner() {
     let pid = scene.fleet.minion("web1").spawner().unwrap().pid;
     let deep = format!("{{\"run\":{}", "[".repeat(1 << 20));
     let long = vec![b'x'; 80 << 20];
-    for bytes in [&b"\n"[..], b"{}\n", b"null\n", b"{\"run\":null}\n", b"\xff\xfe\n", b"{\"remove\":[\"../../etc\"]}\n", deep.as_bytes(), &long] {
+    for bytes in
+        [&b"\n"[..], b"{}\n", b"null\n", b"{\"run\":null}\n", b"\xff\xfe\n", b"{\"remove\":[\"../../etc\"]}\n", deep.as_bytes(), &long]
+    {
         assert_eq!(scene.server.say(bytes), None);
     }
     let huge = Envelope { args: Arguments::Words(vec!["x".repeat(1 << 20)]), ..scene.call("witness") };

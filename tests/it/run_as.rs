@@ -210,7 +210,7 @@ fn it_reads_nothing_of_roots_and_nothing_of_the_minions() {
     fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
     let roots_job = fleet.overlord_at(&ops, ["web1", "command.run", "echo another caller\\'s", "--async"]).wait().ok().out();
     let _ = fleet.overlord_at(&ops, ["job-status", roots_job.trim(), "--wait"]).wait().ok();
-    let spool = web1.spool(&web1.spools()[0]);
+    let spool = web1.own_state_dir().join("spool").join(&web1.spools()[0]);
     let own_state = web1.own_state_dir();
     // The state's folder may one day let others through: what lies in it is closed itself.
     fs::set_permissions(&own_state, Permissions::from_mode(0o711)).unwrap();

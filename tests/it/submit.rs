@@ -121,9 +121,15 @@ fn assert_state(run: &Run, state: &str, code: i32, why: &str) {
     assert_eq!(run.out().lines().count(), 1, "{}", run.out());
 }
 
+/// What stands in the spawner's log, of what was done and then of what was refused.
+fn spawners_log(minion: &Minion) -> Vec<Value> {
+    let texts = ["audit.log", "refused.log"].map(|file| fs::read_to_string(minion.spools_dir().join(file)).unwrap_or_default());
+    texts.iter().flat_map(|text| text.lines()).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// What stands in the server's log and in the spawner's of what this job has submitted.
 fn audited(minion: &Minion, parent: &str) -> [Vec<Value>; 2] {
-    [minion.audit(), CapturedServer::of(minion).audit()].map(|mut lines| {
+    [minion.audit(), spawners_log(minion)].map(|mut lines| {
         lines.retain(|line| line["submitted_by"] == parent);
         lines
     })

@@ -75,7 +75,7 @@ pub struct Desk {
 
 /// A request as it is kept, under the name that it is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Request {
+pub(super) struct Request {
     name: MinionName,
     /// The key's SubjectPublicKeyInfo in hexadecimal digits, and what it is known by.
     public_key: String,

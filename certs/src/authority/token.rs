@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use common::identity::MinionName;
-use globset::GlobBuilder;
+use globset::{GlobBuilder, GlobSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -106,14 +106,18 @@ impl Token {
 }
 
 /// # Errors
-/// The glob is none: what globset says of it.
+/// The glob is none, or too large: what globset says of it.
 pub(super) fn check_glob(glob: &str) -> Result<(), String> {
-    GlobBuilder::new(glob).case_insensitive(true).build().map(drop).map_err(|error| error.to_string())
+    compiled(glob).map(drop).map_err(|error| error.to_string())
 }
 
 fn matches(glob: &str, name: &MinionName) -> bool {
-    let glob = GlobBuilder::new(glob).case_insensitive(true).build();
-    glob.is_ok_and(|glob| glob.compile_matcher().is_match(name.as_str()))
+    compiled(glob).is_ok_and(|glob| glob.is_match(name.as_str()))
+}
+
+/// A set of one: of all that globset compiles it alone says so, and does not panic, where a glob becomes too large.
+fn compiled(glob: &str) -> Result<GlobSet, globset::Error> {
+    GlobSet::builder().add(GlobBuilder::new(glob).case_insensitive(true).build()?).build()
 }
 
 #[cfg(test)]
@@ -131,6 +135,16 @@ mod tests {
         assert!(matches!(token.check(&name("web1"), token.expires_at), Err(TokenProblem::Expired { .. })));
         token.used = Some(Used { by: name("web1"), at: now });
         assert!(matches!(token.check(&name("web1"), now), Err(TokenProblem::Used { .. })));
+    }
+
+    /// globset panics where such a glob is compiled alone.
+    #[test]
+    fn a_glob_that_is_too_large_is_refused_and_matches_nothing() {
+        let glob = "?*".repeat(60_000);
+        assert!(check_glob(&glob).is_err());
+        let now = Timestamp::UNIX_EPOCH;
+        let token = Token::new(Some(glob), now, Duration::from_secs(60)).unwrap();
+        assert!(matches!(token.check(&"web1".parse().unwrap(), now), Err(TokenProblem::OtherName { .. })));
     }
 
     #[test]

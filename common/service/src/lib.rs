@@ -7,6 +7,8 @@ pub mod audit;
 pub mod authority;
 mod cause;
 pub mod dial;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod ids;
 mod listener;

@@ -1,11 +1,12 @@
 //! The network side: TCP and TLS accepted, HTTP bounded, and every request carried to the reception. It decides nothing, but cuts whom the
-//! gate admits no longer.
+//! gate admits no longer, and lets those go that keep it waiting when there are more than there is room for.
 
+mod arrivals;
 mod connection;
+mod files;
 mod idle;
 mod live;
 mod rpc;
-mod strangers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,21 +14,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{error, warn};
 
 use crate::{Gate, Reception};
+use arrivals::Arrivals;
 use connection::Connection;
+pub(crate) use connection::carry;
 use live::Live;
-pub use strangers::Strangers;
-use strangers::{Footing, Porch};
+pub use live::Strangers;
 
-/// How long to wait after a connection could not be accepted: descriptors or memory are short, and hurry would make it worse.
+/// How long to wait after a connection could not be accepted, for descriptors or memory are short, and hurry would make it worse.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often at most a line says that connections are turned away.
-const FULL_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// The same where others were let go for it, which then needs a moment.
+const ACCEPT_SOON: Duration = Duration::from_millis(10);
+/// How often at most a line says that connections were let go, or could not be accepted.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How often the gate is asked of every connection that is open. While there is none, nothing wakes up.
 const ADMISSION_EVERY: Duration = Duration::from_millis(250);
 
@@ -36,8 +40,10 @@ const ADMISSION_EVERY: Duration = Duration::from_millis(250);
 pub struct Limits {
     /// The largest body of a request.
     pub body_max_bytes: u32,
-    /// Connections held open at once.
+    /// Connections held open at once whose handshake is over. One more is taken in place of the one that has kept us waiting longest.
     pub connections_max: usize,
+    /// Connections held open at once that are in their handshake. One more is taken in place of the oldest.
+    pub handshakes_max: usize,
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
     /// From the first byte of a request to the end of its headers; its body has as long again.
@@ -59,12 +65,12 @@ pub async fn serve<R: Reception>(
     limits: Arc<Limits>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut open = Open::new(Arc::clone(&gate));
+    let (connections_max, handshakes_max) = files::allow(limits.connections_max, limits.handshakes_max);
+    let mut open = Open::new(Arc::clone(&gate), Live::new(connections_max, &limits));
     let mut accepting = Accepting {
-        seats: Arc::new(Semaphore::new(limits.connections_max)),
-        turned_away: 0,
-        told: None,
-        porch: limits.strangers.clone().map(Porch::new),
+        arrivals: Arrivals::new(handshakes_max),
+        let_go: Told::default(),
+        failed: Told::default(),
         gate,
         reception,
         limits,
@@ -74,7 +80,7 @@ pub async fn serve<R: Reception>(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => accepting.seat(&mut open, stream, address),
-                Err(error) => accepting.pause(&error).await,
+                Err(error) => accepting.pause(&open, &error).await,
             },
             () = open.tend(), if !open.tasks.is_empty() => {}
             () = told(&mut stop) => break,
@@ -101,10 +107,10 @@ struct Open {
 }
 
 impl Open {
-    fn new(gate: Arc<dyn Gate>) -> Self {
+    fn new(gate: Arc<dyn Gate>, live: Live) -> Self {
         let mut tick = interval(ADMISSION_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { tasks: JoinSet::new(), live: Arc::default(), gate, tick }
+        Self { tasks: JoinSet::new(), live: Arc::new(live), gate, tick }
     }
 
     /// Until something is done that was to be done about them. May be dropped at any point.
@@ -117,56 +123,62 @@ impl Open {
 }
 
 struct Accepting<R> {
-    seats: Arc<Semaphore>,
-    /// How many were turned away since it was last told, and when that was.
-    turned_away: u64,
-    told: Option<Instant>,
-    porch: Option<Arc<Porch>>,
+    arrivals: Arc<Arrivals>,
+    let_go: Told,
+    failed: Told,
     gate: Arc<dyn Gate>,
     reception: Arc<R>,
     limits: Arc<Limits>,
     stop: watch::Receiver<bool>,
 }
 
+/// What is counted, and told now and then.
+#[derive(Default)]
+struct Told {
+    count: usize,
+    last: Option<Instant>,
+}
+
 impl<R: Reception> Accepting<R> {
     fn seat(&mut self, open: &mut Open, stream: TcpStream, address: SocketAddr) {
-        let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() else {
-            drop(stream);
-            return self.turn_away("limits.connections_max is reached");
-        };
-        let footing: Option<Footing> = match &self.porch {
-            None => None,
-            Some(porch) => match porch.arrive(address.ip()) {
-                Some(footing) => Some(footing),
-                None => return self.turn_away("as many connections of one address are in their handshake as may be"),
-            },
-        };
+        let (arrival, has_displaced) = self.arrivals.enter(address.ip());
+        if has_displaced && let Some(count) = self.let_go.more(1) {
+            warn!(count, "connections were closed in their handshake, the oldest first: handshakes_max is reached");
+        }
         let connection = Connection {
             address,
-            footing,
+            arrival,
             gate: Arc::clone(&self.gate),
             live: Arc::clone(&open.live),
             reception: Arc::clone(&self.reception),
             limits: Arc::clone(&self.limits),
             stop: self.stop.clone(),
         };
-        open.tasks.spawn(async move {
-            connection.serve(stream).await;
-            drop(seat);
-        });
+        open.tasks.spawn(connection.serve(stream));
     }
 
-    fn turn_away(&mut self, why: &str) {
-        self.turned_away += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= FULL_TOLD_EVERY) {
-            warn!(turned_away = self.turned_away, connections_max = self.limits.connections_max, "{why}");
-            (self.turned_away, self.told) = (0, Some(Instant::now()));
+    /// For want of descriptors or memory: who has proved nothing goes first, half of them at a time, and then who keeps us waiting.
+    async fn pause(&mut self, open: &Open, error: &io::Error) {
+        let let_go = match self.arrivals.thin_out() {
+            0 => usize::from(open.live.let_one_go()),
+            count => count,
+        };
+        if let Some(count) = self.failed.more(1) {
+            error!(%error, count, let_go, "connections could not be accepted at once");
         }
+        tokio::time::sleep(if let_go > 0 { ACCEPT_SOON } else { ACCEPT_PAUSE }).await;
     }
+}
 
-    async fn pause(&self, error: &io::Error) {
-        error!(%error, "a connection could not be accepted");
-        tokio::time::sleep(ACCEPT_PAUSE).await;
+impl Told {
+    /// So many more. Gives how many they are since it was last told, if it is to be told now.
+    fn more(&mut self, count: usize) -> Option<usize> {
+        self.count += count;
+        if self.last.is_some_and(|last| last.elapsed() < TOLD_EVERY) {
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(std::mem::take(&mut self.count))
     }
 }
 

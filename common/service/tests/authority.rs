@@ -141,6 +141,7 @@ async fn serve(lab: &Lab, idle_timeout: Duration) -> Served {
     let limits = Limits {
         body_max_bytes: 1 << 20,
         connections_max: 16,
+        handshakes_max: 16,
         handshake_timeout: Duration::from_secs(5),
         header_timeout: Duration::from_secs(5),
         idle_timeout,

@@ -1,10 +1,13 @@
 //! What is wrong with the host's certificate, key, authority and revocation list, or will be soon.
 
+use std::io::ErrorKind;
+
 use certs::crl::StaleCrl;
 use certs::files::Credentials;
 use certs::trust::{MinionTrust, TrustFiles};
 use common::identity::Role;
 use jiff::{SignedDuration, Timestamp};
+use nix::unistd::geteuid;
 use tracing::warn;
 
 use super::chain;
@@ -20,16 +23,17 @@ const BY_HAND_FROM: SignedDuration = SignedDuration::from_hours(365 * 24);
 /// be used.
 pub fn open_trust(config: &Config) -> Result<MinionTrust, String> {
     let files = TrustFiles::of_minion(&config.certs_dir);
-    if files.cert.symlink_metadata().is_err() {
+    if files.cert.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
         return Err(format!(
-            "this host has no certificate: {} is not there; run `minion enroll --config {} --overlord HOST --ca-fingerprint SHA256` as the \
-             user that serves, or put there what `overlord certs issue {}` writes",
+            "this host has no certificate: {} is not there; run `minion enroll --config {} --overlord HOST --ca-fingerprint SHA256` as \
+             root or the user that serves, or put there what `overlord certs issue {}` writes",
             files.cert.display(),
             config.file.display(),
             config.name
         ));
     }
-    let trust = MinionTrust::open(files, config.trust.stale_crl, |trouble| warn!("{trouble}")).map_err(|error| chain(&error))?;
+    let trust = MinionTrust::open(files, config.trust.stale_crl, |trouble| warn!("{trouble}"))
+        .map_err(|error| format!("{}{}", chain(&error), see_check(config)))?;
     let trusted = trust.now();
     let role = trusted.credentials().role();
     match role {
@@ -42,6 +46,14 @@ pub fn open_trust(config: &Config) -> Result<MinionTrust, String> {
             config.file.display(),
             config.name
         )),
+    }
+}
+
+/// Where the server is not root, and what it reads was put there by root: how it is told what is wrong with the owners.
+fn see_check(config: &Config) -> String {
+    match &config.user {
+        Some(_) if !geteuid().is_root() => format!("; as root, `minion --config {} check` says what to mend", config.file.display()),
+        _ => String::new(),
     }
 }
 

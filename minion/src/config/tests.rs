@@ -21,12 +21,14 @@ fn what_is_said_holds() {
     assert_eq!((config.state_dir.as_path(), config.acl_dir.as_path()), (Path::new("/etc/minion/state"), Path::new("/acl")));
     assert_eq!((config.limits.header_timeout, config.limits.output_max_bytes), (Duration::from_secs(90), 7));
     assert_eq!((config.limits.jobs_max, config.retention.count), (128, 100_000));
+    assert_eq!(config.user, None);
+    assert_eq!(parse("name = \"web1\"\nuser = \"nobody\"\n").unwrap().user.unwrap().name(), "nobody");
 }
 
 #[test]
 fn what_may_not_stand_there_is_named_with_its_line() {
     for (text, said) in [
-        ("name = \"web1\"\nport = 1\n", "minion.toml:2: unknown field `port`, expected one of `name`, `listen`"),
+        ("name = \"web1\"\nport = 1\n", "minion.toml:2: unknown field `port`, expected one of `name`, `user`, `listen`"),
         ("name = \"web1\"\n\n[limits]\nidle = 1\n", "minion.toml:4: unknown field `idle`, expected one of `body_max_bytes`"),
         ("name = \"a b\"\n", "minion.toml:1: \"a b\" is not a name"),
         ("[limits]\n\nidle_timeout = \"soon\"\n", "minion.toml:3: \"soon\" is not a length of time: write it like"),
@@ -38,6 +40,8 @@ fn what_may_not_stand_there_is_named_with_its_line() {
         ("[audit]\nmax_bytes = 0\n", "minion.toml:2: 0 would let nothing through"),
         ("[audit]\nfiles = 1001\n", "minion.toml:2: 1001 is more than 1000"),
         ("listen = \"here\"\n", "minion.toml:1: "),
+        ("name = \"web1\"\nuser = \"no-such-user\"\n", "minion.toml:2: user: this host has no user \"no-such-user\": run `useradd"),
+        ("name = \"web1\"\n\nuser = \"root\"\n", "minion.toml:3: user: \"root\" is root, or in its group"),
         ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
         ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
         ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),

@@ -1,6 +1,6 @@
 //! What a request asks, and the proof that its caller asks it.
 
-use common::identity::MinionName;
+use common::identity::{CallerName, MinionName};
 use common::method::METHOD_MAX_BYTES;
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::CallParams;
@@ -12,17 +12,20 @@ use crate::caller::Caller;
 /// What `knock` asks of the minion `name`, by the `caller` of its certificate, who has signed it.
 pub(super) fn read(name: &MinionName, caller: &Caller, knock: Knock<'_>) -> Result<(Call, Ask), Failure> {
     let (method, params) = single_call(knock)?;
-    let call = Call::parse(name, caller.name(), &params.call)?;
-    if call.envelope.method != method {
-        return Err(invalid("the request's method is not the envelope's".into()));
-    }
+    let call = parse(name, caller.name(), method, &params.call)?;
     require_signed(name, caller.certificate(), &params.call, &params.signature)?;
     let ask = Ask { minion: name.clone(), call: params.call, proof: caller.proof(params.signature) };
     Ok((call, ask))
 }
 
+/// What `text`, which came as the request's `method`, asks of the minion `name` for `caller`.
+pub(super) fn parse(name: &MinionName, caller: &CallerName, method: &str, text: &str) -> Result<Call, Failure> {
+    let call = Call::parse(name, caller, text)?;
+    if call.envelope.method == method { Ok(call) } else { Err(invalid("the request's method is not the envelope's".into())) }
+}
+
 /// The method and the parameters of a single call with an id.
-fn single_call(knock: Knock<'_>) -> Result<(&str, CallParams), Failure> {
+pub(super) fn single_call(knock: Knock<'_>) -> Result<(&str, CallParams), Failure> {
     let (method, params) = match knock {
         Knock::Call { method, params } => (method, params),
         Knock::Batch => return Err(invalid("a batch is refused as a whole, and nothing of it was run: send one call a request".into())),

@@ -25,8 +25,10 @@ const POKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The whole life of a job daemon; its exit status.
 pub(super) fn live(post: &Post, request: &SpoolRequest, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     let id = &request.minion_job_id;
+    let host = request.ask.as_ref().map_or(&post.station.minion, |ask| &ask.minion);
+    let token = Box::new(post.tokens.token(host, id));
     let begun = match leave_stdio() {
-        Ok(()) => JobCharge::new(spool, lock, Box::new(post.tokens.token(&request.ask.minion, id)), post.station.limits.output_max_bytes),
+        Ok(()) => JobCharge::new(spool, lock, token, post.station.limits.output_max_bytes),
         Err(error) => Err((error, spool, lock)),
     };
     match begun {

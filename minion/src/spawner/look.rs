@@ -8,7 +8,6 @@ use super::Post;
 use super::order::{LogsOrder, Look, Reply};
 use crate::acl::Scope;
 use crate::call::Ask;
-use crate::guard::Way;
 use crate::modules::{JobsCall, LogsWanted};
 use crate::spool::{self, Seen, Spool, SpoolError};
 
@@ -32,8 +31,7 @@ impl Post {
 
     /// Whose call it is. What he may do is asked when it is to be done.
     fn bearer(&self, ask: &Ask) -> Result<Reply, Failure> {
-        self.refresh();
-        let signer = self.signer(ask, &self.audit_to_run()?)?;
+        let signer = self.identify(ask)?.signer;
         Ok(Reply::Bearer(signer.caller, signer.fingerprint))
     }
 
@@ -52,14 +50,15 @@ impl Post {
 
     /// What a job has written, for who may see it.
     fn logs(&self, order: &LogsOrder) -> Result<Reply, Failure> {
-        self.refresh();
-        let warrant = self.verify(&order.ask, Way::Jobs)?;
+        let warrant = self.identify(&order.ask).and_then(|known| self.admit_to_look(&order.ask, known))?;
         let scope = warrant.passed.scope;
         let JobsCall::Logs(wanted) = JobsCall::read(warrant.passed.method, warrant.passed.args)? else {
             return Err(not_what_it_says(&order.ask));
         };
         let spool = Spool::of(&self.spools, &wanted.id);
-        if scope == Scope::Own && spool.request().is_ok_and(|request| request.caller != warrant.call.envelope.caller) {
+        let is_own = || Ok(!spool.exists()? || spool.request()?.caller == warrant.call.envelope.caller);
+        let unknown = |error: SpoolError| Failure::new(ErrorCode::Internal, error.to_string());
+        if scope == Scope::Own && !is_own().map_err(unknown)? {
             return Err(Failure::new(
                 ErrorCode::UnknownJob,
                 format!("this host knows no job {} of {}", wanted.id, warrant.call.envelope.caller),

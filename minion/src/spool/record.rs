@@ -22,8 +22,10 @@ pub struct SpoolRequest {
     pub caller: CallerName,
     /// Under which call id.
     pub call_id: CallId,
-    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had.
-    pub ask: Ask,
+    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had. Before calls were signed there was
+    /// none.
+    #[serde(default)]
+    pub ask: Option<Ask>,
     /// The caller's certificate, its DER in base64, where the call does not bring it: of a job that another has submitted, while that certificate was
     /// good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,10 +39,11 @@ pub struct SpoolRequest {
 }
 
 impl SpoolRequest {
-    /// The certificate by which its caller was believed, in base64; none if it had ended by then, which is so of what jobs submit alone.
+    /// The certificate by which its caller was believed, in base64; none if it had ended by then, which is so of what jobs submit alone, and none of
+    /// what was accepted before calls were signed.
     #[must_use]
     pub fn certificate(&self) -> Option<&str> {
-        match &self.ask.proof {
+        match &self.ask.as_ref()?.proof {
             Proof::Signed { certificate, .. } => Some(certificate),
             Proof::Token { .. } => self.certificate.as_deref(),
         }

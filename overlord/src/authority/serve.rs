@@ -149,6 +149,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         body_max_bytes: BODY_MAX_BYTES,
         connections_max,
+        handshakes_max: usize::try_from(config.certs.handshakes_max.get()).unwrap_or(usize::MAX),
         handshake_timeout: HANDSHAKE_TIMEOUT,
         header_timeout: HEADER_TIMEOUT,
         idle_timeout: IDLE_TIMEOUT,

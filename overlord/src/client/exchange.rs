@@ -37,8 +37,10 @@ const ADMISSION_EVERY: Duration = Duration::from_millis(250);
 
 type Stream = TlsStream<TcpStream>;
 type Connection = http1::Connection<TokioIo<Stream>, HttpBody>;
-type Answer = HttpResponse<Full<Bytes>>;
-type Exchanged = Pin<Box<dyn Future<Output = Result<Answer, TransportError>> + Send>>;
+/// What a host has answered, read whole.
+pub(crate) type Answer = HttpResponse<Full<Bytes>>;
+/// An answer to come.
+pub(crate) type Exchanged = Pin<Box<dyn Future<Output = Result<Answer, TransportError>> + Send>>;
 
 /// One exchange to be.
 pub(super) struct Dial {

@@ -29,8 +29,11 @@ pub struct CertsLimits {
     pub requests_max: NonZeroUsize,
     /// Where `overlord certs serve` listens.
     pub listen: SocketAddr,
-    /// So many connections it holds open at once.
+    /// So many connections it holds open at once whose handshake is over; one more takes the place of the one that has waited longest to be
+    /// asked anything.
     pub connections_max: NonZeroU32,
+    /// So many it holds open at once that are in their handshake; one more takes the place of the oldest.
+    pub handshakes_max: NonZeroU32,
     /// So many of them may come from one address without a certificate: of hosts that enrol. In all, half of `connections_max` may.
     pub connections_per_address_max: NonZeroU32,
     /// The authority's audit log begins another file at this size.
@@ -47,6 +50,7 @@ impl Default for CertsLimits {
             requests_max: NonZeroUsize::MIN.saturating_add(9_999),
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, AUTHORITY_PORT)),
             connections_max: NonZeroU32::MIN.saturating_add(4095),
+            handshakes_max: NonZeroU32::MIN.saturating_add(1023),
             // A rack of hosts behind one address enrols at once.
             connections_per_address_max: NonZeroU32::MIN.saturating_add(1023),
             audit_max_bytes: NonZeroU64::MIN.saturating_add((64 << 20) - 1),

@@ -15,7 +15,7 @@ use common::job::{Event, JobHeader, JobId, LogLine, News};
 use jiff::Timestamp;
 
 use crate::home::Home;
-pub(crate) use read::read;
+pub(crate) use read::{Damage, read, whole_lines};
 
 /// How long a lock that may merely be probed by someone is tried for: a probe holds it for microseconds.
 const PROBED_WITHIN: Duration = Duration::from_millis(500);
@@ -238,7 +238,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// The sealed line that reads back as it is. What a host said may not: it is nested too deep, or is made to mislead a parser.
 /// Then the line says so instead; nothing else is known of the job there by that.
-fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
+pub(crate) fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
     let text = common::seal::seal(line)?;
     let problem = match common::seal::open::<LogLine>(&text) {
         Ok(read) if read == *line => return Ok(text),

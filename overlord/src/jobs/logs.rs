@@ -1,6 +1,6 @@
 //! What a job writes on its hosts, read from all of them at once, while it runs or afterwards. Prints nothing, and keeps nothing.
 
-mod answer;
+pub(crate) mod answer;
 mod reading;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use crate::aggregate::{Group, compressed};
 const INDENT: &str = "  ";
 
 /// The group's header and answer.
-pub(super) fn group(group: &Group<'_>) -> String {
+pub(crate) fn group(group: &Group<'_>) -> String {
     let hosts = compressed(&group.hosts);
     match group.verdict {
         Verdict::Ok { result } => format!("{hosts}  ok\n{}", value(result)),

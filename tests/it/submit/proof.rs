@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::{Parent, TOKEN, assert_state, say_json, started, wait_for_end};
+use super::{Parent, TOKEN, assert_state, say_json, spawners_log, started, wait_for_end};
 
 #[test]
 fn a_job_that_has_ended_or_was_killed_submits_nothing() {
@@ -28,7 +28,7 @@ fn a_job_that_has_ended_or_was_killed_submits_nothing() {
     wait_until("the daemon to be gone", PATIENCE, || web1.job_daemon(&killed.id).is_none());
     assert_state(&killed.submit(&["test.echo", "x"]), "denied", 2, "does not run any more");
     // It is written down in both logs, of nobody.
-    for log in [web1.audit(), CapturedServer::of(web1).audit()] {
+    for log in [web1.audit(), spawners_log(web1)] {
         let refused = log.iter().filter(|line| line["decision"] == "refuse" && line["caller"] == "");
         assert_eq!(refused.filter(|line| line["rule"].as_str().unwrap().contains("does not run any more")).count(), 3);
     }

@@ -1,14 +1,14 @@
 //! One connection: handshake, then HTTP/1.1 requests one after the other, each wait with its limit.
 
 use std::convert::Infallible;
+use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -17,19 +17,22 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
-use super::idle::{Pulse, Watched};
-use super::live::{Live, Place};
+use super::arrivals::Arrival;
+use super::idle::Watched;
+use super::live::{End, Live, Place};
 use super::rpc::Entrance;
-use super::strangers::Footing;
 use super::{Limits, told};
 use crate::{Gate, Knock, Reception, Visitor};
 
 /// The largest head of a request.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
+/// The most headers of a request.
+const HEADERS_MAX: usize = 64;
 /// A caller whose host has vanished is noticed after 15 + 3 × 5 s, so that its call does not run on for nobody.
 const KEEPALIVE_IDLE_SECONDS: u32 = 15;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 5;
@@ -38,8 +41,8 @@ const KEEPALIVE_COUNT: u32 = 3;
 /// One connection that was accepted.
 pub(super) struct Connection<R> {
     pub(super) address: SocketAddr,
-    /// Where those are bounded who show no certificate: among them, until one is shown.
-    pub(super) footing: Option<Footing>,
+    /// Its place among those that have proved nothing yet.
+    pub(super) arrival: Arrival,
     pub(super) gate: Arc<dyn Gate>,
     pub(super) live: Arc<Live>,
     pub(super) reception: Arc<R>,
@@ -54,40 +57,36 @@ impl<R: Reception> Connection<R> {
             debug!(peer = %self.address, %error, "the connection's options cannot be set");
         }
         let Some(stream) = self.shake_hands(stream).await else { return };
-        let refused = |error: String| info!(peer = %self.address, error, "caller refused");
-        let visitor = match Visitor::of(stream.get_ref().1, self.address) {
+        let Self { address, arrival, gate, live, reception, limits, stop } = self;
+        drop(arrival);
+        let refused = |error: String| info!(peer = %address, error, "caller refused");
+        let visitor = match Visitor::of(stream.get_ref().1, address) {
             Ok(visitor) => visitor,
             Err(error) => return refused(error),
         };
-        let live = Arc::clone(&self.live);
-        let place = live.enter(visitor.peer());
+        let place = match live.enter(visitor.peer(), address.ip()) {
+            Ok(place) => place,
+            Err(reason) => return refused(reason),
+        };
         // What the handshake went by may have changed since, and the next look at all who are connected may take its time.
-        if let Some(Err(reason)) = visitor.peer().map(|peer| self.gate.admits(peer)) {
+        if let Some(Err(reason)) = visitor.peer().map(|peer| gate.admits(peer)) {
             return refused(reason);
         }
-        let mut footing = self.footing.take();
-        let idle_timeout = match (visitor.peer(), &mut footing) {
-            (None, Some(footing)) => match footing.is_a_strangers() {
-                Ok(idle_timeout) => idle_timeout,
-                Err(reason) => return refused(reason),
-            },
-            _ => {
-                footing = None;
-                self.limits.idle_timeout
-            }
-        };
-        // It is among the strangers until the connection ends.
-        let _among_strangers = footing;
-        match self.reception.admit(visitor) {
-            Ok(caller) => self.serve_http(stream, Arc::new(caller), place, idle_timeout).await,
+        match reception.admit(visitor) {
+            Ok(caller) => Talk { address, reception, caller: Arc::new(caller), limits, stop }.serve(stream, place).await,
             Err(error) => refused(error),
         }
     }
 
     async fn shake_hands(&mut self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let tls = TlsAcceptor::from(self.gate.tls());
+        let accept = async {
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            self.arrival.has_spoken();
+            hello.into_stream(self.gate.tls()).await
+        };
         let handshake = tokio::select! {
-            handshake = timeout(self.limits.handshake_timeout, tls.accept(stream)) => handshake,
+            handshake = timeout(self.limits.handshake_timeout, accept) => handshake,
+            () = self.arrival.displaced() => return None,
             () = told(&mut self.stop) => return None,
         };
         match handshake {
@@ -101,32 +100,56 @@ impl<R: Reception> Connection<R> {
         }
         None
     }
+}
 
-    async fn serve_http(mut self, stream: TlsStream<TcpStream>, caller: Arc<R::Caller>, mut place: Place<'_>, idle_timeout: Duration) {
-        let pulse = Arc::new(Pulse::new(idle_timeout, self.limits.header_timeout));
+/// One connection whose caller was admitted.
+struct Talk<R: Reception> {
+    address: SocketAddr,
+    reception: Arc<R>,
+    caller: Arc<R::Caller>,
+    limits: Arc<Limits>,
+    stop: watch::Receiver<bool>,
+}
+
+impl<R: Reception> Talk<R> {
+    async fn serve(mut self, stream: TlsStream<TcpStream>, mut place: Place<'_>) {
+        let (address, pulse) = (self.address, Arc::clone(place.pulse()));
         let io = Watched::new(TokioIo::new(stream), Arc::clone(&pulse));
         let service = service_fn(|request| {
-            let entrance = Entrance::new(Arc::clone(&self.reception), Arc::clone(&caller));
-            let (limits, busy) = (Arc::clone(&self.limits), pulse.busy());
+            let (reception, caller) = (Arc::clone(&self.reception), Arc::clone(&self.caller));
+            let (limits, busy) = (Arc::clone(&self.limits), pulse.has_read_head());
             async move {
-                let response = answer(request, entrance, &limits).await;
+                let response = carry(request, reception, caller, &limits, || busy.has_read_all()).await;
                 drop(busy);
                 Ok::<_, Infallible>(response)
             }
         });
         // Hyper's own limit on headers counts from the end of the last request, and so would be the limit on idleness too.
-        let connection = http1::Builder::new().header_read_timeout(None).max_header_size(HEAD_MAX_BYTES).serve_connection(io, service);
+        let connection = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_header_size(HEAD_MAX_BYTES)
+            .max_headers(HEADERS_MAX)
+            .serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
         let mut is_stopping = false;
         loop {
             tokio::select! {
                 // A connection that is to be cut answers no more, though its answer may be ready.
                 biased;
-                reason = place.cut() => return info!(peer = %self.address, reason, "connection cut"),
-                ended = connection.as_mut() => {
-                    return if let Err(error) = ended { debug!(peer = %self.address, %error, "connection ended") };
-                }
-                () = pulse.stopped() => return debug!(peer = %self.address, "connection closed: nothing came in time"),
+                end = place.end() => match end {
+                    End::Cut(reason) => return info!(peer = %address, reason, "connection cut"),
+                    End::Displaced if pulse.waiting_since().is_some() => {
+                        return info!(peer = %address, "connection closed: it kept us waiting, and connections_max is reached");
+                    }
+                    // A request has come meanwhile. It is answered, and is the last.
+                    End::Displaced => connection.as_mut().graceful_shutdown(),
+                },
+                ended = connection.as_mut() => return match ended {
+                    Err(error) if error.is_parse() => info!(peer = %address, %error, "connection closed: what came is no request"),
+                    Err(error) => debug!(peer = %address, %error, "connection ended"),
+                    Ok(()) => {}
+                },
+                () = pulse.stopped() => return debug!(peer = %address, "connection closed: nothing came in time"),
                 () = told(&mut self.stop), if !is_stopping => {
                     is_stopping = true;
                     connection.as_mut().graceful_shutdown();
@@ -146,8 +169,23 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// Carries one request to the reception. The body is read here, within its limits, so that jsonrpsee has nothing to wait for.
-async fn answer<R: Reception>(request: Request<Incoming>, entrance: Entrance<R>, limits: &Limits) -> HttpResponse {
-    let (mut response, otherwise) = match read_body(request, limits).await {
+///
+/// `has_read_all` hears when nothing of the request is waited for any more.
+pub(crate) async fn carry<R, B>(
+    request: Request<B>,
+    reception: Arc<R>,
+    caller: Arc<R::Caller>,
+    limits: &Limits,
+    has_read_all: impl FnOnce(),
+) -> HttpResponse
+where
+    R: Reception,
+    B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>>,
+{
+    let entrance = Entrance::new(reception, caller);
+    let read = read_body(request, limits).await;
+    has_read_all();
+    let (mut response, otherwise) = match read {
         Ok((request, is_batch)) => {
             // A batch is not taken apart: a mebibyte of one holds half a million requests.
             let batches = BatchRequestConfig::Disabled;
@@ -177,7 +215,10 @@ enum BodyError {
 }
 
 /// The request with its body read, and whether that is a list.
-async fn read_body(request: Request<Incoming>, limits: &Limits) -> Result<(Request<Full<Bytes>>, bool), BodyError> {
+async fn read_body<B>(request: Request<B>, limits: &Limits) -> Result<(Request<Full<Bytes>>, bool), BodyError>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>>,
+{
     let (head, body) = request.into_parts();
     if body.size_hint().lower() > u64::from(limits.body_max_bytes) {
         return Err(BodyError::TooLarge);

@@ -23,13 +23,22 @@ enum Phase {
     Idle(Instant),
     /// The first bytes of a request came then.
     Head(Instant),
+    /// The head of a request was there then, and its body, which has a limit of its own, is being read.
+    Body(Instant),
     /// A request is being answered, which has limits of its own.
     Busy,
 }
 
-/// A request is being answered until this is dropped.
+/// A request is being read and answered until this is dropped.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Pulse>);
+
+impl Busy {
+    /// All of the request is here.
+    pub(super) fn has_read_all(&self) {
+        self.0.enter(Phase::Busy);
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -42,10 +51,18 @@ impl Pulse {
         Self { phase: Mutex::new(Phase::Idle(Instant::now())), idle_timeout, header_timeout }
     }
 
-    /// Marks the connection as busy.
-    pub(super) fn busy(self: &Arc<Self>) -> Busy {
-        self.enter(Phase::Busy);
+    /// The head of a request is here.
+    pub(super) fn has_read_head(self: &Arc<Self>) -> Busy {
+        self.enter(Phase::Body(Instant::now()));
         Busy(Arc::clone(self))
+    }
+
+    /// Since when the connection keeps us waiting; none while we are answering.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        match self.phase() {
+            Phase::Idle(since) | Phase::Head(since) | Phase::Body(since) => Some(since),
+            Phase::Busy => None,
+        }
     }
 
     /// Until the connection has kept us waiting too long. It looks at least once in the shorter of the two limits, for the phase, and the
@@ -63,11 +80,15 @@ impl Pulse {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        match *self.phase.lock().unwrap_or_else(PoisonError::into_inner) {
+        match self.phase() {
             Phase::Idle(since) => Some(since + self.idle_timeout),
             Phase::Head(since) => Some(since + self.header_timeout),
-            Phase::Busy => None,
+            Phase::Body(_) | Phase::Busy => None,
         }
+    }
+
+    fn phase(&self) -> Phase {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(&self, phase: Phase) {

@@ -59,7 +59,12 @@ fn is_line_end(file: &mut File, at: u64) -> io::Result<bool> {
 }
 
 /// Gives the byte behind the last whole line, and what lies behind that.
-fn whole_lines(path: &Path, file: &mut File, from: u64, each: &mut impl FnMut(Result<LogLine, Damage>)) -> io::Result<(u64, Vec<u8>)> {
+pub(crate) fn whole_lines(
+    path: &Path,
+    file: &mut (impl Read + Seek),
+    from: u64,
+    each: &mut impl FnMut(Result<LogLine, Damage>),
+) -> io::Result<(u64, Vec<u8>)> {
     file.seek(SeekFrom::Start(from))?;
     let mut reader = BufReader::new(file);
     let (mut offset, mut line) = (from, Vec::new());

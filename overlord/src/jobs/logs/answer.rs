@@ -10,26 +10,26 @@ const KEPT_BACK_MAX_BYTES: u64 = 3;
 
 /// What a host was asked for.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) job: JobId,
-    pub(super) minion_job_id: MinionJobId,
+pub(crate) struct Asked {
+    pub(crate) job: JobId,
+    pub(crate) minion_job_id: MinionJobId,
     /// From where on, of each of [`Stream::ALL`].
-    pub(super) offsets: [u64; 2],
+    pub(crate) offsets: [u64; 2],
     /// At most so many bytes of each.
-    pub(super) max_bytes: u32,
+    pub(crate) max_bytes: u32,
 }
 
 /// A sound answer.
 #[derive(Debug, PartialEq)]
-pub(super) struct Answer {
-    pub(super) state: HostState,
-    pub(super) complete: bool,
+pub(crate) struct Answer {
+    pub(crate) state: HostState,
+    pub(crate) complete: bool,
     /// Of each of [`Stream::ALL`]: what it carried from the offset on.
-    pub(super) bytes: [Vec<u8>; 2],
+    pub(crate) bytes: [Vec<u8>; 2],
     /// The offsets behind that.
-    pub(super) offsets: [u64; 2],
+    pub(crate) offsets: [u64; 2],
     /// How much there is.
-    pub(super) sizes_bytes: [u64; 2],
+    pub(crate) sizes_bytes: [u64; 2],
 }
 
 impl Asked {
@@ -37,7 +37,7 @@ impl Asked {
     ///
     /// # Errors
     /// It is not one to what was asked. The message is for a person, and says what is wrong with it.
-    pub(super) fn check(&self, logs: JobLogs) -> Result<Answer, String> {
+    pub(crate) fn check(&self, logs: JobLogs) -> Result<Answer, String> {
         if logs.minion_job_id != self.minion_job_id || *logs.call_id.job() != self.job {
             return Err("it answered about another job".to_owned());
         }
@@ -67,17 +67,17 @@ impl Asked {
 
 impl Answer {
     /// There was something in it.
-    pub(super) fn is_news(&self) -> bool {
+    pub(crate) fn is_news(&self) -> bool {
         self.bytes.iter().any(|bytes| !bytes.is_empty())
     }
 
     /// Each stream was read as far as `sizes_bytes`.
-    pub(super) fn has_reached(&self, sizes_bytes: [u64; 2]) -> bool {
+    pub(crate) fn has_reached(&self, sizes_bytes: [u64; 2]) -> bool {
         self.missing_bytes(sizes_bytes) == 0
     }
 
     /// What is missing of each stream is no more than a host may keep back while the job runs.
-    pub(super) fn has_all_but_a_letter(&self, sizes_bytes: [u64; 2]) -> bool {
+    pub(crate) fn has_all_but_a_letter(&self, sizes_bytes: [u64; 2]) -> bool {
         self.missing_bytes(sizes_bytes) <= KEPT_BACK_MAX_BYTES && !self.state.is_final()
     }
 

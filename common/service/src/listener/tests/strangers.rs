@@ -29,19 +29,16 @@ impl Port {
     }
 }
 
-/// Whether a call on the connection is answered.
-async fn is_heard(stream: &mut TlsStream<TcpStream>) -> bool {
-    let _may_be_closed = stream.write_all(&call("echo")).await;
-    read(stream).await.is_some_and(|answer| answer.status == 200)
-}
-
 #[tokio::test]
-async fn so_many_of_one_address_are_heard_and_who_shows_a_certificate_always() {
+async fn so_many_of_one_address_are_held_and_who_shows_a_certificate_always() {
     for (connections_max, per_address_max) in [(2, 100), (100, 2)] {
         let port = Port::start(Strangers { connections_max, per_address_max, idle_timeout: DEADLINE }).await;
         let (mut one, mut two) = (port.connect(None).await, port.connect(None).await);
-        assert!(is_heard(&mut one).await && is_heard(&mut two).await);
-        assert!(!is_heard(&mut port.connect(None).await).await, "it is one too many");
+        for (stream, hanging) in [(&mut one, 1), (&mut two, 2)] {
+            stream.write_all(&call("hang")).await.unwrap();
+            port.host.wait_for_hanging(hanging).await;
+        }
+        assert!(!is_heard(&mut port.connect(None).await).await, "it is one too many, and the others are being answered");
         let mut known = [port.connect(Some("admin")).await, port.connect(Some("ops")).await, port.connect(Some("admin")).await];
         for stream in &mut known {
             assert!(is_heard(stream).await);
@@ -49,6 +46,20 @@ async fn so_many_of_one_address_are_heard_and_who_shows_a_certificate_always() {
         drop(one);
         let next = async { while !is_heard(&mut port.connect(None).await).await {} };
         tokio::time::timeout(DEADLINE, next).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_that_says_nothing_makes_room_for_the_next_and_nobody_else_does() {
+    for (connections_max, per_address_max) in [(2, 100), (100, 2)] {
+        let port = Port::start(Strangers { connections_max, per_address_max, idle_timeout: DEADLINE }).await;
+        let mut known = port.connect(Some("admin")).await;
+        assert!(is_heard(&mut known).await);
+        let (mut one, mut two) = (port.connect(None).await, port.connect(None).await);
+        assert!(is_heard(&mut one).await && is_heard(&mut two).await);
+        assert!(is_heard(&mut port.connect(None).await).await);
+        assert!(read(&mut one).await.is_none(), "it has waited longest");
+        assert!(is_heard(&mut two).await && is_heard(&mut known).await);
     }
 }
 

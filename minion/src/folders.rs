@@ -1,0 +1,235 @@
+//! The folders that root and the server's user share: owned by root, open to the user's group, and sticky, so that the server makes files of
+//! its own there and cannot touch root's. And the folder of the spools, which is root's alone.
+//!
+//! Nothing here follows a path that the server's user could lead elsewhere.
+
+use std::fs::{DirBuilder, File, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown, lchown};
+use std::path::{Path, PathBuf};
+
+use certs::enrolled::AUTHORITY_FILE;
+use nix::unistd::geteuid;
+
+use crate::config::Config;
+use crate::server_user::ServerUser;
+use crate::spool::{self, SpoolError};
+
+/// Root's and the group's, and sticky: who is not root removes and replaces his own files alone.
+const SHARED_MODE: u32 = 0o1770;
+/// The same of `state_dir`, which everyone may pass through, to the socket where jobs submit calls.
+const STATE_MODE: u32 = SHARED_MODE | OTHERS_PASS;
+/// For its owner alone.
+const OWN_MODE: u32 = 0o700;
+/// The sticky bit, see inode(7).
+const STICKY: u32 = 0o1000;
+const GROUP_WRITES: u32 = 0o020;
+const OTHERS_WRITE: u32 = 0o002;
+const OTHERS_PASS: u32 = 0o001;
+const MODE_BITS: u32 = 0o7777;
+const ROOT: u32 = 0;
+
+/// The server's files in `certs_dir`. The authority's certificate is root's.
+pub const CERTS_OF_SERVER: [&str; 4] = ["key.pem", "cert.pem", "crl.pem", AUTHORITY_FILE];
+/// What the names of the server's files in `state_dir` begin with.
+const STATE_OF_SERVER: [&str; 4] = ["status.sled", "server.", "submit.", "audit.log"];
+
+/// Why a folder is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// The file system refuses.
+    #[error("{doing} {}: {source}", path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The user decides where a path leads.
+    #[error("{}: the user {user} may put something else into {}: give root a folder that is root's all the way up", path.display(), folder.display())]
+    Replaceable {
+        /// The path.
+        path: PathBuf,
+        /// The folder on its way.
+        folder: PathBuf,
+        /// Who.
+        user: String,
+    },
+    /// It leads elsewhere.
+    #[error(
+        "{path} is not a folder, or is a link: jobs lie in a folder of root's own; run `mv {path} {path}.set-aside`, and start again: what it \
+         holds counts as given up then",
+        path = path.display()
+    )]
+    NoFolder {
+        /// The folder of the spools.
+        path: PathBuf,
+    },
+    /// Somebody else may have written what is in it.
+    #[error(
+        "{path} is not root's, but of the user number {owner}, who could have written any job into it: run `mv {path} {path}.set-aside`, and \
+         start again: what it holds counts as given up then; or, if you trust all that is in it, `chown -R -h root:root {path}`",
+        path = path.display()
+    )]
+    Foreign {
+        /// The folder of the spools.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// The folder of the spools cannot be made.
+    #[error(transparent)]
+    Spools(#[from] SpoolError),
+}
+
+/// Makes the folder of the spools; and, where root works for a server of another user, makes or mends `state_dir` around it.
+///
+/// # Errors
+/// See [`FolderError`].
+pub fn prepare(config: &Config) -> Result<(), FolderError> {
+    let spools = config.spool_dir();
+    let Some(user) = config.user.as_ref().filter(|_| geteuid().is_root()) else {
+        return Ok(spool::prepare(&spools)?);
+    };
+    let state = Shared::open(&config.state_dir, user, STATE_MODE)?;
+    if !is_shared(&state.found, user) || spools.symlink_metadata().is_err() {
+        // Nobody puts anything in the way of what is made and looked at here.
+        state.close()?;
+    }
+    spool::prepare(&spools)?;
+    let found = require_roots(&spools)?;
+    if found.mode() & MODE_BITS != OWN_MODE {
+        let closed = std::fs::set_permissions(&spools, Permissions::from_mode(OWN_MODE));
+        closed.map_err(|source| FolderError::File { doing: "closing", path: spools.clone(), source })?;
+    }
+    state.share(user, |name| STATE_OF_SERVER.iter().any(|begin| name.starts_with(begin)))
+}
+
+/// Makes or mends `certs_dir` for root, who puts the authority's certificate there, and `user`, whose all else is.
+///
+/// # Errors
+/// See [`FolderError`].
+pub fn share_certs(certs_dir: &Path, user: &ServerUser) -> Result<(), FolderError> {
+    Shared::open(certs_dir, user, SHARED_MODE)?.share(user, |name| CERTS_OF_SERVER.contains(&name))
+}
+
+/// Whether a folder is root's, open to the group of `user`, and sticky; everyone may pass through it or not.
+#[must_use]
+pub fn is_shared(folder: &Metadata, user: &ServerUser) -> bool {
+    (folder.uid(), folder.gid(), folder.mode() & MODE_BITS & !OTHERS_PASS) == (ROOT, user.gid(), SHARED_MODE)
+}
+
+/// That the folder of the spools is one of root's, and what it looks like.
+///
+/// # Errors
+/// It is a link, somebody else's, or not there.
+pub fn require_roots(spools: &Path) -> Result<Metadata, FolderError> {
+    let failed = |source| FolderError::File { doing: "looking at", path: spools.to_owned(), source };
+    let found = spools.symlink_metadata().map_err(failed)?;
+    match (found.is_dir(), found.uid()) {
+        (true, ROOT) => Ok(found),
+        (true, owner) => Err(FolderError::Foreign { path: spools.to_owned(), owner }),
+        (false, _) => Err(FolderError::NoFolder { path: spools.to_owned() }),
+    }
+}
+
+/// The first folder on the way to `path` in which `user` may put something else in the place of what lies there; none if it is root who
+/// decides all the way. The file itself is not looked at.
+#[must_use]
+pub fn replaceable(path: &Path, user: &ServerUser) -> Option<PathBuf> {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let steps =
+        |path: &Path| -> Vec<_> { path.ancestors().filter_map(|entry| Some((entry.parent()?.to_owned(), entry.to_owned()))).collect() };
+    let may_replace = |(folder, entry): &(PathBuf, PathBuf)| {
+        // A link's own folder is what counts, and the folder that it leads to is on the real way.
+        let Ok(around) = folder.metadata() else { return false };
+        let is_users = entry.symlink_metadata().is_ok_and(|entry| entry.uid() == user.uid());
+        around.uid() == user.uid() || may_write(&around, user) && (around.mode() & STICKY == 0 || is_users)
+    };
+    [steps(path), steps(&real)].into_iter().flat_map(|steps| steps.into_iter().rev()).find(may_replace).map(|(folder, _)| folder)
+}
+
+/// Whether `user`, who is not root, may write to the file or folder by its mode.
+#[must_use]
+pub fn may_write(file: &Metadata, user: &ServerUser) -> bool {
+    let mode = file.mode();
+    file.uid() == user.uid() || mode & OTHERS_WRITE != 0 || mode & GROUP_WRITES != 0 && user.is_in(file.gid())
+}
+
+/// An open folder.
+struct Shared<'a> {
+    path: &'a Path,
+    folder: File,
+    /// As it was found.
+    found: Metadata,
+    /// As it is to be.
+    mode: u32,
+}
+
+impl<'a> Shared<'a> {
+    /// Opens it; makes it if it is not there, for root alone.
+    fn open(path: &'a Path, user: &ServerUser, mode: u32) -> Result<Self, FolderError> {
+        let failed = |doing| move |source| FolderError::File { doing, path: path.to_owned(), source };
+        std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed("making the folders above"))?;
+        match DirBuilder::new().mode(OWN_MODE).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making")(error)),
+            _it_is_there => {}
+        }
+        if let Some(folder) = replaceable(path, user) {
+            return Err(FolderError::Replaceable { path: path.to_owned(), folder, user: user.name().to_owned() });
+        }
+        let folder = File::open(path).map_err(failed("opening"))?;
+        let found = folder.metadata().map_err(failed("looking at"))?;
+        if !found.is_dir() {
+            return Err(failed("opening")(io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(Self { path, folder, found, mode })
+    }
+
+    /// Takes it from everyone but root.
+    fn close(&self) -> Result<(), FolderError> {
+        let closed = fchown(&self.folder, Some(ROOT), None);
+        let closed = closed.and_then(|()| self.folder.set_permissions(Permissions::from_mode(OWN_MODE)));
+        closed.map_err(|source| self.failed("closing", source))
+    }
+
+    /// Opens it to the user. What lies in it from a time when it was root's alone, and `is_servers`, is the user's from now on.
+    fn share(&self, user: &ServerUser, is_servers: impl Fn(&str) -> bool) -> Result<(), FolderError> {
+        let was_roots_alone = self.found.uid() == ROOT && self.found.mode() & (GROUP_WRITES | OTHERS_WRITE) == 0;
+        if was_roots_alone {
+            for entry in std::fs::read_dir(self.path).map_err(|source| self.failed("reading", source))?.flatten() {
+                if entry.file_name().to_str().is_some_and(&is_servers) {
+                    hand_over(&entry.path(), user)?;
+                }
+            }
+        }
+        let now = self.folder.metadata().map_err(|source| self.failed("looking at", source))?;
+        if is_shared(&now, user) && now.mode() & MODE_BITS == self.mode {
+            return Ok(());
+        }
+        let shared = fchown(&self.folder, Some(ROOT), Some(user.gid()));
+        let shared = shared.and_then(|()| self.folder.set_permissions(Permissions::from_mode(self.mode)));
+        shared.map_err(|source| self.failed("sharing", source))
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> FolderError {
+        FolderError::File { doing, path: self.path.to_owned(), source }
+    }
+}
+
+/// Gives a file of root's to the user, and a folder with all that is in it. What has another name elsewhere stays as it is.
+fn hand_over(path: &Path, user: &ServerUser) -> Result<(), FolderError> {
+    let failed = |source| FolderError::File { doing: "handing over", path: path.to_owned(), source };
+    let file = path.symlink_metadata().map_err(failed)?;
+    if file.uid() != ROOT || !file.is_dir() && file.nlink() > 1 {
+        return Ok(());
+    }
+    if file.is_dir() {
+        for entry in std::fs::read_dir(path).map_err(failed)?.flatten() {
+            hand_over(&entry.path(), user)?;
+        }
+    }
+    lchown(path, Some(user.uid()), Some(user.gid())).map_err(failed)
+}
