@@ -5,10 +5,12 @@ CARGO ?= cargo
 # Minutes that `make soak` goes on, and cycles of kills at random that it begins with.
 SOAK_MINUTES ?= 30
 SOAK_CYCLES ?= 200
+# Seconds that `make fuzz` gives to each target.
+FUZZ_SECONDS ?= 60
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test lint bench soak units tools fault-tools
+.PHONY: help build demo test lint bench soak fuzz units tools fault-tools fuzz-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
@@ -16,7 +18,8 @@ help:
 	@echo 'make build  both programs, optimised: target/release/overlord and target/release/minion'
 	@echo 'make lint   format, clippy, dependencies, systemd units'
 	@echo 'make bench  the figures, as ratios'
-	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
+	@echo 'make fuzz   every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) seconds each family; what is found lies in tests/fuzz/artifacts'
+	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, make fuzz, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
 
 build: tools
 	$(CARGO) build --release --locked -p overlord -p minion
@@ -38,12 +41,23 @@ bench: tools
 	$(CARGO) build --release --locked -p overlord -p minion --bins
 	$(CARGO) bench --locked -p fleet
 
-soak: tools fault-tools
+soak: tools fault-tools fuzz-tools
 	FLEET_CYCLES=$(SOAK_CYCLES) $(CARGO) test --locked -p fleet --test it -- --nocapture cycles_of_kills
+	$(MAKE) --no-print-directory fuzz
 	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); echo "soak: round $$round"; \
 	    $(CARGO) test --quiet --locked -p fleet || { echo "soak: round $$round failed" >&2; exit 1; }; \
+	done
+
+# cargo-fuzz asks for a sanitizer, which stable Rust has and gives to whoever sets RUSTC_BOOTSTRAP. What libFuzzer comes to and the corpora have
+# not lies in tests/fuzz/target/grown, where the next run goes on; `cargo fuzz cmin` takes what is worth it from there.
+fuzz: tools fuzz-tools
+	@for target in $$(ls tests/fuzz/targets | sed 's/\.rs$$//'); do \
+	    echo "fuzz: $$target, $(FUZZ_SECONDS) s"; grown=tests/fuzz/target/grown/$$target; mkdir -p $$grown; \
+	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz $$target $$grown tests/fuzz/corpus/$$target -- \
+	        -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 -print_funcs=0 \
+	        || { echo "fuzz: $$target failed; once it is mended, put what it failed on into tests/fuzz/corpus/$$target" >&2; exit 1; }; \
 	done
 
 # Units that listen to a network may not be exposed more than this, in tenths, by what `systemd-analyze security` says.
@@ -85,3 +99,11 @@ fault-tools:
 	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core; \
 	command -v prlimit >/dev/null || missing prlimit util-linux util-linux-core; \
 	command -v openssl >/dev/null || missing openssl openssl openssl
+
+# What parsers are fuzzed with.
+fuzz-tools:
+	@missing() { echo "make: $$1 is missing, which parsers are fuzzed with. $$2" >&2; exit 1; }; \
+	command -v c++ >/dev/null || missing c++ 'Debian: sudo apt-get install -y g++   Fedora: sudo dnf install -y gcc-c++'; \
+	$(CARGO) fuzz --version >/dev/null 2>&1 || missing cargo-fuzz 'cargo install cargo-fuzz --locked'; \
+	ls $$(rustc --print sysroot)/lib/rustlib/*/lib/librustc*_rt.asan.a >/dev/null 2>&1 \
+	    || missing "the address sanitizer of $$(rustc --version)" 'Toolchains of https://rustup.rs have it'

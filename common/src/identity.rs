@@ -144,7 +144,10 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRole {
     /// It is none of `fleet:overlord/NAME`, `fleet:minion/NAME` and `fleet:authority`.
-    #[error("\"{}\" is not a role: fleet:overlord/NAME, fleet:minion/NAME or fleet:authority", .0.escape_debug())]
+    #[error(
+        "\"{}\" is not a role: fleet:overlord/NAME, fleet:minion/NAME or fleet:authority",
+        .0.escape_debug().take(NAME_MAX_BYTES).collect::<String>()
+    )]
     Form(String),
     /// The name in it is not a name.
     #[error(transparent)]
@@ -179,6 +182,13 @@ mod tests {
         for bad in ["", ".", "a..b", "-a", "a-", "a/b", "a b", "ü", "a\n", &"a".repeat(64), &"a.".repeat(200)] {
             assert!(bad.parse::<MinionName>().is_err(), "{bad:?}");
         }
+    }
+
+    /// A certificate may carry a mebibyte in the place of a role.
+    #[test]
+    fn what_is_no_role_is_repeated_in_part() {
+        let error = "\u{1e}".repeat(1 << 20).parse::<Role>().unwrap_err().to_string();
+        assert!(error.len() < 400 && !error.contains(char::is_control), "{} bytes", error.len());
     }
 
     #[test]

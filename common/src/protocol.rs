@@ -27,6 +27,10 @@ pub const DEFAULT_PORT: u16 = 51234;
 /// It keeps a request below 20 KiB, and yet is one text for many hosts.
 pub const AUDIENCE_MAX: usize = 64;
 
+/// How long a call may be accepted after its envelope was written, however long it may run then. Clocks differ: five minutes is what Kerberos lets
+/// them differ by (RFC 4120, 5.5.1, "reasonable clock skew").
+pub const START_WITHIN: Duration = Duration::from_secs(5 * 60);
+
 /// Put before a method's name, it asks for a job instead of an answer.
 pub const ASYNC_PREFIX: &str = "async.";
 

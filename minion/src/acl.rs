@@ -283,21 +283,22 @@ mod tests {
         let chown = |path: &Path, uid: u32| std::os::unix::fs::chown(path, Some(uid), None).unwrap();
         let told = || problems(path).iter().map(ToString::to_string).collect::<Vec<_>>();
         let why = "and root goes by rules that root alone can write, so";
+        let behind = "nor does any rule of the files behind it, because it may say as whom a method runs (`run_as`)";
         assert_eq!(told(), Vec::<String>::new());
         for mode in [0o620, 0o602] {
             chmod(&file, mode);
             assert_eq!(ask(&acl, "admin", "test.ping"), Decision::Deny, "{mode:o}");
-            assert_eq!(ask(&acl, "ops", "test.ping"), allow("b.toml:1"), "{mode:o}");
+            assert_eq!(ask(&acl, "ops", "test.ping"), Decision::Deny, "{mode:o}");
             let how =
                 format!("can be written by others than its owner, {why} none of its rules holds: run `chmod go-w {0}`", file.display());
-            assert_eq!(told(), [format!("{}: {how}", file.display())]);
+            assert_eq!(told(), [format!("{}: {how}; {behind}", file.display())]);
         }
         chown(&file, 65534);
         let how = format!(
             "belongs to the user 65534 and can be written by others than its owner, {why} none of its rules holds: run `chown root {0} && chmod go-w {0}`",
             file.display()
         );
-        assert_eq!(told(), [format!("{}: {how}", file.display())]);
+        assert_eq!(told(), [format!("{}: {how}; {behind}", file.display())]);
         chown(&file, 0);
         chmod(&file, 0o644);
         assert_eq!(ask(&acl, "admin", "test.ping"), allow("a.toml:1"), "mended");
@@ -324,8 +325,12 @@ mod tests {
         nix::unistd::mkfifo(&dir.path().join("a.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::os::unix::fs::symlink("/dev/zero", dir.path().join("b.toml")).unwrap();
         fs::write(dir.path().join("c.toml"), ADMIN).unwrap();
+        assert_eq!(ask(&Acl::open(dir.path()), "admin", "test.ping"), Decision::Deny, "what cannot be read may say as whom");
+        assert_eq!(problems(dir.path()).len(), 1);
+        fs::remove_file(dir.path().join("a.toml")).unwrap();
+        assert!(problems(dir.path())[0].to_string().contains("it is no file"));
+        fs::remove_file(dir.path().join("b.toml")).unwrap();
         assert_eq!(ask(&Acl::open(dir.path()), "admin", "test.ping"), allow("c.toml:1"));
-        assert_eq!(problems(dir.path()).len(), 2);
     }
 
     #[test]
@@ -338,6 +343,19 @@ mod tests {
         assert_eq!(told, [format!("{}:1: {said}", file.display())]);
         fs::write(&file, format!("{ADMIN}run_as = \"daemon\"\n")).unwrap();
         assert_eq!(problems(dir.path()).is_empty(), geteuid().is_root(), "only root can become daemon");
+    }
+
+    #[test]
+    fn behind_a_file_that_may_say_as_whom_and_cannot_be_read_nothing_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.toml"), ADMIN.replace("admin", "first")).unwrap();
+        fs::write(dir.path().join("b.toml"), "[[allow]]\ncaller = \"admin\"\nmethod = [\"*\"]\nrun_as = \"daemon\"\n").unwrap();
+        fs::write(dir.path().join("c.toml"), ADMIN).unwrap();
+        let acl = Acl::open(dir.path());
+        assert_eq!(ask(&acl, "first", "test.ping"), allow("a.toml:1"));
+        assert_eq!(ask(&acl, "admin", "test.ping"), Decision::Deny, "it would run as root by c.toml");
+        let told: Vec<String> = problems(dir.path()).iter().map(ToString::to_string).collect();
+        assert!(told.len() == 1 && told[0].contains("b.toml:3") && told[0].contains("files behind it"), "{told:?}");
     }
 
     #[test]

@@ -7,6 +7,22 @@ use std::net::SocketAddr;
 use common::job::MinionJobId;
 use jiff::Timestamp;
 use serde::Serialize;
+use service::audit::{Audit, AuditError};
+
+/// Where decisions are written down.
+pub trait Log {
+    /// Writes one down.
+    ///
+    /// # Errors
+    /// It could not be written, or not whole.
+    fn record(&self, entry: &Entry<'_>) -> Result<(), AuditError>;
+}
+
+impl Log for Audit {
+    fn record(&self, entry: &Entry<'_>) -> Result<(), AuditError> {
+        Audit::record(self, entry)
+    }
+}
 
 /// What was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,12 +58,18 @@ pub struct Entry<'a> {
     /// The rule that allows it, or why it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<&'a str>,
+    /// As which user of the host it runs, if the rule says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<&'a str>,
     /// The call's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
     /// The job that it asks for or about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minion_job_id: Option<MinionJobId>,
+    /// The job that submitted it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submitted_by: Option<&'a MinionJobId>,
 }
 
 impl service::audit::Entry for Entry<'_> {

@@ -1,6 +1,8 @@
 //! A call as its caller wrote it, and by what it is believed. The server reads it from a request, and the spawner reads it again from what
 //! the server hands on: neither takes the other's word. It decides nothing.
 
+mod token;
+
 use certs::signature;
 use common::identity::{CallerName, MinionName};
 use common::job::MinionJobId;
@@ -14,8 +16,10 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use crate::modules::Method;
 
+pub use token::{InvalidToken, Token};
+
 /// How far ahead a call's start-before may be. Until then a job cannot be given up; callers write five minutes, and clocks differ.
-const START_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
+pub(crate) const START_AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 /// How much of a reader's complaint is repeated.
 const QUOTED_MAX_LETTERS: usize = 200;
 
@@ -41,6 +45,13 @@ pub enum Proof {
         signature: String,
         /// The caller's certificate: its DER, in base64.
         certificate: String,
+    },
+    /// A job that runs on this host has submitted it, for its own caller.
+    Token {
+        /// The job.
+        job: MinionJobId,
+        /// The HMAC of the call that the job's [`Token`] gives, in hex.
+        code: String,
     },
 }
 
@@ -75,7 +86,7 @@ impl Call {
         let envelope: Envelope =
             serde_json::from_str(text).map_err(|error| invalid(format!("`call` is not an envelope: {}", said(&error))))?;
         if envelope.caller != *caller {
-            let message = format!("{name}: the envelope is {}'s, and the certificate that brought it is {caller}'s", envelope.caller);
+            let message = format!("{name}: the envelope is {}'s, and who brings it has proved to be {caller}", envelope.caller);
             return Err(Failure::new(ErrorCode::Denied, message));
         }
         if envelope.audience.len() > AUDIENCE_MAX {

@@ -50,16 +50,10 @@ impl Caller {
         &self.certificate
     }
 
-    /// Where the connection comes from.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// What a guard needs to know.
     #[must_use]
     pub fn bearer(&self) -> Bearer<'_> {
-        Bearer { caller: self.name.as_str(), fingerprint: &self.fingerprint, address: Some(self.address) }
+        Bearer { caller: self.name.as_str(), fingerprint: &self.fingerprint, address: Some(self.address), parent: None }
     }
 
     /// The proof that a call with this `signature` is the caller's, for who was not in the handshake.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand};
+use futures_util::future::join;
 use nix::unistd::geteuid;
 use service::audit::Audit;
 use tokio::net::TcpListener;
@@ -23,8 +24,11 @@ use crate::dispatch::{Door, Parts};
 use crate::jobs::Jobs;
 use crate::modules::Registry;
 use crate::spawner::{self, Origin};
+use crate::submit::{self, Submissions, SubmitLimits};
 use crate::{enroll, keeper, renewal, server_user};
 
+/// Where the configuration is unless it is said.
+const DEFAULT_CONFIG: &str = "/etc/minion/minion.toml";
 /// Threads that carry connections. A minion serves few callers, and each thread costs memory.
 const WORKERS: usize = 2;
 /// Threads for files, at most.
@@ -40,9 +44,9 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(name = "minion", version)]
 struct Cli {
-    /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "/etc/minion/minion.toml", global = true)]
-    config: PathBuf,
+    /// The configuration [default: /etc/minion/minion.toml; of `submit`: that of the job's minion]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -62,6 +66,11 @@ enum Verb {
     Enroll(enroll::Request),
     /// Say everything that is wrong with the configuration and what it points at.
     Check,
+    /// Call a method of this host, or start another job, from within a job: for its caller, as long as it runs.
+    ///
+    /// Prints what came of it as one JSON line: {"state": "ok", "result": ...}, or of a job {"minion_job_id": ..., "state": ...}. Exit status: 0 ok; 2 it
+    /// failed, was denied, cancelled or timed out; 4 undelivered or lost; 64 usage, and where there is no job; 130 interrupted.
+    Submit(submit::Words),
     /// Fork what runs methods.
     #[command(hide = true)]
     Spawner {
@@ -76,12 +85,14 @@ enum Verb {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
+    let config = cli.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
     let done = match cli.verb {
-        Verb::Serve { keeper: Some(keeper), .. } => serve(&cli.config, Beside::Kept(keeper)),
-        Verb::Serve { spawner_unit, .. } => serve(&cli.config, if spawner_unit { Beside::Unit } else { Beside::Nothing }),
-        Verb::Spawner { of_server } => spawn(&cli.config, if of_server { Origin::Server } else { Origin::Unit }),
-        Verb::Enroll(request) => return enroll::run(&cli.config, request),
-        Verb::Check => return report(&cli.config),
+        Verb::Serve { keeper: Some(keeper), .. } => serve(config, Beside::Kept(keeper)),
+        Verb::Serve { spawner_unit, .. } => serve(config, if spawner_unit { Beside::Unit } else { Beside::Nothing }),
+        Verb::Spawner { of_server } => spawn(config, if of_server { Origin::Server } else { Origin::Unit }),
+        Verb::Enroll(request) => return enroll::run(config, request),
+        Verb::Check => return report(config),
+        Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),
     };
     match done {
         Ok(code) => code,
@@ -179,11 +190,15 @@ fn serve_calls(config: &Config, origin: Origin) -> anyhow::Result<()> {
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
         let stop = service::stop_on_signals()?;
         jobs.stop_waiting_on(stop.clone());
+        let submit_socket = config.submit_socket();
+        let submissions = Submissions::listen(&submit_socket, SubmitLimits::from(&config.limits));
+        let submissions = submissions.with_context(|| format!("listening at {} for what jobs submit", submit_socket.display()))?;
+        let submissions = submissions.serve(Arc::clone(&door), stop.clone());
         let tending = tokio::spawn(jobs.tend());
         let renewing = tokio::spawn(renewal::tend(Arc::clone(&trust), config.clone()));
         info!(address = %listener.local_addr()?, name = %config.name, %until, "listening");
         tokio::select! {
-            () = service::serve(listener, trust, door, Arc::new(config.limits.listener()), stop) => Ok(()),
+            ((), ()) = join(service::serve(listener, trust, door, Arc::new(config.limits.listener()), stop), submissions) => Ok(()),
             ended = tending => Err(match ended {
                 Ok(Err(error)) => anyhow!(error).context("listening for the ends of jobs"),
                 Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),

@@ -365,6 +365,12 @@ impl Config {
         self.state_dir.join("server.sock")
     }
 
+    /// Where jobs submit calls of their own.
+    #[must_use]
+    pub fn submit_socket(&self) -> PathBuf {
+        self.state_dir.join("submit.sock")
+    }
+
     /// One line for each decision.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {

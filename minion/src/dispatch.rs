@@ -1,5 +1,6 @@
-//! The door. Every request of every connection comes through its [`Reception::enter`], and nothing reaches a method in any other way:
-//! read → signed? → [`Guard::pass`] → here, the jobs, or the spawner, whose guard looks again.
+//! The door. Every request of every connection comes through its [`Reception::enter`], every call that a job submits through [`Door::submit`],
+//! and nothing reaches a method in any other way: read → signed, or submitted by a job that runs? → [`Guard::pass`] → here, the jobs, or the
+//! spawner, whose guard looks again.
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -22,13 +23,14 @@ use service::audit::Audit;
 use service::{Knock, Reception, Visitor};
 use tracing::error;
 
-use crate::acl::{Acl, Scope};
-use crate::call::{Ask, Call};
+use crate::acl::Acl;
+use crate::call::{Ask, Call, Proof};
 use crate::caller::Caller;
 use crate::config::Limits;
-use crate::guard::{Guard, Way};
+use crate::guard::{Bearer, Guard, Way};
 use crate::jobs::{JobCall, Jobs, Reader};
 use crate::modules::{Context, JobsCall, Method, Registry, RevocationsAsked};
+use crate::submit::Submission;
 
 /// What a caller who was let in gets: the `result` of the JSON-RPC response.
 #[derive(Debug, Clone, Serialize)]
@@ -89,22 +91,9 @@ impl Reception for Door {
     /// # Errors
     /// A refusal: nothing was run. How a method that did run ended, badly too, is an [`Outcome`].
     async fn enter(&self, caller: &Caller, knock: Knock<'_>) -> Result<Reply, Failure> {
-        let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &self.audit);
+        let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &*self.audit);
         let (call, ask) = read::read(&self.name, caller, knock).map_err(refused)?;
-        let passed = self.guard.pass(&self.name, caller.bearer(), &call, &self.audit)?;
-        match passed.way {
-            Way::Here => Ok(Reply::Outcome(self.answer(passed.method, passed.args))),
-            Way::Jobs => {
-                let asked = JobsCall::read(passed.method, passed.args)?;
-                self.ask_jobs(caller, passed.scope, asked, ask).await.map(Reply::Outcome)
-            }
-            Way::Trust => {
-                let asked = RevocationsAsked::read(passed.method, passed.args)?;
-                self.revocations(caller, asked).await.map(Reply::Outcome)
-            }
-            Way::Run => self.jobs.run(ask, self.guard.limit(&call)).await.map(Reply::Outcome),
-            Way::Start => self.jobs.start(self.job_call(call, ask)).await.map(Reply::Accepted),
-        }
+        self.pass(caller.bearer(), call, ask).await
     }
 
     fn reply_max_bytes(&self) -> usize {
@@ -125,6 +114,45 @@ impl Reception for Door {
 }
 
 impl Door {
+    /// Does what a job that runs here asks for, if its caller may. `said` is the text of a [`Submission`]. Dropping the future stops a call that
+    /// runs; a job goes on.
+    ///
+    /// # Errors
+    /// A refusal: nothing was run.
+    pub async fn submit(&self, said: &[u8]) -> Result<Reply, Failure> {
+        let refused = |bearer, failure| self.guard.refuse(bearer, "", failure, &*self.audit);
+        let Submission { call, job, code } = Submission::read(said).map_err(|failure| refused(Bearer::UNKNOWN, failure))?;
+        let ask = Ask { minion: self.name.clone(), call, proof: Proof::Token { job: job.clone(), code } };
+        let known = self.jobs.bearer(ask.clone()).await;
+        let (caller, fingerprint) = known.map_err(|failure| refused(Bearer::UNKNOWN, failure))?;
+        let bearer = Bearer { caller: caller.as_str(), fingerprint: &fingerprint, address: None, parent: Some(&job) };
+        let call = Call::parse(&self.name, &caller, &ask.call).map_err(|failure| refused(bearer, failure))?;
+        self.pass(bearer, call, ask).await
+    }
+
+    /// Has the guard look at a call, whoever brought it, and does what it comes to.
+    async fn pass(&self, bearer: Bearer<'_>, call: Call, ask: Ask) -> Result<Reply, Failure> {
+        let passed = self.guard.pass(&self.name, bearer, &call, &*self.audit)?;
+        match passed.way {
+            Way::Here => Ok(Reply::Outcome(self.answer(passed.method, passed.args))),
+            Way::Jobs => {
+                let asked = JobsCall::read(passed.method, passed.args)?;
+                let reader = Reader { caller: call.envelope.caller, scope: passed.scope };
+                self.ask_jobs(reader, asked, ask).await.map(Reply::Outcome)
+            }
+            Way::Trust if bearer.parent.is_some() => {
+                let message = format!("{}: {} is between overlords and the server, and no job's business", self.name, call.method);
+                Err(self.guard.refuse(bearer, &call.envelope.method, Failure::new(ErrorCode::InvalidRequest, message), &*self.audit))
+            }
+            Way::Trust => {
+                let asked = RevocationsAsked::read(passed.method, passed.args)?;
+                self.revocations(bearer, asked).await.map(Reply::Outcome)
+            }
+            Way::Run => self.jobs.run(ask, self.guard.limit(&call)).await.map(Reply::Outcome),
+            Way::Start => self.jobs.start(self.job_call(call, ask)).await.map(Reply::Accepted),
+        }
+    }
+
     fn answer(&self, method: &Method, args: Value) -> Outcome {
         let started_at = Some(Timestamp::now());
         let context = Context { minion: &self.name, registry: &self.guard.registry, result_max_bytes: self.result_max_bytes };
@@ -135,9 +163,8 @@ impl Door {
         Outcome { verdict: answer.into(), started_at, finished_at: Some(Timestamp::now()) }
     }
 
-    async fn ask_jobs(&self, caller: &Caller, scope: Scope, asked: JobsCall, ask: Ask) -> Result<Outcome, Failure> {
+    async fn ask_jobs(&self, reader: Reader, asked: JobsCall, ask: Ask) -> Result<Outcome, Failure> {
         let started_at = Some(Timestamp::now());
-        let reader = Reader { caller: caller.name().clone(), scope };
         let answer = match asked {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
             JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),

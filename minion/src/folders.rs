@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::server_user::ServerUser;
 use crate::spool::{self, SpoolError};
 
-/// Root's and the group's, and sticky: who is not root removes and replaces his own files alone.
-const SHARED_MODE: u32 = 0o1770;
+/// Root's and the group's, and sticky: who is not root removes and replaces his own files alone. Others pass through, to where jobs submit calls.
+const SHARED_MODE: u32 = 0o1771;
 /// For its owner alone.
 const OWN_MODE: u32 = 0o700;
 /// The sticky bit, see inode(7).
@@ -29,7 +29,7 @@ const ROOT: u32 = 0;
 /// The server's files in `certs_dir`. The authority's certificate is root's.
 pub const CERTS_OF_SERVER: [&str; 4] = ["key.pem", "cert.pem", "crl.pem", AUTHORITY_FILE];
 /// What the names of the server's files in `state_dir` begin with.
-const STATE_OF_SERVER: [&str; 3] = ["status.sled", "server.", "audit.log"];
+const STATE_OF_SERVER: [&str; 4] = ["status.sled", "server.", "submit.", "audit.log"];
 
 /// Why a folder is not as it must be.
 #[derive(Debug, thiserror::Error)]

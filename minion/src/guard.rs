@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::identity::MinionName;
+use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};
 use jiff::Timestamp;
 use serde_json::Value;
-use service::audit::{Audit, AuditError};
+use service::audit::AuditError;
 use tracing::{debug, error, info};
 
 use crate::acl::{Acl, Decision, Scope};
-use crate::audit::{Entry, Ruling};
+use crate::audit::{Entry, Log, Ruling};
 use crate::call::{Call, Form};
 use crate::jobs::MethodRun;
 use crate::modules::{Method, Place, Registry};
@@ -27,6 +28,13 @@ pub struct Bearer<'a> {
     pub fingerprint: &'a str,
     /// Where his connection comes from; the spawner sees none.
     pub address: Option<SocketAddr>,
+    /// The job that submits the call, if one does.
+    pub parent: Option<&'a MinionJobId>,
+}
+
+impl Bearer<'_> {
+    /// Who is not known, or not believed.
+    pub const UNKNOWN: Self = Self { caller: "", fingerprint: "", address: None, parent: None };
 }
 
 /// What a call comes to.
@@ -77,7 +85,7 @@ impl Guard {
     ///
     /// # Errors
     /// A refusal: nothing was done. It stands in the log.
-    pub fn pass(&self, name: &MinionName, bearer: Bearer<'_>, call: &Call, audit: &Audit) -> Result<Passed<'_>, Failure> {
+    pub fn pass(&self, name: &MinionName, bearer: Bearer<'_>, call: &Call, audit: &impl Log) -> Result<Passed<'_>, Failure> {
         let decision = self.acl.decide(&call.envelope.caller, &call.method);
         let audited = audit.record(&entry(name, bearer, call, &decision));
         let Decision::Allow { rule, scope, run_as } = decision else { return Err(self.deny(name, bearer, call, audited)) };
@@ -92,7 +100,7 @@ impl Guard {
 
     /// Writes down that what was to be a call is refused before rules could be asked, and gives the refusal back.
     #[must_use]
-    pub fn refuse(&self, bearer: Bearer<'_>, method: &str, failure: Failure, audit: &Audit) -> Failure {
+    pub fn refuse(&self, bearer: Bearer<'_>, method: &str, failure: Failure, audit: &impl Log) -> Failure {
         info!(caller = bearer.caller, peer = ?bearer.address, reason = failure.message, "request refused");
         let entry = Entry {
             at: Timestamp::now(),
@@ -103,8 +111,10 @@ impl Guard {
             args_sha256: None,
             decision: Ruling::Refuse,
             rule: Some(&failure.message),
+            run_as: None,
             call_id: None,
             minion_job_id: None,
+            submitted_by: bearer.parent,
         };
         log_unless_audited(audit.record(&entry));
         failure
@@ -163,9 +173,9 @@ fn way(method: &Method, form: Form) -> Result<Way, Failure> {
 
 /// The line for the audit log.
 fn entry<'a>(name: &MinionName, bearer: Bearer<'a>, call: &'a Call, decision: &'a Decision) -> Entry<'a> {
-    let (decision, rule) = match decision {
-        Decision::Allow { rule, .. } => (Ruling::Allow, Some(rule.as_str())),
-        Decision::Deny => (Ruling::Deny, None),
+    let (decision, rule, run_as) = match decision {
+        Decision::Allow { rule, run_as, .. } => (Ruling::Allow, Some(rule.as_str()), run_as.as_deref()),
+        Decision::Deny => (Ruling::Deny, None, None),
     };
     let args = serde_json::to_vec(&call.envelope.args).unwrap_or_default();
     let digest = ring::digest::digest(&ring::digest::SHA256, &args);
@@ -178,8 +188,10 @@ fn entry<'a>(name: &MinionName, bearer: Bearer<'a>, call: &'a Call, decision: &'
         args_sha256: Some(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()),
         decision,
         rule,
+        run_as,
         call_id: Some(call.envelope.call_id.to_string()),
         minion_job_id: call.job(name),
+        submitted_by: bearer.parent,
     }
 }
 

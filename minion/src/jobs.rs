@@ -132,7 +132,8 @@ impl Jobs {
     /// See [`JobsError`].
     pub fn open(config: &Config, origin: Origin) -> Result<Self, JobsError> {
         let path = config.state_dir.clone();
-        let made = std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700).create(&path);
+        // Others may go through it, to the socket where jobs submit calls.
+        let made = std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o711).create(&path);
         made.map_err(|source| JobsError::StateDir { path, source })?;
         // The lock comes first: it keeps a second minion from replacing the first one's spawner.
         let lock = lock_state(config)?;
@@ -237,6 +238,19 @@ impl Jobs {
             self.carry_out(&Order::Tell(ask)).await?;
         }
         self.status(reader, &id).await
+    }
+
+    /// Whose the call `ask` is, which a job has submitted: the caller's name, and the fingerprint of his certificate.
+    ///
+    /// # Errors
+    /// The spawner does not believe the job; or it cannot be asked.
+    pub async fn bearer(&self, ask: Ask) -> Result<(CallerName, String), Failure> {
+        match self.spawner.look(Look::Bearer(ask)).await {
+            Ok(Reply::Bearer(caller, fingerprint)) => Ok((caller, fingerprint)),
+            Ok(Reply::Refused(failure)) => Err(failure),
+            Ok(reply) => Err(astray(&reply)),
+            Err(error) => Err(Failure::new(ErrorCode::Undelivered, error.to_string())),
+        }
     }
 
     /// Takes one of `limits.calls_max` places.

@@ -27,5 +27,7 @@ pub mod server_user;
 pub mod spawner;
 pub mod spool;
 pub mod store;
+pub mod submit;
 pub mod supervise;
 pub mod user;
+pub mod variables;

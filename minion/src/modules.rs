@@ -24,8 +24,8 @@ pub use certs::RevocationsAsked;
 pub(crate) use command::DEFAULT_PATH;
 pub use jobs::{JobsCall, LogsWanted};
 
-/// How much of a complaint about arguments is repeated: it may quote them whole.
-const PROBLEM_MAX_LETTERS: usize = 300;
+/// How much of a caller's word stands in a message.
+const WORD_MAX_LETTERS: usize = 200;
 
 /// Methods that belong together.
 pub trait Module {
@@ -162,8 +162,7 @@ impl Method {
     }
 
     fn invalid(&self, error: &serde_json::Error) -> Failure {
-        let problem = error.to_string().chars().take(PROBLEM_MAX_LETTERS).collect();
-        Failure::new(ErrorCode::InvalidArguments, self.spec.argument_error(problem).to_string())
+        Failure::new(ErrorCode::InvalidArguments, self.spec.argument_error(&error.to_string()).to_string())
     }
 }
 
@@ -227,6 +226,11 @@ impl Registry {
         };
         Failure::new(ErrorCode::UnknownMethod, message)
     }
+}
+
+/// As much of a caller's word as stands in a message.
+fn beginning(word: impl ToString) -> String {
+    word.to_string().chars().take(WORD_MAX_LETTERS).collect()
 }
 
 #[allow(clippy::expect_used, reason = "the names are literals of this program, and a test makes them all")]

@@ -7,10 +7,12 @@
 mod claims;
 mod client;
 mod daemon;
+mod ledger;
 mod look;
 mod order;
 mod serve;
 mod socket;
+mod token;
 mod verify;
 
 use std::cell::RefCell;
@@ -31,7 +33,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
-use service::audit::Rotation;
 use tracing::warn;
 
 use crate::acl::Acl;
@@ -48,11 +49,11 @@ use socket::Socket;
 
 use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
+use ledger::Ledger;
 pub use order::{LogsOrder, Look, Order, Place, Reply};
+use token::Tokens;
 
-/// What the spawner has decided, beside the spools: the server's own log is the server's.
-const AUDIT_LOG: &str = "audit.log";
-/// The newest revocation list that the spawner has seen, likewise.
+/// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.
 const REVOCATIONS: &str = "crl.pem";
 
 /// What the spawner prints when it listens, for whoever started it.
@@ -60,6 +61,9 @@ pub(crate) const READY: &[u8] = b"ready\n";
 
 /// A draft of a spool that is older than this belongs to a child that died.
 const DRAFT_AGE: Duration = Duration::from_secs(600);
+
+/// Connections that are taken before it is looked again who else waits.
+const ACCEPTED_AT_ONCE: usize = 16;
 
 /// Children beyond `limits.calls_max`: orders that run nothing, and starts that are under way.
 const SPARE_CHILDREN: usize = 64;
@@ -90,6 +94,9 @@ pub enum SpawnerError {
     /// The kernel refuses signals or waiting.
     #[error("the kernel refuses: {0}")]
     Kernel(#[from] Errno),
+    /// There is nothing to make secrets of.
+    #[error("making the key of the jobs' tokens: {0}")]
+    Random(std::io::Error),
     /// The boot id cannot be read.
     #[error("reading the boot id: {0}")]
     BootId(std::io::Error),
@@ -114,8 +121,9 @@ struct Post {
     /// The hosts that this one is: one, but where a fleet is simulated.
     names: BTreeSet<MinionName>,
     guard: Guard,
+    tokens: Tokens,
     callers: RefCell<Callers>,
-    rotation: Rotation,
+    ledger: Ledger,
 }
 
 impl Post {
@@ -136,14 +144,16 @@ impl Post {
                 registry: Arc::clone(&registry),
                 limits: limits.clone(),
                 cgroups: Cgroups::delegated(),
+                submit_socket: config.submit_socket(),
             },
+            ledger: Ledger { spools: spools.clone(), rotation: config.audit },
+            tokens: Tokens::open(&spools).map_err(SpawnerError::Random)?,
             spools,
             server_socket: config.server_socket(),
             boot_id: spool::boot_id().map_err(SpawnerError::BootId)?,
             names,
             guard: Guard { acl, registry, call_time_max, job_time_max },
             callers: RefCell::new(callers),
-            rotation: config.audit,
         })
     }
 
@@ -278,18 +288,27 @@ impl Loop {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             stop |= i32::try_from(signal.ssi_signo).is_ok_and(|number| number != Signal::SIGCHLD as i32);
         }
+        self.reap();
+        stop
+    }
+
+    fn reap(&mut self) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             match status {
                 WaitStatus::StillAlive => break,
                 ended => drop(ended.pid().and_then(|child| self.children.remove(&child))),
             }
         }
-        stop
     }
 
     fn accept(&mut self) {
-        while let Some(server) = self.socket.accept() {
+        // A few at a time: children that ask, and end, wait as well.
+        for _ in 0..ACCEPTED_AT_ONCE {
+            let Some(server) = self.socket.accept() else { return };
             let limit = self.post.station.limits.calls_max + SPARE_CHILDREN;
+            if self.children.len() >= limit {
+                self.reap();
+            }
             if self.children.len() >= limit {
                 let problem = format!("the spawner has {limit} processes under way (limits.calls_max and a reserve); try again");
                 refuse(&server, Failure::new(ErrorCode::LimitReached, problem));
@@ -316,7 +335,8 @@ impl Loop {
     fn close_inherited(&self, way: Option<&UnixStream>) {
         use std::os::fd::AsRawFd as _;
         let ways = self.children.values().flatten().chain(way).map(|way| way.as_raw_fd());
-        for fd in ways.chain([self.signals.as_fd().as_raw_fd(), self.socket.as_fd().as_raw_fd()]) {
+        let file = self.claims.file().map(|file| file.as_raw_fd());
+        for fd in ways.chain(file).chain([self.signals.as_fd().as_raw_fd(), self.socket.as_fd().as_raw_fd()]) {
             let _closed_once = nix::unistd::close(fd);
         }
     }

@@ -11,6 +11,7 @@ mod tree;
 
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ pub struct Station {
     pub limits: Limits,
     /// Where to make a cgroup for a job, if the host lets us.
     pub cgroups: Option<Cgroups>,
+    /// Where jobs submit calls of their own.
+    pub submit_socket: PathBuf,
 }
 
 /// Why a method was made to stop.

@@ -7,18 +7,13 @@ use std::time::Duration;
 use certs::files::Credentials;
 use certs::signature::{self, SignatureError};
 use common::identity::{CallerName, MinionName};
-use common::job::{CallId, JobId};
-use common::protocol::{AUDIENCE_MAX, Arguments, CallParams, Envelope};
+use common::job::{CallId, MinionJobId};
+use common::protocol::{AUDIENCE_MAX, Arguments, CallParams, Envelope, START_WITHIN};
 use jiff::{SignedDuration, Timestamp};
 use jsonrpsee::core::traits::ToRpcParams;
-use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::value::RawValue;
 
 use crate::hosts::Host;
-
-/// How long an envelope may be accepted after it was written, however long the call may run then. Clocks differ:
-/// five minutes is what Kerberos lets them differ by (RFC 4120, 5.5.1, "reasonable clock skew").
-const START_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 /// How long a written envelope is sent to further hosts. With few forks the last host of an audience may get it long after the
 /// first, and must have no less time to start it.
@@ -123,6 +118,11 @@ impl Letter {
         &self.sheet.message.method
     }
 
+    /// The id under which the host holds what this asks of it, if that is a job.
+    pub(crate) fn minion_job_id(&self) -> MinionJobId {
+        MinionJobId::derive(&self.host, &self.sheet.message.caller, &self.sheet.message.call_id)
+    }
+
     /// What is sent now.
     pub(crate) fn text(&self) -> Result<Arc<Text>, WriteError> {
         self.text_at(Timestamp::now())
@@ -178,17 +178,6 @@ impl ToRpcParams for Params {
     }
 }
 
-/// A job id that nobody has drawn before, as far as twenty random bits in each hundredth of a second go.
-pub(crate) fn fresh_id() -> JobId {
-    let now = Timestamp::now();
-    let mut bytes = [0; 4];
-    if SystemRandom::new().fill(&mut bytes).is_err() {
-        // A kernel without randomness: then what tells two ids apart is the nanosecond and the process.
-        bytes = (now.subsec_nanosecond().unsigned_abs() ^ std::process::id().rotate_left(16)).to_ne_bytes();
-    }
-    JobId::new(now, u32::from_ne_bytes(bytes))
-}
-
 /// `at` moved by `by`, or the end of time.
 pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
     SignedDuration::try_from(by).ok().and_then(|by| at.checked_add(by).ok()).unwrap_or(Timestamp::MAX)
@@ -198,6 +187,7 @@ pub(crate) fn later(at: Timestamp, by: Duration) -> Timestamp {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use common::identity::Role;
+    use service::fresh_id;
 
     use super::*;
     use crate::fake_minion::Lab;
@@ -289,8 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_differ() {
-        assert_ne!(fresh_id(), fresh_id());
+    fn no_time_is_too_late() {
         assert_eq!(later(Timestamp::now(), Duration::MAX), Timestamp::MAX);
     }
 }

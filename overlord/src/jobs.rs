@@ -300,21 +300,10 @@ impl Job {
             let asked = std::mem::take(&mut inquiries).into_iter().map(Inquiry::into_cancel).collect();
             self.learn(&mut record, (asked, None), |answered| {
                 inquiries.extend(still_to_tell(answered));
-                told.insert(answered.0.host.clone(), self.fate(answered));
+                told.insert(answered.0.host.clone(), fate(answered));
             })?;
         }
         Ok(told)
-    }
-
-    fn fate(&self, (inquiry, answer): &Answered) -> Cancellation {
-        match answer {
-            Ok(report) if *report.call_id.job() != self.id => Cancellation::Unreachable("it answered about another job".to_owned()),
-            Ok(report) if matches!(inquiry.question, Question::Cancel(_)) || report.progress.state().is_final() => {
-                Cancellation::Told(report.progress.state())
-            }
-            Ok(_) => Cancellation::Unreachable("it holds the job, and was not told to stop it".to_owned()),
-            Err(unheard) => Cancellation::Unreachable(unheard.reason(&inquiry.host)),
-        }
     }
 
     /// Asks, and gives every line that says something new to `keep`, and every answer to `each`, as it arrives. What is new is
@@ -335,6 +324,7 @@ impl Job {
         let lost_after = self.fleet.config().lost_after;
         let mut learnt = Learnt { has_news: false, kept: Ok(()) };
         poll::ask(&self.fleet, link, inquiries, until, |answered| {
+            let answered = poll::checked(record, answered);
             let lines = poll::news(record, &answered, lost_after);
             learnt.has_news |= !lines.is_empty();
             if learnt.kept.is_ok() {
@@ -374,10 +364,21 @@ struct Learnt {
     kept: Result<(), LogError>,
 }
 
+/// What an answer to the wish means.
+fn fate((inquiry, answer): &Answered) -> Cancellation {
+    match answer {
+        Ok(report) if matches!(inquiry.question, Question::Cancel(_)) || report.progress.state().is_final() => {
+            Cancellation::Told(report.progress.state())
+        }
+        Ok(_) => Cancellation::Unreachable("it holds the job, and was not told to stop it".to_owned()),
+        Err(unheard) => Cancellation::Unreachable(unheard.reason(&inquiry.host)),
+    }
+}
+
 /// The question that stops the job on a host of which the fence found that it holds the job.
 fn still_to_tell((inquiry, answer): &Answered) -> Option<Inquiry> {
     match (answer, &inquiry.question) {
-        (Ok(report), Question::Fence(call)) if report.call_id.job() == call.job() && !report.progress.state().is_final() => {
+        (Ok(report), Question::Fence(_)) if !report.progress.state().is_final() => {
             Some(Inquiry { question: Question::Cancel(report.minion_job_id.clone()), ..inquiry.clone() })
         }
         _ => None,

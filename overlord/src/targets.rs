@@ -85,7 +85,7 @@ pub(crate) enum Sense {
 
 impl Expression {
     pub(crate) fn parse(text: &str) -> Result<Self, TargetError> {
-        let wrong = |problem: String| TargetError::Syntax { target: text.to_owned(), problem };
+        let wrong = |problem: String| TargetError::Syntax { target: text.to_owned(), problem: printable(&problem) };
         refuse_what_is_not_there(text).map_err(wrong)?;
         let (mut included, mut excluded) = (Vec::new(), Vec::new());
         for term in terms(text).map(str::trim) {
@@ -200,6 +200,11 @@ fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// What a problem quotes of the expression in one line, control characters escaped.
+fn printable(problem: &str) -> String {
+    problem.chars().map(|letter| if letter.is_control() { letter.escape_debug().to_string() } else { letter.to_string() }).collect()
+}
+
 fn pattern(term: &str) -> Result<Pattern, String> {
     if term.is_empty() {
         return Err("it has an empty term; every host is written *".to_owned());
@@ -311,6 +316,14 @@ mod tests {
         assert!(matches!(error, TargetError::Job { .. }) && crate::chain(&error).contains("no job zz is known"), "{error}");
         for text in ["none*", "web1;!web*", "@job:54k2:ok", "@job:54k2:lost"] {
             assert!(matches!(names(text), Err(TargetError::Nothing { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_quoted_of_a_target_is_printable() {
+        for text in ["@web\0", "@job:54k2:\x1b[2J", "web\u{9b}[1]", "web1\nweb2"] {
+            let error = Expression::parse(text).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control), "{error:?}");
         }
     }
 

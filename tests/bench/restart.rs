@@ -74,11 +74,12 @@ fn make_spool(spools: &Path, number: u32) {
         run: None,
         caller,
         call_id,
-        ask: Ask {
+        ask: Some(Ask {
             minion: "web1".parse().unwrap(),
             call: "x".repeat(300),
             proof: Proof::Signed { signature: "x".repeat(96), certificate: "x".repeat(800) },
-        },
+        }),
+        certificate: None,
         start_before: at,
         accepted_at: at,
         starts_at_once: false,

@@ -22,7 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct CapturedServer {
     name: String,
     socket: PathBuf,
-    audit_log: PathBuf,
+    /// What was done, and what was refused.
+    logs: [PathBuf; 2],
 }
 
 impl CapturedServer {
@@ -32,7 +33,7 @@ impl CapturedServer {
         Self {
             name: minion.name().to_owned(),
             socket: minion.state_dir().join("spawner.sock"),
-            audit_log: minion.spools_dir().join("audit.log"),
+            logs: ["audit.log", "refused.log"].map(|name| minion.spools_dir().join(name)),
         }
     }
 
@@ -79,10 +80,16 @@ impl CapturedServer {
         json!({ "minion": self.name, "call": call, "proof": proof })
     }
 
-    /// What the spawner has written down.
+    /// What the spawner has written down, done and refused, in the order in which it was.
+    ///
+    /// # Panics
+    /// A line is none.
     #[must_use]
     pub fn audit(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(&self.audit_log).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let texts = self.logs.iter().map(|log| std::fs::read_to_string(log).unwrap_or_default());
+        let mut lines: Vec<Value> =
+            texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect();
+        lines.sort_by_key(|line| line["at"].as_str().map(|at| at.parse::<jiff::Timestamp>().unwrap()));
+        lines
     }
 }

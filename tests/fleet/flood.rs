@@ -23,7 +23,7 @@ use crate::tools;
 /// Files of the test process that are no connections of a flood.
 const OTHER_FILES: u64 = 2000;
 /// How long a connection that was cut stays away.
-const AWAY: Duration = Duration::from_secs(1);
+const AWAY: Duration = Duration::from_secs(3);
 /// How often one that writes slowly writes a byte.
 const BYTE_EVERY: Duration = Duration::from_secs(1);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

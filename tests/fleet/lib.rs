@@ -28,10 +28,13 @@ mod enclosure;
 mod failpoint;
 mod faults;
 pub mod flood;
+pub mod fuzz;
 mod journal;
+mod liar;
 mod memory;
 mod minion;
 mod network;
+pub mod openssl;
 mod owners;
 mod processes;
 mod proxy;
@@ -62,6 +65,7 @@ pub use builder::Builder;
 use clock::Clock;
 pub use failpoint::{FailPoint, Follow, Step};
 pub use journal::{Fields, Journal};
+pub use liar::{Answering, Liar, Question};
 pub use memory::MemoryLimit;
 pub use minion::Minion;
 use network::Hub;
@@ -279,7 +283,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for minion in &self.minions {
+            for minion in self.minions.iter().filter(|minion| !minion.stderr().is_empty()) {
                 eprintln!("--- what {} wrote\n{}", minion.name(), minion.stderr_tail());
             }
         }

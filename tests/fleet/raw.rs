@@ -209,25 +209,42 @@ pub fn request(id: Value, method: &str, call: &str, signature: &str) -> Value {
 /// # Errors
 /// The connection is cut before.
 pub fn read_response(connection: &mut impl Read) -> io::Result<Response> {
+    let head = read_head(connection)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("not HTTP: {head}")))?;
+    let body = read_body(connection, &head)?;
+    Ok(Response { status, head, body })
+}
+
+/// Reads a request to its end, and gives its body.
+///
+/// # Errors
+/// The connection is cut before.
+pub(crate) fn read_request(connection: &mut impl Read) -> io::Result<Vec<u8>> {
+    let head = read_head(connection)?;
+    read_body(connection, &head)
+}
+
+fn read_head(connection: &mut impl Read) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         connection.read_exact(&mut byte)?;
         head.push(byte[0]);
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let status = status.ok_or_else(|| io::Error::other(format!("not HTTP: {head}")))?;
-    let body = match (header(&head, "content-length"), header(&head, "transfer-encoding")) {
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+fn read_body(connection: &mut impl Read, head: &str) -> io::Result<Vec<u8>> {
+    match (header(head, "content-length"), header(head, "transfer-encoding")) {
         (Some(length), _) => {
             let mut body = vec![0; length.parse().map_err(io::Error::other)?];
             connection.read_exact(&mut body)?;
-            body
+            Ok(body)
         }
-        (None, Some(_)) => read_chunks(connection)?,
-        (None, None) => Vec::new(),
-    };
-    Ok(Response { status, head, body })
+        (None, Some(_)) => read_chunks(connection),
+        (None, None) => Ok(Vec::new()),
+    }
 }
 
 fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {

@@ -208,8 +208,9 @@ fn who_was_revoked_is_believed_no_more_whatever_the_server_does_with_the_list() 
     let call = |witness: &str| Envelope { caller: "eve".parse().unwrap(), ..scene.call(witness) };
     assert_eq!(scene.run(&scene.server.ask(&eve, &call("before")))["ended"]["state"], "ok");
     let _ = scene.fleet.overlord(["certs", "revoke", "eve"]).ok();
-    let refused = || scene.run(&scene.server.ask(&eve, &call("after")))["refused"]["message"].as_str().map(str::to_owned);
-    wait_until("the revocation is known", PATIENCE, || refused().is_some_and(|why| why.contains("revoked")));
+    let refused_as = |witness: &str| scene.run(&scene.server.ask(&eve, &call(witness)))["refused"]["message"].as_str().map(str::to_owned);
+    wait_until("the revocation is known", PATIENCE, || refused_as("meanwhile").is_some_and(|why| why.contains("revoked")));
+    let refused = || refused_as("after");
     // The list is the server's file: it puts the old one back, or none, and has the spawner start afresh.
     let put_back = |list: &Path| match &older {
         Some(older) => fs::write(list, older).unwrap(),

@@ -10,8 +10,8 @@ use fleet::{COMMAND_TIMEOUT, Fleet, peak_bytes, wait_until};
 
 /// More than a minion holds, ten times.
 const MANY: usize = 10_000;
-/// How long a good caller may take on a machine that is busy with a flood and with other tests. Alone it is well below a second.
-const SERVED_WITHIN: Duration = Duration::from_secs(5);
+/// How long a good caller may take on a machine that is busy with a flood and with other tests, many times over. Alone it is well below a second.
+const SERVED_WITHIN: Duration = Duration::from_secs(15);
 /// What a server may take of memory, built for debugging.
 const MEMORY_MAX_BYTES: u64 = 128 << 20;
 
@@ -89,7 +89,10 @@ fn few_files_are_enough_for_a_caller_among_silent_connections() {
     assert!(web1.stderr().contains("fewer connections are held"), "it says so: {}", web1.stderr());
     let flood = Flood::of(web1.address(), 2000, &Habit::Silent);
     made(&flood, 2000);
-    println!("slowest call: {:?}", slowest_call(&fleet));
+    // Sixteen handshakes find a place here. On a busy machine a client may lose its own before it has said its first word.
+    for _ in 0..10 {
+        wait_until("a caller to be served", SERVED_WITHIN, || fleet.overlord(["web1", "test.ping"]).code() == 0);
+    }
     assert!(!web1.stderr().contains("could not be accepted"), "{}", web1.stderr());
 }
 

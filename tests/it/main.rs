@@ -8,6 +8,7 @@
     reason = "a test may panic"
 )]
 
+mod arguments;
 mod audit;
 mod calls;
 mod captured;
@@ -17,8 +18,11 @@ mod damage_overlord;
 mod enrolment;
 mod faults;
 mod flood;
+mod fuzz;
+mod handshake;
 mod harness;
 mod hostile;
+mod hostile_minion;
 mod jobs;
 mod library;
 mod logs;
@@ -34,5 +38,6 @@ mod revocation;
 mod run_as;
 mod security;
 mod separation;
+mod submit;
 mod trust;
 mod trust_files;

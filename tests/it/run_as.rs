@@ -123,9 +123,15 @@ fn a_users_environment_is_made_afresh() {
     .into();
     assert_eq!(env(None), wanted);
     let id = fleet.start_job(["web1", "command.run", "--json", "{\"argv\":[\"env\"]}"]);
-    let found = env(Some(&id));
+    let mut found = env(Some(&id));
+    for name in ["MINION_JOB_TOKEN", "MINION_SUBMIT_SOCKET"] {
+        assert!(found.remove(name).is_some_and(|value| !value.is_empty()), "{name}");
+    }
     let minion_job_id = fleet.minion("web1").spools().remove(0);
-    wanted.extend([("OVERLORD_JOB_ID".to_owned(), id.clone()), ("MINION_JOB_ID".to_owned(), minion_job_id)]);
+    wanted.extend(
+        [("OVERLORD_JOB_ID", id.as_str()), ("MINION_JOB_ID", &minion_job_id), ("MINION_CALLER", "admin")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
     assert_eq!(found, wanted);
     // What the caller sets beside it holds, and a folder of its choice does.
     let args = "{\"line\":\"echo $HOME $A; pwd\",\"env\":{\"HOME\":\"/tmp\",\"A\":\"b\"},\"cwd\":\"/usr\"}";
@@ -168,6 +174,9 @@ fn a_methods_process_has_no_file_of_its_supervisors_and_no_way_back() {
         let wanted =
             [("CapAmb", none), ("CapEff", none), ("CapInh", none), ("CapPrm", none), ("Gid", ids), ("Groups", "4242 4300"), ("Uid", ids)];
         assert_eq!(status, wanted.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        // What is kept of a job is the user's to write to by its name, too; what is thrown away is everyone's.
+        let owner = fs::metadata(format!("/proc/{pid}/fd/1")).unwrap().uid();
+        assert_eq!(owner, if nulls == 1 { DEPLOY } else { 0 }, "{files:?}");
         // Who is not dumpable is root's in /proc: no process of the user's reads its memory or takes its files.
         assert_eq!(fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid(), 0, "another of the user's processes could read it");
     }
@@ -257,6 +266,23 @@ fn it_can_signal_none_but_its_own() {
     fs::write(&gate, "").unwrap();
     let _ = fleet.overlord_at(&ops, ["job-status", roots_job.trim(), "--wait"]).wait().ok();
     assert!(web1.is_running());
+}
+
+/// A session keyring's keys are open to whoever inherits it, whoever that is.
+#[test]
+fn it_has_none_of_the_keys_that_root_has() {
+    let [add_key, keyctl] = if cfg!(target_arch = "x86_64") { [248, 250] } else { [217, 219] };
+    let names = "($type, $name, $text) = (\"user\", \"fleet\", \"secret\");";
+    let join = format!(
+        "{names} syscall({keyctl}, 1, 0) >= 0 or die \"join: $!\"; $key = syscall({add_key}, $type, $name, $text, 6, -3); \
+         syscall({keyctl}, 5, $key, 0x3f000000) == 0 or die \"key: $!\"; exec @ARGV"
+    );
+    let Some(fleet) = host(|builder| builder.with_rights(["perl", "-e", &join])) else { return };
+    let search = format!("perl -e '{names} print syscall({keyctl}, 10, -3, $type, $name, 0) > 0 ? \"found\" : \"none\"'");
+    let ops = fleet.another_overlord("ops");
+    let roots = fleet.overlord_at(&ops, ["web1", "command.run", &search, "--output", "json"]).wait().ok().json();
+    assert_eq!(roots["hosts"]["web1"]["result"]["stdout"], "found", "{roots}");
+    assert_eq!(out(&fleet, &search), "none");
 }
 
 /// A program of root's that anyone may run as root, which becomes root altogether, as sudo does.

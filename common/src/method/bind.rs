@@ -23,6 +23,9 @@ pub struct ArgumentError {
 /// The deepest nesting of an argument. Readers of JSON give up at 128, and arguments and results are read within frames of their own.
 const DEPTH_MAX: usize = 64;
 
+/// How much of a complaint about arguments is repeated.
+const PROBLEM_MAX_LETTERS: usize = 300;
+
 impl Arguments {
     /// Makes sure that the arguments can be read wherever they will travel. For methods whose schema is not known;
     /// [`MethodSpec::bind`] does it too.
@@ -74,12 +77,13 @@ impl MethodSpec {
             .and_then(|bound| check_required(&parameters, bound))
             .map(Value::Object)
             .and_then(|bound| if is_deeper_than(&bound, DEPTH_MAX + 1) { Err(too_deep()) } else { Ok(bound) })
-            .map_err(|problem| self.argument_error(problem))
+            .map_err(|problem| self.argument_error(&problem))
     }
 
-    /// An [`ArgumentError`] of this method.
+    /// An [`ArgumentError`] of this method, with the first 300 letters of `problem`, which may quote arguments whole.
     #[must_use]
-    pub fn argument_error(&self, problem: String) -> ArgumentError {
+    pub fn argument_error(&self, problem: &str) -> ArgumentError {
+        let problem: String = problem.chars().take(PROBLEM_MAX_LETTERS).collect();
         ArgumentError { problem: format!("{}: {problem}", self.method), usage: self.usage() }
     }
 

@@ -13,6 +13,9 @@ use super::rules::{Problem, Rules};
 /// A file that changed less than this before it was read may change again without looking changed: file systems stamp times in ticks.
 const TICK: Duration = Duration::from_millis(100);
 
+/// The key of a rule that does not only allow, but also says as whom.
+const RUN_AS: &str = "run_as";
+
 /// Whose rules are gone by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Writers {
@@ -60,7 +63,17 @@ pub(super) fn load(dir: &Path, writers: Writers) -> Loaded {
     if problems.is_empty() {
         for stamp in &listing.files {
             let path = dir.join(&stamp.name);
-            problems.extend(read(&path, writers).and_then(|text| rules.add(&path, &text)).err());
+            let read = read(&path, writers);
+            let may_restrict = read.as_ref().map_or(true, |text| text.contains(RUN_AS));
+            match read.and_then(|text| rules.add(&path, &text)) {
+                Ok(()) => {}
+                // A rule behind it would allow as another user, or as root, what the first that fits says the user of.
+                Err(problem) if may_restrict => {
+                    problems.push(problem.with_all_behind());
+                    break;
+                }
+                Err(problem) => problems.push(problem),
+            }
         }
     }
     let listing = Some(listing).filter(Listing::is_settled);

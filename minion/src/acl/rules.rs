@@ -214,6 +214,12 @@ impl Problem {
         (!why.is_empty()).then(|| Self { file: file.to_owned(), line: None, text })
     }
 
+    /// The same, and that nothing in the files behind this one holds.
+    pub(super) fn with_all_behind(mut self) -> Self {
+        self.text.push_str("; nor does any rule of the files behind it, because it may say as whom a method runs (`run_as`)");
+        self
+    }
+
     pub(super) fn of_file(path: &Path, error: &io::Error) -> Self {
         Self { file: path.to_owned(), line: None, text: format!("cannot be read: {error}") }
     }

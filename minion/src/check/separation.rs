@@ -45,7 +45,7 @@ fn certs(config: &Config, user: &ServerUser, problems: &mut Vec<String>) {
             None => "is not as the user {user}, as whom the server runs, needs it to renew the certificate",
         };
         problems.push(format!(
-            "certs_dir {dir} {what}: run `chown root:{group} {dir} && chmod 1770 {dir}`",
+            "certs_dir {dir} {what}: run `chown root:{group} {dir} && chmod 1771 {dir}`",
             dir = dir.display(),
             what = what.replace("{user}", user.name()),
             group = user.gid()

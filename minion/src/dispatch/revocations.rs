@@ -9,16 +9,16 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::Door;
-use crate::caller::Caller;
 use crate::check::chain;
+use crate::guard::Bearer;
 use crate::modules::RevocationsAsked;
 
 impl Door {
     /// Takes the list that was brought, if it is newer than ours, and says which one we go by; its text too, if the asker's is older.
-    pub(super) async fn revocations(&self, caller: &Caller, asked: RevocationsAsked) -> Result<Outcome, Failure> {
+    pub(super) async fn revocations(&self, bearer: Bearer<'_>, asked: RevocationsAsked) -> Result<Outcome, Failure> {
         let started_at = Some(Timestamp::now());
         if let Some(crl) = asked.crl {
-            self.take_list(caller, crl).await?;
+            self.take_list(bearer, crl).await?;
         }
         let trusted = self.trust.now();
         let number = trusted.crl_number();
@@ -28,19 +28,19 @@ impl Door {
         Ok(Outcome { verdict: Ok(answer).into(), started_at, finished_at: Some(Timestamp::now()) })
     }
 
-    async fn take_list(&self, caller: &Caller, crl: String) -> Result<(), Failure> {
+    async fn take_list(&self, bearer: Bearer<'_>, crl: String) -> Result<(), Failure> {
         let trust = Arc::clone(&self.trust);
         // Its signature is verified, and it is written and synced.
         let taken = tokio::task::spawn_blocking(move || trust.take_crl(&crl)).await;
         match taken.map_err(|error| self.no_list(ErrorCode::Internal, &error.to_string()))? {
             Ok(true) => {
-                info!(caller = %caller.name(), number = self.trust.now().crl_number(), "a newer revocation list was taken");
+                info!(caller = bearer.caller, number = self.trust.now().crl_number(), "a newer revocation list was taken");
                 Ok(())
             }
             Ok(false) => Ok(()),
             Err(error) => {
-                let (name, reason) = (caller.name(), chain(&error));
-                warn!(caller = %name, peer = %caller.address(), reason, "a revocation list was not taken");
+                let reason = chain(&error);
+                warn!(caller = bearer.caller, peer = ?bearer.address, reason, "a revocation list was not taken");
                 let code = if let CrlError::File(_) = error { ErrorCode::Internal } else { ErrorCode::InvalidArguments };
                 Err(self.no_list(code, &reason))
             }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use common::job::MinionJobId;
-use common::outcome::Failure;
+use common::outcome::{ErrorCode, Failure};
 use common::protocol::{JobLogs, JobProgress, LOGS_WAIT_MAX_MS, logs_chunk_bytes};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -31,16 +31,19 @@ impl Jobs {
     pub async fn logs(&self, reader: &Reader, wanted: &LogsWanted, ask: Ask, reply_max_bytes: usize) -> Result<JobLogs, Failure> {
         let deadline = Instant::now() + Duration::from_millis(wanted.wait_ms.min(LOGS_WAIT_MAX_MS).into());
         let max_bytes = logs_chunk_bytes(reply_max_bytes);
-        let mut may_wait = wanted.wait_ms > 0;
+        let (mut may_wait, mut before) = (wanted.wait_ms > 0, None);
         loop {
             // The state before the output: what is read after the end is all that there is.
             let report = self.status(reader, &wanted.id).await?;
             let state = report.progress.state();
             let has_run = matches!(&report.progress, JobProgress::Ended(outcome) if outcome.started_at.is_some());
             let order = LogsOrder { ask: ask.clone(), max_bytes, is_final: state.is_final(), has_run };
-            let (glance, [stdout, stderr]) = match self.look_for(Look::Logs(order)).await? {
-                Reply::Logs(glance, pieces) => (glance, pieces),
-                reply => return Err(astray(&reply)),
+            let (glance, [stdout, stderr]) = match self.look_for(Look::Logs(order)).await {
+                Ok(Reply::Logs(glance, pieces)) => (glance, pieces),
+                Ok(reply) => return Err(astray(&reply)),
+                // Its time was over while it waited: nothing more is said than was, and whoever wants more asks again.
+                Err(failure) if failure.is(ErrorCode::TooLate) => return before.ok_or(failure),
+                Err(failure) => return Err(failure),
             };
             let is_news = stdout.next > wanted.stdout || stderr.next > wanted.stderr;
             if is_news || state.is_final() || !may_wait {
@@ -48,6 +51,8 @@ impl Jobs {
                 let complete = state.is_final() && is_read;
                 return Ok(JobLogs { minion_job_id: report.minion_job_id, call_id: report.call_id, state, complete, stdout, stderr });
             }
+            let (minion_job_id, call_id) = (report.minion_job_id, report.call_id);
+            before = Some(JobLogs { minion_job_id, call_id, state, complete: false, stdout, stderr });
             may_wait = self.wait_for_change(&wanted.id, glance, deadline).await?;
         }
     }

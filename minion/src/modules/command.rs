@@ -17,11 +17,10 @@ use serde::{Deserialize, Deserializer};
 use super::{Context, Method, Module};
 use common::period;
 
+use crate::variables;
+
 /// Where commands are looked for if the environment does not say, and by users whose environment we make.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What a method's process is known by, to itself and to the minion.
-const OWN_VARIABLES: [&str; 3] = ["MINION_NAME", "OVERLORD_JOB_ID", "MINION_JOB_ID"];
 
 pub(super) struct Command;
 
@@ -98,8 +97,8 @@ impl TryFrom<Words> for Run {
         if env.keys().any(|name| name.is_empty() || name.contains('=')) {
             return Err("a variable's name in `env` is empty or has a `=`");
         }
-        if env.keys().any(|name| OWN_VARIABLES.contains(&name.as_str())) {
-            return Err("MINION_NAME, OVERLORD_JOB_ID and MINION_JOB_ID in the environment are the minion's to set, not `env`'s");
+        if env.keys().any(|name| variables::ALL.contains(&name.as_str())) {
+            return Err("OVERLORD_JOB_ID and what begins with MINION_ in the environment is the minion's to set, not `env`'s");
         }
         Ok(Self {
             program,

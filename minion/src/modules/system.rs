@@ -9,7 +9,7 @@ use procfs::Current as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Method, Module, NoArguments};
+use super::{Context, Method, Module, NoArguments, beginning};
 
 pub(super) struct System;
 
@@ -51,7 +51,7 @@ fn list_methods(args: ListMethods, context: &Context<'_>) -> Result<Vec<String>,
     match args.module {
         Some(module) if methods.is_empty() => {
             let modules: Vec<&str> = context.registry.modules().collect();
-            Err(Failure::of_kind("unknown_module", format!("there is no module {module:?}; there are {}", modules.join(", "))))
+            Err(Failure::of_kind("unknown_module", format!("there is no module {:?}; there are {}", beginning(module), modules.join(", "))))
         }
         _ => Ok(methods),
     }

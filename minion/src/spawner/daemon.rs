@@ -26,7 +26,12 @@ const POKE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn live(post: &Post, request: &SpoolRequest, spool: Spool, lock: SpoolLock, server: UnixStream) -> u8 {
     let id = &request.minion_job_id;
     let begun = match leave_stdio() {
-        Ok(()) => JobCharge::new(spool, lock, post.station.limits.output_max_bytes),
+        Ok(()) => JobCharge::new(
+            spool,
+            lock,
+            Box::new(post.tokens.token(request.ask.as_ref().map_or(&post.station.minion, |ask| &ask.minion), id)),
+            post.station.limits.output_max_bytes,
+        ),
         Err(error) => Err((error, spool, lock)),
     };
     match begun {

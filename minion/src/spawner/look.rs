@@ -6,9 +6,9 @@ use common::protocol::{LOGS_CHUNK_MIN_BYTES, Stream};
 
 use super::Post;
 use super::order::{LogsOrder, Look, Reply};
+use super::verify::Signer;
 use crate::acl::Scope;
 use crate::call::Ask;
-use crate::guard::Way;
 use crate::modules::{JobsCall, LogsWanted};
 use crate::spool::{self, Seen, Spool, SpoolError};
 
@@ -24,9 +24,16 @@ impl Post {
             Look::Spools(ids) => Ok(Reply::Seen(self.see(ids.iter().map(|id| Spool::of(&self.spools, id))))),
             Look::Glance(id) => Spool::of(&self.spools, &id).glance().map(Reply::Glance),
             Look::Logs(order) => return self.logs(&order).unwrap_or_else(Reply::Refused),
+            Look::Bearer(ask) => return self.bearer(&ask).unwrap_or_else(Reply::Refused),
             Look::Sync => spool::sync(&self.spools).map(|()| Reply::Done),
         };
         looked.unwrap_or_else(|error| Reply::Refused(Failure::new(ErrorCode::Internal, error.to_string())))
+    }
+
+    /// Whose call it is. What he may do is asked when it is to be done.
+    fn bearer(&self, ask: &Ask) -> Result<Reply, Failure> {
+        let Signer { caller, fingerprint, .. } = self.identify(ask)?.signer;
+        Ok(Reply::Bearer(caller, fingerprint))
     }
 
     fn see(&self, spools: impl Iterator<Item = Spool>) -> Vec<Result<Option<Seen>, String>> {
@@ -44,14 +51,15 @@ impl Post {
 
     /// What a job has written, for who may see it.
     fn logs(&self, order: &LogsOrder) -> Result<Reply, Failure> {
-        self.refresh();
-        let warrant = self.verify(&order.ask, Way::Jobs)?;
+        let warrant = self.identify(&order.ask).and_then(|known| self.admit_to_look(&order.ask, known))?;
         let scope = warrant.passed.scope;
         let JobsCall::Logs(wanted) = JobsCall::read(warrant.passed.method, warrant.passed.args)? else {
             return Err(not_what_it_says(&order.ask));
         };
         let spool = Spool::of(&self.spools, &wanted.id);
-        if scope == Scope::Own && spool.request().is_ok_and(|request| request.caller != warrant.call.envelope.caller) {
+        let is_own = || Ok(!spool.exists()? || spool.request()?.caller == warrant.call.envelope.caller);
+        let unknown = |error: SpoolError| Failure::new(ErrorCode::Internal, error.to_string());
+        if scope == Scope::Own && !is_own().map_err(unknown)? {
             return Err(Failure::new(
                 ErrorCode::UnknownJob,
                 format!("this host knows no job {} of {}", wanted.id, warrant.call.envelope.caller),

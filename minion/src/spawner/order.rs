@@ -1,9 +1,11 @@
 //! What the server asks of the spawner, and the replies: lines of JSON, a reply to each order. A connection is for one order that does
 //! something, or for any number that only look.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
+use common::identity::CallerName;
 use common::job::MinionJobId;
 use common::outcome::{Failure, Outcome};
 use common::protocol::LogPiece;
@@ -14,8 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::call::Ask;
 use crate::spool::{Glance, Seen};
 
-/// The longest line. A request's body has a limit far below, and so has a result.
+/// The longest reply. A result has a limit far below.
 pub(super) const LINE_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What is read at once.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// One wish of the server. Where it is a caller's wish, the order is what he wrote, and what to do follows from that alone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +67,8 @@ pub enum Look {
     Logs(LogsOrder),
     /// See to it that the names of all spools are durable. → `Done`
     Sync,
+    /// Whose is this call? → `Bearer`
+    Bearer(Ask),
 }
 
 /// A call of `jobs.logs`, and what the server knows of the job.
@@ -98,6 +105,8 @@ pub enum Reply {
     Seen(Vec<Result<Option<Seen>, String>>),
     /// How much a job has written.
     Glance(Glance),
+    /// A call's caller, by name and by the SHA-256 of his certificate.
+    Bearer(CallerName, String),
     /// What a job has written: stdout and stderr. The glance was taken before.
     Logs(Glance, [LogPiece; 2]),
     /// It was not done, and nothing has changed.
@@ -108,21 +117,34 @@ pub enum Reply {
 ///
 /// # Errors
 /// The other side is gone.
-pub(super) fn send(mut stream: impl Write, message: &impl Serialize) -> std::io::Result<()> {
+pub(super) fn send(mut stream: impl Write, message: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     stream.write_all(&line)
 }
 
-/// Reads one line, within the stream's own time limit; none at its end.
+/// Reads one line of at most `max_bytes`, which must be there `within` a time; none at the stream's end. Nobody says a second line before he has the
+/// reply to the first.
 ///
 /// # Errors
-/// The other side is silent, or says something else.
-pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> std::io::Result<Option<T>> {
-    let mut line = Vec::new();
-    // Nobody says a second line before he has the reply to the first.
-    if BufReader::new(stream).take(LINE_MAX_BYTES).read_until(b'\n', &mut line)? == 0 {
-        return Ok(None);
+/// The other side is slow, says more than that, or says something else.
+pub(super) fn receive<T: DeserializeOwned>(mut stream: &UnixStream, within: Duration, max_bytes: usize) -> io::Result<Option<T>> {
+    let deadline = Instant::now() + within;
+    let (mut line, mut chunk) = (Vec::new(), vec![0; CHUNK_BYTES]);
+    while !line.ends_with(b"\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk)? {
+            0 if line.is_empty() => return Ok(None),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => line.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+        }
+        if line.len() > max_bytes {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
     }
     Ok(Some(serde_json::from_slice(&line)?))
 }

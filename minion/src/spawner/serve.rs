@@ -1,5 +1,6 @@
 //! One order, or several that only look, served by a child of the spawner.
 
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,15 @@ use common::job::retention::KEPT_AT_LEAST;
 use common::job::{CallId, MinionJobId};
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::claims::Claimant;
 use super::look::not_what_it_says;
-use super::order::{self, Order, Place, Reply};
+use super::order::{self, Look, Order, Place, Reply};
 use super::verify::Warrant;
 use super::{Post, daemon, no_process};
 use crate::acl::Scope;
-use crate::call::Ask;
+use crate::call::{Ask, START_AHEAD_MAX};
 use crate::guard::Way;
 use crate::modules::JobsCall;
 use crate::process;
@@ -36,33 +38,61 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Serves the orders that come over `server`; the child's exit status.
 pub(super) fn serve(post: &Post, claimant: Claimant, server: UnixStream) -> u8 {
-    let mut patience = ORDER_TIMEOUT;
-    loop {
-        let read = server.set_read_timeout(Some(patience)).and_then(|()| order::receive(&server));
-        match read {
-            Ok(Some(Order::Look(look))) => {
-                if order::send(&server, &post.look(look)).is_err() {
-                    return 1;
-                }
-                patience = NEXT_LOOK_TIMEOUT;
-            }
-            Ok(Some(order)) => return act(post, order, claimant, server),
-            // The server is gone, or died in the middle of a word: there is nobody to answer, and nothing was asked.
-            Ok(None) | Err(_) => return 1,
-        }
+    let max_bytes = order_max_bytes(post);
+    match order::receive(&server, ORDER_TIMEOUT, max_bytes) {
+        Ok(Some(Order::Look(look))) => serve_looks(post, look, &claimant, &server, max_bytes),
+        Ok(Some(order)) => act(post, order, claimant, server),
+        // The server is gone, or died in the middle of a word: there is nobody to answer, and nothing was asked.
+        Ok(None) | Err(_) => 1,
     }
 }
 
+/// A call stands in an order as JSON text in JSON text, and there is a certificate beside it.
+fn order_max_bytes(post: &Post) -> usize {
+    const MARGIN_BYTES: usize = 64 * 1024;
+    usize::try_from(post.station.limits.body_max_bytes).unwrap_or(usize::MAX).saturating_mul(2).saturating_add(MARGIN_BYTES)
+}
+
+/// Who has looked may only look again, until he is refused: what was true when this process was forked may be true no more.
+fn serve_looks(post: &Post, first: Look, claimant: &Claimant, server: &UnixStream, max_bytes: usize) -> u8 {
+    let mut look = first;
+    loop {
+        let reply = post.look(look);
+        let is_refused = matches!(reply, Reply::Refused(_));
+        if order::send(server, &reply).is_err() || is_refused || !another_comes(claimant, server) {
+            return 0;
+        }
+        look = match order::receive(server, ORDER_TIMEOUT, max_bytes) {
+            Ok(Some(Order::Look(look))) => look,
+            _another_order_or_the_end => return 0,
+        };
+    }
+}
+
+/// Waits for the next look; `false` if none comes, or the spawner is gone: another one, of another version maybe, answers then.
+fn another_comes(claimant: &Claimant, server: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(server.as_fd(), PollFlags::POLLIN), PollFd::new(claimant.socket().as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(NEXT_LOOK_TIMEOUT).unwrap_or(PollTimeout::MAX);
+    let is_heard = poll(&mut fds, timeout).is_ok_and(|count| count > 0);
+    let [server, spawner] = fds.map(|fd| fd.any().unwrap_or(false));
+    is_heard && server && !spawner
+}
+
 fn act(post: &Post, order: Order, claimant: Claimant, server: UnixStream) -> u8 {
+    let order = match order {
+        Order::Run(ask) => return call(post, &ask, claimant, server),
+        Order::Tell(ask) => return reply(&server, tell(post, ask, claimant)),
+        other => other,
+    };
+    // What else is forked from here needs no way to the spawner.
+    drop(claimant);
     match order {
-        Order::Run(ask) => call(post, &ask, claimant, server),
         Order::Start(place) => start(post, place, server),
         Order::Enqueue(place) => reply(&server, enqueue(post, place)),
         Order::Launch(id) => launch(post, &id, server),
-        Order::Tell(ask) => reply(&server, tell(post, ask)),
         Order::Settle(id) => reply(&server, settle(post, &id).map(|()| Reply::Done)),
         Order::Remove(ids) => reply(&server, remove(post, ids, |age| age >= KEPT_AT_LEAST)),
-        Order::Look(look) => reply(&server, Ok(post.look(look))),
+        Order::Run(_) | Order::Tell(_) | Order::Look(_) => 1,
     }
 }
 
@@ -79,11 +109,14 @@ fn not_made(error: SpoolError) -> Reply {
 
 /// A synchronous call: this child supervises it.
 fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
-    let warrant = match post.verify(ask, Way::Run).and_then(|warrant| post.claim(ask, &warrant, claimant).map(|()| warrant)) {
+    let verified = post.identify(ask).and_then(|known| {
+        post.claim(ask, &known, claimant)?;
+        post.admit(ask, known, Way::Run)
+    });
+    let Warrant { call, passed, .. } = match verified {
         Ok(warrant) => warrant,
         Err(failure) => return reply(&server, Ok(Reply::Refused(failure))),
     };
-    let Warrant { call, passed, .. } = warrant;
     let run = post.guard.method_run(&call, passed);
     let begun = nix::unistd::setsid().map(drop).and_then(|()| server.set_nonblocking(true).map_err(|_| nix::Error::EBADF));
     let supervised = match begun {
@@ -130,23 +163,31 @@ enum Wanted {
 
 fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, SpoolError> {
     let Place { ask, accepted_at } = place;
-    let Warrant { call, passed, .. } = match post.verify(&ask, Way::Start) {
-        Ok(warrant) => warrant,
-        Err(failure) => return Ok(Wanted::Nothing(Reply::Refused(failure))),
+    let refused = |failure| Ok(Wanted::Nothing(Reply::Refused(failure)));
+    let known = match post.identify(&ask) {
+        Ok(known) => known,
+        Err(failure) => return refused(failure),
     };
-    let (caller, call_id, start_before) = (call.envelope.caller.clone(), call.envelope.call_id.clone(), call.envelope.start_before);
+    let (caller, call_id) = (known.call.envelope.caller.clone(), known.call.envelope.call_id.clone());
+    let start_before = known.call.envelope.start_before;
     let minion_job_id = MinionJobId::derive(&ask.minion, &caller, &call_id);
     if Spool::of(&post.spools, &minion_job_id).exists()? {
         return Ok(Wanted::Nothing(Reply::Exists));
     }
+    let Warrant { call, passed, signer } = match post.admit(&ask, known, Way::Start) {
+        Ok(warrant) => warrant,
+        Err(failure) => return refused(failure),
+    };
     // Where a job was given up there is no spool any more to say that it has run.
     if forgotten(post)?.may_hold(start_before) {
         let message =
             format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
-        return Ok(Wanted::Nothing(Reply::Refused(Failure::new(ErrorCode::TooLate, message))));
+        return refused(Failure::new(ErrorCode::TooLate, message));
     }
     let run = Some(post.guard.method_run(&call, passed));
-    let request = SpoolRequest { minion_job_id, run, caller, call_id, ask, start_before, accepted_at, starts_at_once };
+    let certificate = signer.certificate;
+    let ask = Some(ask);
+    let request = SpoolRequest { minion_job_id, run, caller, call_id, ask, certificate, start_before, accepted_at, starts_at_once };
     Ok(Wanted::Job(Box::new(request)))
 }
 
@@ -217,8 +258,10 @@ fn start_daemon(post: &Post, request: SpoolRequest, spool: Spool, lock: SpoolLoc
 }
 
 /// What a caller wants of a job that is there, or of one that is never to be.
-fn tell(post: &Post, ask: Ask) -> Result<Reply, SpoolError> {
-    let told = post.verify(&ask, Way::Jobs).and_then(|Warrant { call, passed, .. }| {
+fn tell(post: &Post, ask: Ask, claimant: Claimant) -> Result<Reply, SpoolError> {
+    let told = post.identify(&ask).and_then(|known| {
+        post.claim(&ask, &known, claimant)?;
+        let Warrant { call, passed, .. } = post.admit(&ask, known, Way::Jobs)?;
         let asked = JobsCall::read(passed.method, passed.args)?;
         Ok((asked, call.envelope.caller, passed.scope))
     });
@@ -259,8 +302,19 @@ fn fence(post: &Post, ask: Ask, caller: CallerName, call_id: CallId) -> Result<R
     let now = Timestamp::now();
     let message = format!("call {call_id} never started here, and is refused from now on");
     let verdict = Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, message) };
-    let request =
-        SpoolRequest { minion_job_id, run: None, caller, call_id, ask, start_before: now, accepted_at: now, starts_at_once: false };
+    // It stands in the way of the call for as long as any call may be on its way.
+    let start_before = now.saturating_add(START_AHEAD_MAX).unwrap_or(Timestamp::MAX);
+    let request = SpoolRequest {
+        minion_job_id,
+        run: None,
+        caller,
+        call_id,
+        ask: Some(ask),
+        certificate: None,
+        start_before,
+        accepted_at: now,
+        starts_at_once: false,
+    };
     make(post, &request, Some(&Outcome::not_run(verdict, now)))
 }
 
@@ -319,7 +373,8 @@ fn remove(post: &Post, ids: Vec<MinionJobId>, may_go: impl Fn(Duration) -> bool)
         } else if let Ok(request) = spool.request()
             && request.start_before < now
             && let Ok(Some(ended_at)) = spool.ended_at(&request)
-            && Duration::try_from(now.duration_since(ended_at)).is_ok_and(&may_go)
+            // A clock that was ahead and is right again must not keep it for ever: the caller's is another one.
+            && Duration::try_from(now.duration_since(ended_at).max(now.duration_since(request.start_before))).is_ok_and(&may_go)
         {
             forgotten.add(&request.caller, &request.call_id, request.start_before);
             going.push((id, spool));

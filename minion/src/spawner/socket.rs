@@ -28,6 +28,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has.
 const END_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long it takes no connection after one could not be taken, for want of files for instance.
+const DEAF_FOR: Duration = Duration::from_millis(50);
 const ROOT: u32 = 0;
 
 /// The spawner's ear.
@@ -63,14 +65,23 @@ impl Socket {
 
     /// The next connection of somebody who is heard; none if nobody waits. Others are hung up on.
     pub(super) fn accept(&mut self) -> Option<UnixStream> {
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) => {
+                    // Whoever waits goes on waiting, and would be found waiting again and again meanwhile.
+                    warn!(%error, "the spawner's socket cannot take a connection");
+                    std::thread::sleep(DEAF_FOR);
+                    return None;
+                }
+            };
             match getsockopt(&stream, PeerCredentials) {
                 Ok(peer) if self.heard.contains(&peer.uid()) => return Some(stream),
                 Ok(peer) => self.strangers.tell(Some((peer.uid(), peer.pid()))),
                 Err(_) => self.strangers.tell(None),
             }
         }
-        None
     }
 }
 
@@ -92,18 +103,18 @@ impl Strangers {
     }
 }
 
+/// Made under another name first: the one that it gets is never free, so nobody can put anything in its place.
 fn bind(path: &Path, user: Option<&ServerUser>) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _gone => {}
-    }
+    // Shorter than the name that it gets, as a socket's path must be short.
+    let draft = path.with_file_name(format!(".s{:08x}", jiff::Timestamp::now().subsec_nanosecond()));
     let before = umask(if user.is_some() { SHARED } else { OWN });
-    let bound = UnixListener::bind(path);
+    let bound = UnixListener::bind(&draft);
     umask(before);
     let listener = bound?;
     if let Some(user) = user {
-        lchown(path, None, Some(user.gid()))?;
+        lchown(&draft, None, Some(user.gid()))?;
     }
+    std::fs::rename(&draft, path)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -4,14 +4,16 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::identity::{CallerName, Role};
+use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::Envelope;
 use jiff::Timestamp;
-use service::audit::{Audit, AuditError};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
+use super::Post;
 use super::claims::{Answer, CLAIMS_MAX, Claim, Claimant};
-use super::{AUDIT_LOG, Post};
+use super::ledger::RefusedAlone;
+use crate::audit::Log;
 use crate::call::{Ask, Call, Proof, require_signed};
 use crate::guard::{Bearer, Passed, Way};
 use crate::user;
@@ -19,111 +21,131 @@ use crate::user;
 /// The largest certificate that is read; ours take less than 1 KiB.
 const CERTIFICATE_MAX_BYTES: usize = 16 * 1024;
 
+/// A call whose caller is known.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) call: Call,
+    pub(super) signer: Signer,
+}
+
 /// A call that may be done, and what follows from it.
 #[derive(Debug)]
 pub(super) struct Warrant<'a> {
     pub(super) call: Call,
     pub(super) passed: Passed<'a>,
-    fingerprint: String,
+    pub(super) signer: Signer,
 }
 
-/// Who has signed a call, by a certificate that is good.
-struct Signer {
-    caller: CallerName,
-    fingerprint: String,
+/// Whose call it is: he has signed it, or a job of his has submitted it.
+#[derive(Debug)]
+pub(super) struct Signer {
+    pub(super) caller: CallerName,
+    pub(super) fingerprint: String,
+    /// The job that submits it.
+    pub(super) parent: Option<MinionJobId>,
+    /// Of what a job submits: the caller's certificate, in base64, if it is good still. What he has signed brings it along.
+    pub(super) certificate: Option<String>,
+}
+
+impl Signer {
+    fn bearer(&self) -> Bearer<'_> {
+        Bearer { caller: self.caller.as_str(), fingerprint: &self.fingerprint, address: None, parent: self.parent.as_ref() }
+    }
 }
 
 impl Post {
-    /// Looks whether the call of `ask` may be done in this `way`. What may not stands in the spawner's audit log.
+    /// Whose call it is that `ask` holds, if it is for this host. What is not stands in the spawner's log.
     ///
     /// # Errors
     /// A refusal.
-    pub(super) fn verify(&self, ask: &Ask, wanted: Way) -> Result<Warrant<'_>, Failure> {
-        let audit = self.audit().map_err(|error| {
-            tracing::error!(%error, "a call is refused because it cannot be audited");
-            Failure::new(ErrorCode::Undelivered, format!("nothing is run that cannot be audited: {error}"))
-        })?;
-        let unknown = Bearer { caller: "", fingerprint: "", address: None };
-        let refused = |bearer, method: &str, failure| Err(self.guard.refuse(bearer, &shown(method), failure, &audit));
-        if !self.names.contains(&ask.minion) {
-            let failure = Failure::new(ErrorCode::WrongAudience, format!("{} is not the name of this host", shown(ask.minion.as_str())));
-            return refused(unknown, "", failure);
-        }
-        let signer = match self.signer(ask) {
-            Ok(signer) => signer,
-            Err(failure) => return refused(unknown, "", failure),
-        };
-        let bearer = Bearer { caller: signer.caller.as_str(), fingerprint: &signer.fingerprint, address: None };
-        let call = match Call::parse(&ask.minion, &signer.caller, &ask.call) {
-            Ok(call) => call,
-            Err(failure) => return refused(bearer, "", failure),
-        };
-        match self.guard.pass(&ask.minion, bearer, &call, &audit) {
-            Ok(passed) if passed.way == wanted => match passed.run_as.as_deref().map_or(Ok(()), user::require_in_reach) {
-                Ok(()) => Ok(Warrant { call, passed, fingerprint: signer.fingerprint }),
-                Err(error) => {
-                    let failure = Failure::new(ErrorCode::Undelivered, format!("{}: {error}", ask.minion));
-                    refused(bearer, &call.envelope.method, failure)
-                }
-            },
-            Ok(_) => {
-                let failure = Failure::new(ErrorCode::InvalidRequest, format!("{} was handed on as something else", call.method));
-                refused(bearer, &call.envelope.method, failure)
+    pub(super) fn identify(&self, ask: &Ask) -> Result<Known, Failure> {
+        self.refresh();
+        let denied = |why| Failure::new(ErrorCode::Denied, format!("{}: {why}", ask.minion));
+        let signer = match &ask.proof {
+            _ if !self.names.contains(&ask.minion) => {
+                Err(Failure::new(ErrorCode::WrongAudience, format!("{} is not the name of this host", shown(ask.minion.as_str()))))
             }
-            // A denial stands there already.
-            Err(failure) if failure.is(ErrorCode::Denied) => Err(failure),
-            Err(failure) => refused(bearer, &call.envelope.method, failure),
-        }
+            Proof::Signed { signature, certificate } => self.signed(ask, signature, certificate),
+            Proof::Token { job, code } => self.submitter(ask, job, code).map_err(denied),
+        };
+        let signer = signer.map_err(|failure| self.refuse(Bearer::UNKNOWN, "", failure))?;
+        let call = Call::parse(&ask.minion, &signer.caller, &ask.call).map_err(|failure| self.refuse(signer.bearer(), "", failure))?;
+        Ok(Known { call, signer })
     }
 
-    /// That the call of `warrant` was not run before. From now on it was.
+    /// That the call was not done before. From now on it was.
     ///
     /// # Errors
     /// It was, or that is not to be had.
-    pub(super) fn claim(&self, ask: &Ask, warrant: &Warrant<'_>, claimant: Claimant) -> Result<(), Failure> {
-        let Envelope { call_id, method, caller, .. } = &warrant.call.envelope;
-        let failure = match claimant.claim(Claim::of(&ask.minion, &warrant.call.envelope)) {
+    pub(super) fn claim(&self, ask: &Ask, known: &Known, claimant: Claimant) -> Result<(), Failure> {
+        let (name, Envelope { call_id, method, caller, .. }) = (&ask.minion, &known.call.envelope);
+        let (code, why) = match claimant.claim(Claim::of(name, &known.call.envelope)) {
             Ok(Answer::Granted) => return Ok(()),
             Ok(Answer::Taken) => {
-                let message = format!("{}: the call {call_id} of {caller} was run here before, and none is run twice", ask.minion);
-                Failure::new(ErrorCode::InvalidRequest, message)
+                (ErrorCode::InvalidRequest, format!("the call {call_id} of {caller} was run here before, and none is run twice"))
             }
-            Ok(Answer::Full) => {
-                let message = format!(
-                    "{}: {CLAIMS_MAX} calls of the last minutes are remembered here, which is the most; try again later",
-                    ask.minion
-                );
-                Failure::new(ErrorCode::LimitReached, message)
-            }
+            Ok(Answer::Over) => (
+                ErrorCode::TooLate,
+                format!("too late: the call {call_id} of {caller} is as old as others that are forgotten here; call again"),
+            ),
+            Ok(Answer::Full) => (
+                ErrorCode::LimitReached,
+                format!("{CLAIMS_MAX} calls of the last minutes are remembered here, which is the most; try again later"),
+            ),
             Err(error) => {
-                let message = format!("{}: the spawner cannot say whether the call was run before: {error}; nothing was run", ask.minion);
-                Failure::new(ErrorCode::Undelivered, message)
+                (ErrorCode::Undelivered, format!("the spawner cannot say whether the call was run before: {error}; nothing was run"))
             }
         };
-        let bearer = Bearer { caller: caller.as_str(), fingerprint: &warrant.fingerprint, address: None };
-        match self.audit() {
-            Ok(audit) => Err(self.guard.refuse(bearer, method, failure, &audit)),
-            Err(_) => Err(failure),
-        }
+        Err(self.refuse(known.signer.bearer(), method, Failure::new(code, format!("{name}: {why}"))))
+    }
+
+    /// Lets the call pass, if rules allow it and it is to be done in this `way`. Both stand in the spawner's logs.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub(super) fn admit(&self, ask: &Ask, known: Known, wanted: Way) -> Result<Warrant<'_>, Failure> {
+        self.admit_by(ask, known, wanted, &self.ledger)
+    }
+
+    /// The same for who only looks, who may do it again and again: only that he may not stands there.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub(super) fn admit_to_look(&self, ask: &Ask, known: Known) -> Result<Warrant<'_>, Failure> {
+        self.admit_by(ask, known, Way::Jobs, &RefusedAlone(&self.ledger))
+    }
+
+    fn admit_by(&self, ask: &Ask, known: Known, wanted: Way, log: &impl Log) -> Result<Warrant<'_>, Failure> {
+        let Known { call, signer } = known;
+        let failure = match self.guard.pass(&ask.minion, signer.bearer(), &call, log) {
+            Ok(passed) if passed.way != wanted => {
+                Failure::new(ErrorCode::InvalidRequest, format!("{} was handed on as something else", call.method))
+            }
+            Ok(passed) => match passed.run_as.as_deref().map_or(Ok(()), user::require_in_reach) {
+                Ok(()) => return Ok(Warrant { call, passed, signer }),
+                Err(error) => Failure::new(ErrorCode::Undelivered, format!("{}: {error}", ask.minion)),
+            },
+            // A denial stands there already.
+            Err(failure) if failure.is(ErrorCode::Denied) => return Err(failure),
+            Err(failure) => failure,
+        };
+        Err(self.refuse(signer.bearer(), &call.envelope.method, failure))
+    }
+
+    fn refuse(&self, bearer: Bearer<'_>, method: &str, failure: Failure) -> Failure {
+        self.guard.refuse(bearer, &shown(method), failure, &self.ledger)
     }
 
     /// Who has signed the call, if his certificate is good now and the signature is his.
-    fn signer(&self, ask: &Ask) -> Result<Signer, Failure> {
+    fn signed(&self, ask: &Ask, signature: &str, certificate: &str) -> Result<Signer, Failure> {
         let denied = |why: String| Failure::new(ErrorCode::Denied, format!("{}: {why}", ask.minion));
-        let Proof::Signed { signature, certificate } = &ask.proof;
         let cert = Some(certificate).filter(|text| text.len() <= CERTIFICATE_MAX_BYTES).and_then(|text| BASE64.decode(text).ok());
         let cert = CertificateDer::from(cert.ok_or_else(|| denied("what should be the caller's certificate is none".into()))?);
         let verified = self.callers.borrow().verify(&cert, Timestamp::now());
         let peer = verified.map_err(|why| denied(format!("who has signed the call is not believed: {why}")))?;
         let Role::Overlord(caller) = peer.role else { return Err(denied(format!("{} is no overlord, and nobody else calls", peer.role))) };
         require_signed(&ask.minion, &cert, &ask.call, signature)?;
-        Ok(Signer { caller, fingerprint: peer.fingerprint })
-    }
-
-    /// The spawner's own log, beside the spools, where the server cannot reach it. Each child opens it anew: what is inherited from one process
-    /// has one lock in common.
-    fn audit(&self) -> Result<Audit, AuditError> {
-        Audit::open(&self.spools.join(AUDIT_LOG), self.rotation).map(Audit::without_journal)
+        Ok(Signer { caller, fingerprint: peer.fingerprint, parent: None, certificate: None })
     }
 }
 

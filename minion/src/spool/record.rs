@@ -8,7 +8,7 @@ use common::outcome::Verdict;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::call::Ask;
+use crate::call::{Ask, Proof};
 use crate::jobs::MethodRun;
 
 /// The first file of a spool: who asked for what.
@@ -22,14 +22,31 @@ pub struct SpoolRequest {
     pub caller: CallerName,
     /// Under which call id.
     pub call_id: CallId,
-    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had.
-    pub ask: Ask,
+    /// The call as it came, and by what it was believed: a job that waits keeps the acceptance that it had. Before calls were signed there was
+    /// none.
+    #[serde(default)]
+    pub ask: Option<Ask>,
+    /// The caller's certificate, its DER in base64, where the call does not bring it: of a job that another has submitted, while that certificate was
+    /// good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
     /// Until when it may come again, and is known as a repetition by this spool.
     pub start_before: Timestamp,
     /// When the host accepted it.
     pub accepted_at: Timestamp,
     /// Whether it was to start as soon as it was accepted, and not to wait.
     pub starts_at_once: bool,
+}
+
+impl SpoolRequest {
+    /// The certificate by which its caller was believed, in base64; none if it had ended by then, which is so of what jobs submit alone.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        match &self.ask.as_ref()?.proof {
+            Proof::Signed { certificate, .. } => Some(certificate),
+            Proof::Token { .. } => self.certificate.as_deref(),
+        }
+    }
 }
 
 /// The text of the lock file: the method was started. The default stands for a text that cannot be read, but is there.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use super::output::CappedFile;
+use crate::call::Token;
 use crate::spool::{CancelRequest, Spool, SpoolError, SpoolLock};
 
 /// Why a method is to stop.
@@ -34,6 +35,8 @@ pub struct JobCharge {
     pub spool: Spool,
     /// Its lock, held for life.
     pub lock: SpoolLock,
+    /// By which the method's process submits calls of its own. Boxed, because a charge comes back with errors.
+    pub token: Box<Token>,
     wake: File,
     stdout: CappedFile,
     stderr: CappedFile,
@@ -44,12 +47,12 @@ impl JobCharge {
     ///
     /// # Errors
     /// The disk is full, or another failure of the file system; spool and lock come back with it.
-    pub fn new(spool: Spool, lock: SpoolLock, output_max_bytes: u64) -> Result<Self, (SpoolError, Spool, SpoolLock)> {
+    pub fn new(spool: Spool, lock: SpoolLock, token: Box<Token>, output_max_bytes: u64) -> Result<Self, (SpoolError, Spool, SpoolLock)> {
         let open = || Ok((spool.listen()?, spool.create_output("stderr")?, spool.create_output("stdout")?));
         match open() {
             Ok((wake, stderr, stdout)) => {
                 let [stdout, stderr] = [stdout, stderr].map(|file| CappedFile::new(file, output_max_bytes));
-                Ok(Self { spool, lock, wake, stdout, stderr })
+                Ok(Self { spool, lock, token, wake, stdout, stderr })
             }
             Err(error) => Err((error, spool, lock)),
         }

@@ -14,10 +14,12 @@ use serde_json::{Value, json};
 
 use super::cgroup::Cgroup;
 use super::{Charge, Station, tree};
+use crate::call::Token;
 use crate::jobs::MethodRun;
 use crate::modules::Context;
 use crate::process;
 use crate::user::{User, UserError};
+use crate::variables;
 
 /// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
@@ -68,15 +70,15 @@ impl Child {
         let state = (charge, child, ends);
         let place = Place { station, run, supervisor: getpid() };
         let forked = process::fork_with(state, |(charge, child, ends)| {
-            let minion_job_id = match &charge {
-                Charge::Job(job) => job.spool.dir().file_name().map(std::ffi::OsStr::to_owned),
+            let token = match &charge {
+                Charge::Job(job) => Some(job.token.clone()),
                 Charge::Call(_) => None,
             };
             if let Some(cgroup) = &child.cgroup {
                 cgroup.join();
             }
             drop((charge, child));
-            u8::from(become_method(&place, minion_job_id, ends).is_err())
+            u8::from(become_method(&place, token.as_deref(), ends).is_err())
         });
         match forked {
             Ok((pid, (charge, mut child, _ends))) => {
@@ -144,7 +146,7 @@ fn make_pipes(keeps_output: bool) -> nix::Result<(Ends, Child)> {
 }
 
 /// In the new process: becomes one that a method can expect, runs the method, answers.
-fn become_method(place: &Place<'_>, minion_job_id: Option<std::ffi::OsString>, mut ends: Ends) -> std::io::Result<()> {
+fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> std::io::Result<()> {
     let Place { station, run, supervisor } = *place;
     die_with(supervisor)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -158,17 +160,26 @@ fn become_method(place: &Place<'_>, minion_job_id: Option<std::ffi::OsString>, m
     die_with(supervisor)?;
     ends.outputs.clear();
     process::close_all_but(ends.answer.as_fd())?;
-    process::set_variable("MINION_NAME", station.minion.as_str());
-    if let Some(minion_job_id) = minion_job_id {
-        process::set_variable("OVERLORD_JOB_ID", run.call_id.job().as_str());
-        process::set_variable(tree::JOB_VARIABLE, minion_job_id);
-    }
+    set_own_variables(station, run, token);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     let answer = match embodied {
         Ok(()) => answer_of(station, run),
         Err(error) => Answer::Error(Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method))),
     };
     ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
+}
+
+/// Tells the method's process, and all that it starts, what it is; and a job by what it is known when it submits calls.
+fn set_own_variables(station: &Station, run: &MethodRun, token: Option<&Token>) {
+    // A minion that was itself started by a job has that job's.
+    process::keep_variables(|name| !name.to_str().is_some_and(|name| variables::ALL.contains(&name)));
+    process::set_variable(variables::NAME, station.minion.as_str());
+    let Some(token) = token else { return };
+    process::set_variable(variables::CALL, run.call_id.job().as_str());
+    process::set_variable(variables::JOB, token.job().as_str());
+    process::set_variable(variables::CALLER, run.caller.as_str());
+    process::set_variable(variables::TOKEN, token.exposed());
+    process::set_variable(variables::SUBMIT_SOCKET, &station.submit_socket);
 }
 
 /// Sees to it that this process dies with `supervisor`, which is its parent unless it is dead already.

@@ -9,8 +9,7 @@ use nix::sys::signal::Signal;
 use procfs::process::{Process, all_processes};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
-/// The variable by which the processes of a job know it, and by which what is left of a job is known.
-pub(super) const JOB_VARIABLE: &str = "MINION_JOB_ID";
+use crate::variables;
 
 /// A tree deeper than this is not followed: no chain of parents is, that is not changing while it is read.
 const DEPTH_MAX: usize = 10_000;
@@ -59,7 +58,7 @@ fn descends_from(process: &Process, ancestor: i32) -> bool {
 
 fn is_marked(process: &Process, id: &MinionJobId) -> bool {
     let marked = |variables: std::collections::HashMap<std::ffi::OsString, std::ffi::OsString>| {
-        variables.get(OsStr::new(JOB_VARIABLE)).is_some_and(|value| value == id.as_str())
+        variables.get(OsStr::new(variables::JOB)).is_some_and(|value| value == id.as_str())
     };
     process.environ().is_ok_and(marked)
 }

@@ -12,7 +12,7 @@ use common::protocol::certs::{REVOCATIONS, Revocations, RevocationsParams};
 use crate::buckets::fan_out;
 use crate::chain;
 use crate::client::Sent;
-use crate::envelope::{Letter, Message, fresh_id};
+use crate::envelope::{Letter, Message};
 use crate::fleet::{Fleet, Link};
 use crate::hosts::{Host, Roster, RosterError};
 
@@ -85,7 +85,7 @@ pub(crate) fn letters<'h>(
     hosts: impl IntoIterator<Item = &'h Host>,
 ) -> serde_json::Result<Vec<Letter>> {
     let message = Message {
-        call_id: CallId::new(fresh_id(), 1),
+        call_id: CallId::new(service::fresh_id(), 1),
         caller: link.caller.clone(),
         method: REVOCATIONS.to_owned(),
         args: Arguments::Json(serde_json::to_value(params)?),

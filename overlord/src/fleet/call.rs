@@ -13,7 +13,7 @@ use super::arguments::{CheckError, IntoArguments, check_call};
 use super::{Link, LinkError, Stop, Target, gossip};
 use crate::buckets::{BucketError, fan_out};
 use crate::client::Sent;
-use crate::envelope::{Letter, Message, fresh_id};
+use crate::envelope::{Letter, Message};
 
 /// How much longer than the method's limit its answer is waited for: the host enforces the limit, and needs a moment to say so.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ impl Target {
         let method = check_call(method, &args)?;
         let link = self.fleet.link()?;
         let message = Message {
-            call_id: CallId::new(fresh_id(), 1),
+            call_id: CallId::new(service::fresh_id(), 1),
             caller: link.caller.clone(),
             method: method.into(),
             args,

@@ -18,7 +18,7 @@ use super::{Job, JobError, retention};
 use crate::buckets::fan_out;
 use crate::client::{self, Client, NoAnswer, Sent};
 use crate::clock;
-use crate::envelope::{Letter, Message, fresh_id};
+use crate::envelope::{Letter, Message};
 use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call, gossip};
 use crate::hosts::{Host, Roster};
 use crate::store;
@@ -107,7 +107,7 @@ impl Dispatch {
             })
         };
         for _ in 0..IDS_DRAWN_MAX {
-            let header = header(fresh_id())?;
+            let header = header(service::fresh_id())?;
             let message = message(&header, 1);
             let job = header.job_id.clone();
             if let Some(log) = LockedLog::create(fleet.home(), header)? {
@@ -243,7 +243,8 @@ async fn deliver(client: &Client, letter: &Letter, within: Duration) -> News {
             break;
         }
         match (client.send::<Accepted>(letter, &text, within, &Sent::default()).await, &doubt) {
-            (Ok(accepted), _) => return acceptance(accepted),
+            (Ok(accepted), _) if accepted.minion_job_id == letter.minion_job_id() => return acceptance(accepted),
+            (Ok(_), _) => doubt = Some("it says that it has accepted another job".to_owned()),
             (Err(NoAnswer::Silent(reason)), _) => doubt = Some(reason),
             // It failed on the way, or does not know how far it came: the job may run there.
             (Err(NoAnswer::Refused(failure)), _) if failure.is(ErrorCode::Internal) || failure.is(ErrorCode::Lost) => {
@@ -326,7 +327,7 @@ mod tests {
         });
         let fleet = lab.fleet();
         let header = JobHeader {
-            job_id: fresh_id(),
+            job_id: service::fresh_id(),
             caller: "admin".parse().unwrap(),
             target: "*".into(),
             method: "test.ping".into(),

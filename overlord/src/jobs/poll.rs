@@ -13,7 +13,7 @@ use serde_json::json;
 use super::JobError;
 use crate::buckets::fan_out;
 use crate::client::{NoAnswer, Sent};
-use crate::envelope::{Letter, Message, fresh_id, later};
+use crate::envelope::{Letter, Message, later};
 use crate::fleet::{Fleet, Link, Stop, gossip};
 
 /// A question to one host about one sending of a job.
@@ -106,7 +106,7 @@ pub(crate) fn ask(
     let mut letters: Vec<(Inquiry, Letter)> = Vec::new();
     for inquiry in inquiries {
         let (method, args) = inquiry.method_and_args();
-        let call_id = CallId::new(fresh_id(), 1);
+        let call_id = CallId::new(service::fresh_id(), 1);
         let message = Message { call_id, caller: link.caller.clone(), method: method.to_owned(), args, limit: None };
         match message.letters(roster.find(&inquiry.host)).pop() {
             Some(letter) => letters.push((inquiry, letter)),
@@ -127,6 +127,26 @@ pub(crate) fn ask(
         gossip::carry_on(fleet, link, &Stop::new(), until);
     }
     Ok(())
+}
+
+/// The answer, unless it is none to what was asked of the job of `record`: a host must not make up how far it is by what it says of another.
+pub(crate) fn checked(record: &JobRecord, (inquiry, answer): Answered) -> Answered {
+    let problem = answer.as_ref().ok().and_then(|report| problem_of(record, &inquiry, report));
+    match problem {
+        Some(problem) => (inquiry, Err(Unheard::NoAnswer(NoAnswer::Silent(problem)))),
+        None => (inquiry, answer),
+    }
+}
+
+fn problem_of(record: &JobRecord, inquiry: &Inquiry, report: &JobReport) -> Option<String> {
+    let call_id = CallId::new(record.header.job_id.clone(), inquiry.attempt);
+    if report.call_id != call_id || report.minion_job_id != MinionJobId::derive(&inquiry.host, &record.header.caller, &call_id) {
+        return Some("it answered about another job".to_owned());
+    }
+    match &report.progress {
+        JobProgress::Ended(_) | JobProgress::Going { state: HostState::Queued | HostState::Running, .. } => None,
+        JobProgress::Going { state, .. } => Some(format!("it says that the job is {state}, and not how it came to that")),
+    }
 }
 
 /// The result within the answer to a question about a job; `what` it should be is told where it is not.
@@ -170,9 +190,6 @@ fn meaning(
 ) -> Vec<News> {
     let lost = |reason: String| vec![News::Ended(Outcome::not_run(Verdict::lost(reason), now))];
     match answer {
-        Ok(report) if *report.call_id.job() != record.header.job_id => {
-            missed(host, "has answered about another job", "it answered about another job", (now, lost_after))
-        }
         Ok(report) => heard(host, report),
         Err(Unheard::NoAnswer(silence)) if silence.is_refusal(ErrorCode::UnknownJob) => {
             let (name, job) = (&inquiry.host, &record.header.job_id);

@@ -48,7 +48,7 @@ struct Rank {
 #[derive(Debug)]
 pub(super) struct Arrival {
     arrivals: Arc<Arrivals>,
-    origin: IpAddr,
+    group: Group,
     number: u64,
     displaced: Arc<Notify>,
 }
@@ -61,12 +61,15 @@ impl Arrivals {
 
     /// A connection that was accepted, and whether another had to go for it.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> (Arrival, bool) {
-        let origin = origin(address);
+        self.take_in(Group { is_silent: true, origin: origin(address) })
+    }
+
+    fn take_in(self: &Arc<Self>, group: Group) -> (Arrival, bool) {
         let mut queue = self.queue();
         let is_full = queue.count >= self.max;
         let has_displaced = is_full && queue.displace();
-        let (number, displaced) = queue.push(origin);
-        (Arrival { arrivals: Arc::clone(self), origin, number, displaced }, has_displaced)
+        let (number, displaced) = queue.push(group);
+        (Arrival { arrivals: Arc::clone(self), group, number, displaced }, has_displaced)
     }
 
     /// Lets every second one go, the oldest first. Gives how many those are.
@@ -83,16 +86,11 @@ impl Arrivals {
 }
 
 impl Queue {
-    fn push(&mut self, origin: IpAddr) -> (u64, Arc<Notify>) {
+    fn push(&mut self, group: Group) -> (u64, Arc<Notify>) {
         self.last += 1;
         let (number, displaced) = (self.last, Arc::new(Notify::new()));
-        self.change(Group { is_silent: true, origin }, |group| group.insert(number, Arc::clone(&displaced)));
+        self.change(group, |members| members.insert(number, Arc::clone(&displaced)));
         (number, displaced)
-    }
-
-    fn remove(&mut self, origin: IpAddr, number: u64) -> Option<Arc<Notify>> {
-        let mut from = |is_silent| self.change(Group { is_silent, origin }, |group| group.remove(&number));
-        from(true).or_else(|| from(false))
     }
 
     fn displace(&mut self) -> bool {
@@ -121,23 +119,25 @@ impl Queue {
 }
 
 impl Arrival {
-    /// It has said what a client of TLS says first.
-    pub(super) fn has_spoken(&self) {
-        let mut queue = self.arrivals.queue();
-        if let Some(displaced) = queue.remove(self.origin, self.number) {
-            queue.change(Group { is_silent: false, origin: self.origin }, |group| group.insert(self.number, displaced));
-        }
+    /// It has said something. If it has been displaced, it takes the place of another.
+    pub(super) fn has_spoken(&self) -> Self {
+        self.leave();
+        self.arrivals.take_in(Group { is_silent: false, ..self.group }).0
     }
 
     /// Until it has to go.
     pub(super) async fn displaced(&self) {
         self.displaced.notified().await;
     }
+
+    fn leave(&self) {
+        self.arrivals.queue().change(self.group, |members| members.remove(&self.number));
+    }
 }
 
 impl Drop for Arrival {
     fn drop(&mut self) {
-        self.arrivals.queue().remove(self.origin, self.number);
+        self.leave();
     }
 }
 
@@ -185,17 +185,16 @@ mod tests {
     #[tokio::test]
     async fn who_has_said_nothing_goes_before_who_has() {
         let arrivals = Arrivals::new(3);
-        let spoken = [enter(&arrivals, "10.0.0.1"), enter(&arrivals, "10.0.0.1")];
-        spoken.iter().for_each(Arrival::has_spoken);
+        let spoken = [enter(&arrivals, "10.0.0.1").has_spoken(), enter(&arrivals, "10.0.0.1").has_spoken()];
         let silent = enter(&arrivals, "10.0.0.2");
         let next = enter(&arrivals, "10.0.0.3");
         assert!(has_gone(&silent) && !spoken.iter().any(has_gone));
         silent.displaced().await;
-        // It comes too late for that.
-        silent.has_spoken();
-        next.has_spoken();
+        // It had spoken, and was not heard.
+        let heard = silent.has_spoken();
+        assert!(has_gone(&next) && !has_gone(&heard) && !spoken.iter().any(has_gone));
         let _last = enter(&arrivals, "10.0.0.4");
-        assert!(has_gone(&silent) && has_gone(spoken.first().unwrap()) && !has_gone(&next));
+        assert!(has_gone(spoken.first().unwrap()) && !has_gone(&heard));
     }
 
     #[test]

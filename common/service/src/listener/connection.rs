@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,12 +14,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use jsonrpsee::server::{BatchRequestConfig, HttpBody, HttpResponse, http as rpc};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::rustls::server::Acceptor;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
@@ -79,13 +79,22 @@ impl<R: Reception> Connection<R> {
     }
 
     async fn shake_hands(&mut self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let accept = async {
-            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-            self.arrival.has_spoken();
-            hello.into_stream(self.gate.tls()).await
-        };
+        let began = Instant::now();
+        tokio::select! {
+            () = has_spoken(&stream) => {}
+            () = self.arrival.displaced() => {
+                // It may have, and we were too busy to hear it.
+                if !is_there(&stream) {
+                    return None;
+                }
+            }
+            () = sleep_until(began + self.limits.handshake_timeout) => {}
+            () = told(&mut self.stop) => return None,
+        }
+        self.arrival = self.arrival.has_spoken();
+        let tls = TlsAcceptor::from(self.gate.tls());
         let handshake = tokio::select! {
-            handshake = timeout(self.limits.handshake_timeout, accept) => handshake,
+            handshake = timeout_at(began + self.limits.handshake_timeout, tls.accept(stream)) => handshake,
             () = self.arrival.displaced() => return None,
             () = told(&mut self.stop) => return None,
         };
@@ -157,6 +166,16 @@ impl<R: Reception> Talk<R> {
             }
         }
     }
+}
+
+/// Until the client's first byte is here, or its end.
+async fn has_spoken(stream: &TcpStream) {
+    let _what_is_wrong_shows_in_the_handshake = stream.peek(&mut [0]).await;
+}
+
+/// Whether a byte of the client's is here, whatever the runtime has heard of it.
+fn is_there(stream: &TcpStream) -> bool {
+    recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok_and(|count| count > 0)
 }
 
 fn tune(stream: &TcpStream) -> std::io::Result<()> {

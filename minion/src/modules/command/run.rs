@@ -18,7 +18,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 
-use super::super::Context;
+use super::super::{Context, beginning};
 use super::Run;
 use super::capture::{self, Capture};
 
@@ -35,8 +35,6 @@ const DEATH_GRACE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What a result needs beside the two streams: rc, signal, cut, and the message and the frame of a failure.
 const FRAME_MAX_BYTES: usize = 4096;
-/// How much of a word of the caller's stands in a message.
-const WORD_MAX_LETTERS: usize = 200;
 /// How much of the last line of stderr stands in a failure's message.
 const REASON_MAX_LETTERS: usize = 200;
 
@@ -78,14 +76,9 @@ fn start(args: &Run) -> Result<Child, Failure> {
     command.spawn().map_err(|error| {
         // The kernel's word for a folder that is not there and a program that is not there is the same.
         let no_folder = args.cwd.as_ref().filter(|cwd| !cwd.is_dir());
-        let place = no_folder.map(|cwd| format!(" in {}, which is no folder", beginning(&cwd.display()))).unwrap_or_default();
+        let place = no_folder.map(|cwd| format!(" in {}, which is no folder", beginning(cwd.display()))).unwrap_or_default();
         Failure::of_kind("not_started", format!("cannot start {:?}{place}: {error}", beginning(&args.program)))
     })
-}
-
-/// As much of a caller's word as stands in a message.
-fn beginning(word: &impl ToString) -> String {
-    word.to_string().chars().take(WORD_MAX_LETTERS).collect()
 }
 
 /// How far the stopping of a command is whose timeout has passed.

@@ -6,7 +6,7 @@ use common::outcome::value_bytes;
 use common::protocol::{JobLogs, LogPiece, Stream};
 
 /// How many bytes at most a host keeps back: a letter of UTF-8 that is not whole yet.
-const KEPT_BACK_MAX_BYTES: u64 = 3;
+pub(super) const KEPT_BACK_MAX_BYTES: u64 = 3;
 
 /// What a host was asked for.
 #[derive(Debug, Clone)]
@@ -69,6 +69,12 @@ impl Answer {
     /// There was something in it.
     pub(crate) fn is_news(&self) -> bool {
         self.bytes.iter().any(|bytes| !bytes.is_empty())
+    }
+
+    /// It carried less than so many bytes of a stream that has more.
+    pub(super) fn is_shorter_than(&self, min_bytes: u64) -> bool {
+        let mut streams = self.bytes.iter().zip(self.offsets).zip(self.sizes_bytes);
+        streams.any(|((bytes, offset), size)| (bytes.len() as u64) < min_bytes && size.saturating_sub(offset) > KEPT_BACK_MAX_BYTES)
     }
 
     /// Each stream was read as far as `sizes_bytes`.

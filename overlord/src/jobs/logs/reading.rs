@@ -9,10 +9,10 @@ use common::protocol::{Arguments, JobLogs, LOGS_WAIT_MAX_MS, Stream, logs_chunk_
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::answer::{Answer, Asked};
+use super::answer::{Answer, Asked, KEPT_BACK_MAX_BYTES};
 use super::{Follow, LogEnd, LogEvent, Sink, Source};
 use crate::client::{Client, NoAnswer, Sent};
-use crate::envelope::{Letter, Message, fresh_id};
+use crate::envelope::{Letter, Message};
 use crate::fleet::{Fleet, LinkError};
 use crate::jobs::{Job, log, poll};
 
@@ -20,9 +20,9 @@ use crate::jobs::{Job, log, poll};
 const ASKED_MAX_BYTES: u32 = 64 * 1024;
 /// The largest answer to that that is read: each byte may become six, and there is something around them.
 const ANSWER_MAX_BYTES: u32 = 2 * 6 * ASKED_MAX_BYTES + 64 * 1024;
-/// What a host gives of a stream at once at least, if there is so much; and how many more answers than that makes are taken.
+/// What a host gives of a stream at once at least, if there is so much; and how many answers are taken that give less.
 const GIVEN_MIN_BYTES: u32 = 4096;
-const ANSWERS_SPARE: u64 = 8;
+const SHORT_ANSWERS_MAX: u32 = 8;
 /// The pause before a host is asked for more that has told all it has: a job that writes a little all the time makes no more calls than that.
 const CAUGHT_UP_PAUSE: Duration = Duration::from_millis(200);
 /// The pause before a host is asked again that the job has not reached yet.
@@ -39,13 +39,6 @@ struct Away {
     pause: Duration,
 }
 
-/// How much of each stream is wanted, and in how many more answers.
-#[derive(Clone, Copy)]
-struct Goal {
-    sizes_bytes: [u64; 2],
-    answers_left: u64,
-}
-
 /// The reading of one host.
 pub(super) struct Reading<'a> {
     job: &'a Job,
@@ -56,7 +49,9 @@ pub(super) struct Reading<'a> {
     asked: Asked,
     logs_max_bytes: u64,
     away: Option<Away>,
-    goal: Option<Goal>,
+    /// How much of each stream is wanted.
+    goal_bytes: Option<[u64; 2]>,
+    short_answers: u32,
 }
 
 /// What hosts are asked for their output with.
@@ -74,7 +69,18 @@ impl<'a> Reading<'a> {
             offsets: [0, 0],
             max_bytes: logs_chunk_bytes(answer_max_bytes).min(ASKED_MAX_BYTES),
         };
-        Self { job, client, source, follow, sink, asked, logs_max_bytes: config.logs_max_bytes, away: None, goal: None }
+        Self {
+            job,
+            client,
+            source,
+            follow,
+            sink,
+            asked,
+            logs_max_bytes: config.logs_max_bytes,
+            away: None,
+            goal_bytes: None,
+            short_answers: 0,
+        }
     }
 
     /// Reads, and gives how far it came.
@@ -100,6 +106,9 @@ impl<'a> Reading<'a> {
         (self.away, self.source.is_unconfirmed) = (None, false);
         self.asked.offsets = answer.offsets;
         let is_news = answer.is_news();
+        // Of a job that is followed there may be more by the time its host has counted what there is.
+        let is_short = self.follow == Follow::SoFar && answer.is_shorter_than(self.given_min_bytes());
+        self.short_answers += u32::from(is_short);
         for ((stream, bytes), next) in Stream::ALL.into_iter().zip(std::mem::take(&mut answer.bytes)).zip(answer.offsets) {
             if !bytes.is_empty() {
                 self.sink.give(LogEvent::Piece { host: self.source.host.name.clone(), stream, bytes, next }).await;
@@ -121,33 +130,31 @@ impl<'a> Reading<'a> {
         if answer.state == HostState::Undelivered {
             return unread(format!("the job never started there; `overlord job-status {}` says why", self.asked.job));
         }
-        let goal = self.goal(answer);
+        let goal_bytes = self.goal_bytes(answer);
         let is_read = match self.follow {
-            Follow::SoFar => answer.has_reached(goal.sizes_bytes) || (!is_news && answer.has_all_but_a_letter(goal.sizes_bytes)),
+            Follow::SoFar => answer.has_reached(goal_bytes) || (!is_news && answer.has_all_but_a_letter(goal_bytes)),
             Follow::ToTheEnd => answer.complete,
         };
         if is_read {
             return Some(LogEnd::Read(answer.state));
         }
+        // A host that gives next to nothing at a time is not listened to for ever, but a job that is followed may write as little as it likes.
         let may_wait = self.follow == Follow::ToTheEnd && !answer.state.is_final();
-        if (!is_news && !may_wait) || goal.answers_left == 0 {
+        if !may_wait && (!is_news || self.short_answers > SHORT_ANSWERS_MAX) {
             return unread("it says that it has more output, and does not give it".to_owned());
         }
         None
     }
 
-    /// What is there now is wanted, and no more than that, from a host whose output grows: what it had at first. A host that gives next to
-    /// nothing at a time is not listened to for ever, but a job that is followed may write as little as it likes.
-    fn goal(&mut self, answer: &Answer) -> Goal {
-        let first = || {
-            let sizes_bytes = answer.sizes_bytes.map(|size| size.min(self.logs_max_bytes.saturating_add(1)));
-            let least = u64::from(self.asked.max_bytes.min(GIVEN_MIN_BYTES).saturating_sub(3).max(1));
-            let answers = sizes_bytes.iter().map(|size| size / least).max().unwrap_or_default().saturating_add(ANSWERS_SPARE);
-            Goal { sizes_bytes, answers_left: if self.follow == Follow::SoFar { answers } else { u64::MAX } }
-        };
-        let goal = self.goal.unwrap_or_else(first);
-        self.goal = Some(Goal { answers_left: goal.answers_left.saturating_sub(1), ..goal });
-        goal
+    /// What is there now is wanted, and no more than that, from a host whose output grows: what it had at first.
+    fn goal_bytes(&mut self, answer: &Answer) -> [u64; 2] {
+        let max_bytes = self.logs_max_bytes.saturating_add(1);
+        *self.goal_bytes.get_or_insert_with(|| answer.sizes_bytes.map(|size| size.min(max_bytes)))
+    }
+
+    /// What a host gives of a stream that has so much, whatever it keeps back of a letter.
+    fn given_min_bytes(&self) -> u64 {
+        u64::from(self.asked.max_bytes.min(GIVEN_MIN_BYTES)).saturating_sub(KEPT_BACK_MAX_BYTES)
     }
 
     /// What to do when there was no answer: how it ends, or how long to wait before the host is asked again.
@@ -198,7 +205,7 @@ impl<'a> Reading<'a> {
         let [stdout, stderr] = self.asked.offsets;
         let (id, max_bytes) = (&self.asked.minion_job_id, self.asked.max_bytes);
         let message = Message {
-            call_id: CallId::new(fresh_id(), 1),
+            call_id: CallId::new(service::fresh_id(), 1),
             caller: link.caller.clone(),
             method: "jobs.logs".to_owned(),
             args: Arguments::Json(json!({ "id": id, "stdout": stdout, "stderr": stderr, "max_bytes": max_bytes, "wait_ms": wait_ms })),

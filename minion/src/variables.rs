@@ -1,0 +1,17 @@
+//! The variables that a method's process finds in its environment, by name. The minion sets them, and nobody else.
+
+/// The host's name.
+pub const NAME: &str = "MINION_NAME";
+/// Of a job: the id that its caller has for it.
+pub const CALL: &str = "OVERLORD_JOB_ID";
+/// Of a job: its id on this host, by which what is left of it is known.
+pub const JOB: &str = "MINION_JOB_ID";
+/// Of a job: its caller, for whom it submits calls.
+pub const CALLER: &str = "MINION_CALLER";
+/// Of a job: by what it submits calls. Whoever has it may do what the job's caller may, as long as the job runs.
+pub const TOKEN: &str = "MINION_JOB_TOKEN";
+/// Of a job: where it submits them.
+pub const SUBMIT_SOCKET: &str = "MINION_SUBMIT_SOCKET";
+
+/// All of them.
+pub const ALL: [&str; 6] = [NAME, CALL, JOB, CALLER, TOKEN, SUBMIT_SOCKET];

@@ -1,0 +1,4 @@
+//! Holds `fleet::fuzz::rules` to whatever libFuzzer comes up with.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fleet::fuzz::rules(data));
