@@ -85,10 +85,10 @@ impl Untried {
             return Ok(Self::ALL);
         }
         separation::owners(config, user, problems, hints);
-        let is_shared = |dir: &Path| dir.metadata().is_ok_and(|found| folders::is_shared(&found, user));
+        let is_shared = |dir: &Path, mode| dir.metadata().is_ok_and(|found| folders::is_shared(&found, user, mode));
         let untried = Self {
-            certs_dir: is_shared(&config.certs_dir),
-            state_dir: is_shared(&config.state_dir),
+            certs_dir: is_shared(&config.certs_dir, folders::CERTS_MODE),
+            state_dir: is_shared(&config.state_dir, folders::STATE_MODE),
             audit_log: config.audit_log().metadata().is_ok_and(|found| found.uid() == user.uid()),
         };
         if let Err(error) = user.become_for_good() {

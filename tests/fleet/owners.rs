@@ -57,7 +57,7 @@ pub(crate) fn share_certs(folder: &Path, name: &str) {
         }
     }
     chown(folder, Some(0), Some(user.gid.as_raw())).unwrap();
-    fs::set_permissions(folder, Permissions::from_mode(0o1771)).unwrap();
+    fs::set_permissions(folder, Permissions::from_mode(0o1770)).unwrap();
 }
 
 /// Runs a shell's line to its end with all rights that a server of the user `name` has: the user's groups, and no capability.

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::Config;
-use crate::folders::{self, CERTS_OF_SERVER, is_shared, may_write, replaceable};
+use crate::folders::{self, CERTS_MODE, CERTS_OF_SERVER, STATE_MODE, is_shared, may_write, replaceable};
 use crate::server_user::ServerUser;
 
 /// What root finds: owners and modes by which `user` could change what root goes by, or by which the server cannot work.
@@ -39,19 +39,20 @@ pub(super) fn unreadable(path: &Path, user: &ServerUser) -> Option<String> {
 fn certs(config: &Config, user: &ServerUser, problems: &mut Vec<String>) {
     let (dir, ca) = (&config.certs_dir, TrustFiles::of_minion(&config.certs_dir).ca);
     let Some(found) = metadata(dir) else { return };
-    if !is_shared(&found, user) {
+    let is_shared = is_shared(&found, user, CERTS_MODE);
+    if !is_shared {
         let what = match replaceable(&ca, user) {
             Some(_) => "lets the user {user}, as whom the server runs, replace ca.pem, which says whom root obeys",
             None => "is not as the user {user}, as whom the server runs, needs it to renew the certificate",
         };
         problems.push(format!(
-            "certs_dir {dir} {what}: run `chown root:{group} {dir} && chmod 1771 {dir}`",
+            "certs_dir {dir} {what}: run `chown root:{group} {dir} && chmod {CERTS_MODE:o} {dir}`",
             dir = dir.display(),
             what = what.replace("{user}", user.name()),
             group = user.gid()
         ));
     }
-    let way = if is_shared(&found, user) { replaceable(&ca, user) } else { None };
+    let way = if is_shared { replaceable(&ca, user) } else { None };
     if metadata(&ca).is_some_and(|file| may_write(&file, user)) {
         problems.push(mend_roots(&ca, user, "write it, and it says whom root obeys"));
     } else if let Some(folder) = way {
@@ -76,7 +77,7 @@ fn state(config: &Config, user: &ServerUser, problems: &mut Vec<String>, hints: 
         problems.extend(folders::require_roots(&spools).err().map(|error| error.to_string()));
     }
     let Some(found) = metadata(dir) else { return };
-    if is_shared(&found, user) {
+    if is_shared(&found, user, STATE_MODE) {
         let files = dir.read_dir().into_iter().flatten().flatten();
         let files = files.filter(|file| file.file_name().to_str().is_some_and(folders::is_servers_state));
         problems.extend(files.filter_map(|file| anothers(&file.path(), user)));

@@ -10,7 +10,7 @@ use super::check::mend;
 use super::{USER, ended, group_name, separated};
 
 fn shared() -> Owner {
-    Owner::of("root", &group_name(), 0o1770)
+    Owner::of("root", &group_name(), 0o1771)
 }
 
 #[test]
@@ -24,7 +24,9 @@ fn what_the_parts_make_has_its_owners() {
     assert_eq!(owner(&state), shared());
     assert_eq!(owner(&state.join("spool")), Owner::of("root", "root", 0o700));
     assert_eq!(owner(&state.join("spawner.sock")), Owner::of("root", &group, 0o660));
-    for (name, mode) in [("audit.log", 0o600), ("server.lock", 0o600), ("status.sled", 0o700), ("server.sock", 0o700)] {
+    for (name, mode) in
+        [("audit.log", 0o600), ("server.lock", 0o600), ("status.sled", 0o700), ("server.sock", 0o700), ("submit.sock", 0o666)]
+    {
         assert_eq!(owner(&state.join(name)), Owner::of(USER, &group, mode), "{name}");
     }
     let spools = fs::read_dir(state.join("spool")).unwrap().map(|entry| entry.unwrap().path());
