@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
+use std::process::Command;
 
 use fleet::captured::CapturedServer;
-use fleet::{Builder, Fleet, Minion, PATIENCE, Process, acting_as, as_server, user, wait_for, wait_until};
+use fleet::{Builder, Fleet, Minion, PATIENCE, Process, acting_as, as_server, binaries, user, wait_for, wait_until};
 use nix::unistd::{Group, geteuid};
 use serde_json::json;
 
@@ -65,6 +66,14 @@ fn ended(fleet: &Fleet, id: &str) -> serde_json::Value {
 /// The job daemon of the one job, once that has begun.
 fn daemon(web1: &Minion) -> Process {
     wait_for("the job daemon", PATIENCE, || web1.job_daemon(web1.spools().first()?))
+}
+
+/// The program `minion` where every user can execute it.
+fn program_for_all(fleet: &Fleet) -> String {
+    let program = fleet.root().join("minion");
+    // By a process of its own: what is open for writing in one of ours, or in what we fork meanwhile, cannot be executed.
+    assert!(Command::new("cp").arg(&binaries().minion).arg(&program).status().unwrap().success());
+    program.display().to_string()
 }
 
 /// What the process has open, as `/proc` names it.
@@ -210,6 +219,42 @@ fn the_spawner_hears_root_and_its_server_and_nobody_else() {
     assert_ne!(captured.order(&unknown), None);
     assert_eq!(fleet.overlord(["web1", "test.add", "1", "2", "--output", "json"]).ok().json()["hosts"]["web1"]["result"], 3);
     assert_eq!(told(), 1, "those of a minute are told together");
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn root_speaks_to_no_socket_that_the_server_points_at() {
+    let Some(fleet) = separated(|fleet| fleet) else { return };
+    let web1 = fleet.minion("web1");
+    let elsewhere = fleet.root().join("elsewhere.sock");
+    let listener = UnixDatagram::bind(&elsewhere).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let id = start_job(&fleet);
+    let daemon = daemon(web1);
+    let line = format!("cd {} && mv server.sock away.sock && ln -s {} server.sock", web1.state_dir().display(), elsewhere.display());
+    assert_eq!(as_server(USER, &line).code(), 0);
+    let_go(&fleet);
+    wait_until("the job daemon to have told of the end", PATIENCE, || !daemon.is_there());
+    assert_eq!(listener.recv(&mut [0; 100]).map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
+    assert_eq!(ended(&fleet, &id)["result"]["stdout"], "done\n");
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_job_of_a_third_user_reaches_the_server_and_nothing_else() {
+    let rules = format!("[[allow]]\ncaller = \"admin\"\nmethods = [\"*\"]\nrun_as = \"{STRANGER}\"\n");
+    let Some(fleet) = separated(|fleet| fleet.acl(&rules)) else { return };
+    let (minion, state) = (program_for_all(&fleet), fleet.minion("web1").state_dir());
+    let line =
+        format!("id -u; {minion} submit command.run 'id -u'; cd {state} && ls; cat spool/audit.log audit.log", state = state.display());
+    let id = fleet.start_job(["web1", "command.run", &line]);
+    let job = ended(&fleet, &id);
+    let data = &job["error"]["data"];
+    let uid = user(STRANGER).uid;
+    let (own, child) = data["stdout"].as_str().unwrap().split_once('\n').unwrap();
+    let child: serde_json::Value = serde_json::from_str(child).unwrap();
+    assert_eq!((own.to_owned(), child["result"]["stdout"].as_str().unwrap().trim_end()), (uid.to_string(), own), "{job}");
+    assert_eq!(data["stderr"].as_str().unwrap().matches("Permission denied").count(), 3, "{job}");
     fleet.assert_no_leaks();
 }
 

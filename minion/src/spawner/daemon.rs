@@ -1,12 +1,15 @@
 //! The job daemon: supervises one job, writes its outcome into the spool, and pokes the server.
 
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
 
 use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
+use nix::fcntl::OFlag;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::order::{self, Reply};
@@ -121,6 +124,9 @@ fn write_outcome(post: &Post, id: &MinionJobId, job: &JobCharge, outcome: &Outco
 pub(super) fn poke(post: &Post, id: &MinionJobId, problem: &str) {
     let _missed = UnixDatagram::unbound().and_then(|socket| {
         socket.set_write_timeout(Some(POKE_TIMEOUT))?;
-        socket.send_to(format!("{id} {problem}").as_bytes(), &post.server_socket)
+        // The name is the server's to give, who could make it a link to a socket that listens to root.
+        let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
+        let server = File::options().read(true).custom_flags(flags).open(&post.server_socket)?;
+        socket.send_to(format!("{id} {problem}").as_bytes(), format!("/proc/self/fd/{}", server.as_raw_fd()))
     });
 }

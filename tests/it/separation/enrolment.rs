@@ -8,7 +8,7 @@ use std::path::Path;
 use fleet::{Authority, Fleet, Minion, Owner, PATIENCE, Run, as_server, owner, user, wait_until};
 use nix::unistd::geteuid;
 
-use super::{USER, group_name};
+use super::{USER, group_name, program_for_all};
 
 /// A host that has no certificate yet, and the authority; none if we are not root.
 fn unenrolled(valid: &str) -> Option<(Fleet, Authority)> {
@@ -31,7 +31,7 @@ fn enroll(fleet: &Fleet, authority: &Authority) -> Run {
 
 /// The same command as the server's user.
 fn enroll_as_user(fleet: &Fleet, address: SocketAddr) -> Run {
-    let program = fleet::binaries().minion.display();
+    let program = program_for_all(fleet);
     let (config, pin, token) = (fleet.minion("web1").config_file(), fleet.ca_fingerprint(), token(fleet));
     as_server(USER, &format!("{program} --config {} enroll --overlord {address} --ca-fingerprint {pin} --token {token}", config.display()))
 }
