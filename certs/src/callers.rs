@@ -108,6 +108,19 @@ impl Callers {
         tls::peer(slice::from_ref(cert)).map_err(|error| text(&error))
     }
 
+    /// That the revocation list, as old as it is at `now`, lets anybody in.
+    ///
+    /// # Errors
+    /// It is stale, and nobody is to be let in then: why.
+    pub fn require_fresh(&self, now: Timestamp) -> Result<(), String> {
+        match &self.list {
+            Some(list) if self.stale == StaleCrl::Refuse && list.is_stale(now) => {
+                Err(format!("the revocation list is stale since {}", list.next_update()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The number of the revocation list that is gone by; 0 if there is none.
     #[must_use]
     pub fn crl_number(&self) -> u64 {
