@@ -7,8 +7,10 @@ use std::error::Error;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use certs::trust::TrustFiles;
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
@@ -42,10 +44,13 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let (mut problems, mut hints) = (Vec::new(), Vec::new());
     let certificate = trust::certificate(&config, &mut problems);
     let rules = acl::problems(&config.acl_dir);
-    let parts = Parts::of(&config, &mut problems, &mut hints)?;
-    let unwritable = if parts.certs_dir { certs_dir(&config, &mut problems) } else { None };
-    if parts.state_dir {
+    let untried = Untried::after_owners(&config, &mut problems, &mut hints)?;
+    let unwritable = if untried.certs_dir { certs_dir(&config, &mut problems) } else { None };
+    if untried.state_dir {
         state_dir(&config, &mut problems);
+    }
+    if untried.audit_log {
+        audit_log(&config, &mut problems);
     }
     problems.extend(sockets(&config));
     problems.extend(listen(&config));
@@ -59,32 +64,41 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     }
 }
 
-/// Which folders are still to be tried, as whoever this process is.
-struct Parts {
+/// What is still to be tried, as whoever this process is.
+struct Untried {
     certs_dir: bool,
     state_dir: bool,
+    audit_log: bool,
 }
 
-impl Parts {
-    /// As root, looks at what the server's user may read and change, and becomes that user. What is wrong with the owners of a folder is told
-    /// then, or mended at the start, and trying it would say the same again.
-    fn of(config: &Config, problems: &mut Vec<String>, hints: &mut Vec<String>) -> Result<Self, Vec<String>> {
-        let Some(user) = &config.user else { return Ok(Self { certs_dir: true, state_dir: true }) };
+impl Untried {
+    const ALL: Self = Self { certs_dir: true, state_dir: true, audit_log: true };
+
+    /// As root, looks at what the server's user may read and change, and becomes that user. What belongs to somebody else than it should is
+    /// told then, or mended at the start, and trying it would say the same again.
+    fn after_owners(config: &Config, problems: &mut Vec<String>, hints: &mut Vec<String>) -> Result<Self, Vec<String>> {
+        let Some(user) = &config.user else { return Ok(Self::ALL) };
         if !geteuid().is_root() {
             let name = user.name();
             hints
                 .push(format!("not looked at, because root alone can: what the user {name}, as whom the server runs, may read and change"));
-            return Ok(Self { certs_dir: true, state_dir: true });
+            return Ok(Self::ALL);
         }
         separation::owners(config, user, problems, hints);
-        let is_shared = |dir: &Path| dir.metadata().is_ok_and(|found| folders::is_shared(&found, user));
-        let parts = Self { certs_dir: is_shared(&config.certs_dir), state_dir: is_shared(&config.state_dir) };
+        let is_shared = |dir: &Path, mode| dir.metadata().is_ok_and(|found| folders::is_shared(&found, user, mode));
+        let untried = Self {
+            certs_dir: is_shared(&config.certs_dir, folders::CERTS_MODE),
+            state_dir: is_shared(&config.state_dir, folders::STATE_MODE),
+            audit_log: config.audit_log().metadata().is_ok_and(|found| found.uid() == user.uid()),
+        };
         if let Err(error) = user.become_for_good() {
             problems.push(error.to_string());
             return Err(std::mem::take(problems));
         }
-        separation::unreadable(config, user, problems);
-        Ok(parts)
+        let ca = Some(TrustFiles::of_minion(&config.certs_dir).ca).filter(|_| untried.certs_dir);
+        let files = [config.file.clone(), config.acl_dir.clone()].into_iter().chain(acl::files(&config.acl_dir)).chain(ca);
+        problems.extend(files.filter_map(|file| separation::unreadable(&file, user)));
+        Ok(untried)
     }
 }
 
@@ -131,6 +145,9 @@ fn state_dir(config: &Config, problems: &mut Vec<String>) {
     } else if let Err(errno) = access(nearest, AccessFlags::W_OK | AccessFlags::X_OK) {
         problems.push(format!("state_dir {}: this user cannot write to {}: {}", dir.display(), nearest.display(), errno.desc()));
     }
+}
+
+fn audit_log(config: &Config, problems: &mut Vec<String>) {
     let log = config.audit_log();
     if fs::symlink_metadata(&log).is_ok()
         && let Err(error) = fs::OpenOptions::new().append(true).open(&log)

@@ -15,8 +15,11 @@ use crate::config::Config;
 use crate::server_user::ServerUser;
 use crate::spool::{self, SpoolError};
 
-/// Root's and the group's, and sticky: who is not root removes and replaces his own files alone. Others pass through, to where jobs submit calls.
-const SHARED_MODE: u32 = 0o1771;
+/// Of `state_dir` and `certs_dir`: root's and the group's, and sticky, so that who is not root removes and replaces his own files alone. Others
+/// pass through the first, to where jobs submit calls.
+pub const STATE_MODE: u32 = 0o1771;
+/// Likewise.
+pub const CERTS_MODE: u32 = 0o1770;
 /// For its owner alone.
 const OWN_MODE: u32 = 0o700;
 /// The sticky bit, see inode(7).
@@ -90,8 +93,8 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
     let Some(user) = config.user.as_ref().filter(|_| geteuid().is_root()) else {
         return Ok(spool::prepare(&spools)?);
     };
-    let state = Shared::open(&config.state_dir, user)?;
-    if !is_shared(&state.found, user) || spools.symlink_metadata().is_err() {
+    let state = Shared::open(&config.state_dir, user, STATE_MODE)?;
+    if !is_shared(&state.found, user, STATE_MODE) || spools.symlink_metadata().is_err() {
         // Nobody puts anything in the way of what is made and looked at here.
         state.close()?;
     }
@@ -101,7 +104,13 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
         let closed = std::fs::set_permissions(&spools, Permissions::from_mode(OWN_MODE));
         closed.map_err(|source| FolderError::File { doing: "closing", path: spools.clone(), source })?;
     }
-    state.share(user, |name| STATE_OF_SERVER.iter().any(|begin| name.starts_with(begin)))
+    state.share(user, is_servers_state)
+}
+
+/// Whether what has this name in `state_dir` is the server's.
+#[must_use]
+pub fn is_servers_state(name: &str) -> bool {
+    STATE_OF_SERVER.iter().any(|begin| name.starts_with(begin))
 }
 
 /// Makes or mends `certs_dir` for root, who puts the authority's certificate there, and `user`, whose all else is.
@@ -109,13 +118,13 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
 /// # Errors
 /// See [`FolderError`].
 pub fn share_certs(certs_dir: &Path, user: &ServerUser) -> Result<(), FolderError> {
-    Shared::open(certs_dir, user)?.share(user, |name| CERTS_OF_SERVER.contains(&name))
+    Shared::open(certs_dir, user, CERTS_MODE)?.share(user, |name| CERTS_OF_SERVER.contains(&name))
 }
 
-/// Whether a folder is root's, open to the group of `user`, and sticky.
+/// Whether a folder is root's, the group's of `user`, and of that `mode`.
 #[must_use]
-pub fn is_shared(folder: &Metadata, user: &ServerUser) -> bool {
-    (folder.uid(), folder.gid(), folder.mode() & MODE_BITS) == (ROOT, user.gid(), SHARED_MODE)
+pub fn is_shared(folder: &Metadata, user: &ServerUser, mode: u32) -> bool {
+    (folder.uid(), folder.gid(), folder.mode() & MODE_BITS) == (ROOT, user.gid(), mode)
 }
 
 /// That the folder of the spools is one of root's, and what it looks like.
@@ -158,6 +167,8 @@ pub fn may_write(file: &Metadata, user: &ServerUser) -> bool {
 /// An open folder.
 struct Shared<'a> {
     path: &'a Path,
+    /// Its mode once it is shared.
+    mode: u32,
     folder: File,
     /// As it was found.
     found: Metadata,
@@ -165,7 +176,7 @@ struct Shared<'a> {
 
 impl<'a> Shared<'a> {
     /// Opens it; makes it if it is not there, for root alone.
-    fn open(path: &'a Path, user: &ServerUser) -> Result<Self, FolderError> {
+    fn open(path: &'a Path, user: &ServerUser, mode: u32) -> Result<Self, FolderError> {
         let failed = |doing| move |source| FolderError::File { doing, path: path.to_owned(), source };
         std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed("making the folders above"))?;
         match DirBuilder::new().mode(OWN_MODE).create(path) {
@@ -180,7 +191,7 @@ impl<'a> Shared<'a> {
         if !found.is_dir() {
             return Err(failed("opening")(io::ErrorKind::NotADirectory.into()));
         }
-        Ok(Self { path, folder, found })
+        Ok(Self { path, mode, folder, found })
     }
 
     /// Takes it from everyone but root.
@@ -208,11 +219,11 @@ impl<'a> Shared<'a> {
             }
         }
         let now = self.folder.metadata().map_err(|source| self.failed("looking at", source))?;
-        if is_shared(&now, user) {
+        if is_shared(&now, user, self.mode) {
             return Ok(());
         }
         let shared = fchown(&self.folder, Some(ROOT), Some(user.gid()));
-        let shared = shared.and_then(|()| self.folder.set_permissions(Permissions::from_mode(SHARED_MODE)));
+        let shared = shared.and_then(|()| self.folder.set_permissions(Permissions::from_mode(self.mode)));
         shared.map_err(|source| self.failed("sharing", source))
     }
 

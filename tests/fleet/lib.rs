@@ -69,7 +69,7 @@ pub use liar::{Answering, Liar, Question};
 pub use memory::MemoryLimit;
 pub use minion::Minion;
 use network::Hub;
-pub use owners::{Owner, as_server, as_user_in_group, owner, user};
+pub use owners::{Owner, acting_as, as_server, owner, user};
 pub use processes::Process;
 pub use proxy::Proxy;
 pub use run::{Run, Running};
@@ -181,8 +181,14 @@ impl Fleet {
     /// Runs `minion check` on a host's configuration.
     #[must_use]
     pub fn check(&self, minion: &str) -> Run {
+        self.run_minion(minion, &["check"])
+    }
+
+    /// Runs `minion` with these words on a host's configuration, to its end.
+    #[must_use]
+    pub fn run_minion(&self, minion: &str, args: &[&str]) -> Run {
         let mut command = std::process::Command::new(&binaries().minion);
-        command.arg("--config").arg(self.minion(minion).config_file()).arg("check");
+        command.arg("--config").arg(self.minion(minion).config_file()).args(args).env(processes::MARK, self.root());
         Running::start(command).wait()
     }
 

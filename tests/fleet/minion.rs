@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
@@ -274,6 +274,26 @@ impl Minion {
         self.server().as_ref().map(|server| server.pid).unwrap_or_else(|| panic!("{} does not run", self.name))
     }
 
+    /// The server itself, where that is a process of another user than the one that was started, which keeps it.
+    #[must_use]
+    pub fn kept_server(&self) -> Option<Process> {
+        let keeper = self.server().as_ref()?.pid;
+        kept_by(keeper)
+    }
+
+    /// Waits until what was started has ended by itself.
+    ///
+    /// # Panics
+    /// It does not run, or goes on.
+    #[must_use]
+    pub fn wait_for_end(&self) -> ExitStatus {
+        let mut server = self.server().take().unwrap_or_else(|| panic!("{} does not run", self.name));
+        let ended = wait::until(PATIENCE, || server.has_ended());
+        server.kill();
+        assert!(ended, "{} goes on:\n{}", self.name, self.stderr_tail());
+        server.process.wait().unwrap()
+    }
+
     /// Kills the server, and waits until it is gone. Jobs go on; the spawner that it started ends by itself.
     pub fn kill9(&self) {
         self.end(Signal::SIGKILL);
@@ -334,8 +354,9 @@ impl Minion {
 
     fn end(&self, signal: Signal) {
         let mut server = self.server().take().unwrap_or_else(|| panic!("{} does not run", self.name));
+        let kept = kept_by(server.pid);
         kill(Pid::from_raw(server.pid), signal).unwrap();
-        let gone = wait::until(PATIENCE, || server.has_ended());
+        let gone = wait::until(PATIENCE, || server.has_ended() && !kept.as_ref().is_some_and(Process::is_there));
         if !gone {
             server.kill();
             panic!("{} does not end on {signal}:\n{}", self.name, self.stderr_tail());
@@ -349,4 +370,9 @@ impl Minion {
     fn server(&self) -> MutexGuard<'_, Option<Server>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The server of the keeper with that number.
+fn kept_by(keeper: i32) -> Option<Process> {
+    processes::children(keeper).into_iter().map(processes::describe).find(|child| child.command.contains("--keeper"))
 }

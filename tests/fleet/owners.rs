@@ -1,9 +1,8 @@
-//! Whose files are, and what a user of the machine may do: commands that run with the rights of another.
+//! Whose files are, and what another user of the machine may do: commands and threads with the rights of that one.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown};
 use std::path::Path;
-use std::process::Command;
 
 use nix::unistd::{Group, User};
 
@@ -58,23 +57,36 @@ pub(crate) fn share_certs(folder: &Path, name: &str) {
         }
     }
     chown(folder, Some(0), Some(user.gid.as_raw())).unwrap();
-    fs::set_permissions(folder, Permissions::from_mode(0o1771)).unwrap();
+    fs::set_permissions(folder, Permissions::from_mode(0o1770)).unwrap();
 }
 
-/// Runs a command to its end with all rights that a server of the user `name` has: the user's groups, and no capability.
-pub fn as_server(name: &str, words: &[&str]) -> Run {
+/// Runs a shell's line to its end with all rights that a server of the user `name` has: the user's groups, and no capability.
+pub fn as_server(name: &str, line: &str) -> Run {
     let user = user(name);
     let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
-    run_as(&["--reuid", &uid, "--regid", &gid, "--init-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"], words)
+    let rights = ["--reuid", &uid, "--regid", &gid, "--init-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"];
+    Running::start(tools::with(tools::with(tools::tool("setpriv"), rights), ["sh", "-c", line])).wait()
 }
 
-/// Runs a command to its end as the user `name`, in the group `group` alone.
-pub fn as_user_in_group(name: &str, group: &str, words: &[&str]) -> Run {
-    let group = Group::from_name(group).unwrap().unwrap().gid.to_string();
-    run_as(&["--reuid", &user(name).uid.to_string(), "--regid", &group, "--clear-groups"], words)
-}
-
-fn run_as(rights: &[&str], words: &[&str]) -> Run {
-    let command: Command = tools::with(tools::with(tools::tool("setpriv"), rights), words);
-    Running::start(command).wait()
+/// Does `work` as the user `name`, in the group `group` alone, in a thread that is nobody else any more.
+///
+/// # Panics
+/// There is no such user or group, we are not root, or `work` panics.
+pub fn acting_as<T: Send>(name: &str, group: &str, work: impl FnOnce() -> T + Send) -> T {
+    let (uid, gid) = (user(name).uid.as_raw(), Group::from_name(group).unwrap().unwrap().gid.as_raw());
+    let become_it = move || {
+        let (uid, gid) = (rustix::process::Uid::from_raw(uid), rustix::process::Gid::from_raw(gid));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+    };
+    std::thread::scope(|scope| {
+        scope
+            .spawn(move || {
+                become_it();
+                work()
+            })
+            .join()
+            .unwrap()
+    })
 }

@@ -58,7 +58,8 @@ fn all_pids() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(move |pid| *pid != own)
 }
 
-fn describe(pid: i32) -> Process {
+/// The process of that number, as it is now.
+pub(crate) fn describe(pid: i32) -> Process {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     Process { pid, command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ") }
 }

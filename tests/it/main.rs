@@ -37,6 +37,7 @@ mod retry;
 mod revocation;
 mod run_as;
 mod security;
+mod separation;
 mod submit;
 mod trust;
 mod trust_files;

@@ -8,9 +8,8 @@ use certs::trust::TrustFiles;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
-use crate::acl;
 use crate::config::Config;
-use crate::folders::{self, CERTS_OF_SERVER, is_shared, may_write, replaceable};
+use crate::folders::{self, CERTS_MODE, CERTS_OF_SERVER, STATE_MODE, is_shared, may_write, replaceable};
 use crate::server_user::ServerUser;
 
 /// What root finds: owners and modes by which `user` could change what root goes by, or by which the server cannot work.
@@ -23,49 +22,50 @@ pub(super) fn owners(config: &Config, user: &ServerUser, problems: &mut Vec<Stri
     state(config, user, problems, hints);
 }
 
-/// What the user finds, whom this process is now: what cannot be read.
-pub(super) fn unreadable(config: &Config, user: &ServerUser, problems: &mut Vec<String>) {
-    let files = [config.file.clone(), TrustFiles::of_minion(&config.certs_dir).ca, config.acl_dir.clone()];
-    for path in files.into_iter().chain(acl::files(&config.acl_dir)) {
-        match access(&path, AccessFlags::R_OK) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => problems.push(format!(
-                "{path}: the user {user}, as whom the server runs, cannot read it ({}): run `chmod o+rX {path}`, and `chmod o+x` on the \
-                 folders above it that lack it",
-                errno.desc(),
-                path = path.display(),
-                user = user.name()
-            )),
-        }
+/// What the user finds, whom this process is now: that a file, or a folder, cannot be read.
+pub(super) fn unreadable(path: &Path, user: &ServerUser) -> Option<String> {
+    match access(path, AccessFlags::R_OK) {
+        Ok(()) | Err(Errno::ENOENT) => None,
+        Err(errno) => Some(format!(
+            "{path}: the user {user}, as whom the server runs, cannot read it ({}): run `chmod go+rX {path}`, and `chmod go+x` on the folders \
+             above it that lack it",
+            errno.desc(),
+            path = path.display(),
+            user = user.name()
+        )),
     }
 }
 
 fn certs(config: &Config, user: &ServerUser, problems: &mut Vec<String>) {
     let (dir, ca) = (&config.certs_dir, TrustFiles::of_minion(&config.certs_dir).ca);
     let Some(found) = metadata(dir) else { return };
-    if !is_shared(&found, user) {
+    let is_shared = is_shared(&found, user, CERTS_MODE);
+    if !is_shared {
         let what = match replaceable(&ca, user) {
             Some(_) => "lets the user {user}, as whom the server runs, replace ca.pem, which says whom root obeys",
             None => "is not as the user {user}, as whom the server runs, needs it to renew the certificate",
         };
         problems.push(format!(
-            "certs_dir {dir} {what}: run `chown root:{group} {dir} && chmod 1771 {dir}`",
+            "certs_dir {dir} {what}: run `chown root:{group} {dir} && chmod {CERTS_MODE:o} {dir}`",
             dir = dir.display(),
             what = what.replace("{user}", user.name()),
             group = user.gid()
         ));
-    } else if let Some(folder) = replaceable(&ca, user) {
+    }
+    let way = if is_shared { replaceable(&ca, user) } else { None };
+    if metadata(&ca).is_some_and(|file| may_write(&file, user)) {
+        problems.push(mend_roots(&ca, user, "write it, and it says whom root obeys"));
+    } else if let Some(folder) = way {
         problems.push(replaceable_in(&ca, &folder, user));
     }
-    if metadata(&ca).is_some_and(|file| may_write(&file, user)) {
-        problems.push(mend_roots(&ca, user, "write it, and it says whom root obeys", "644"));
-    }
-    for file in CERTS_OF_SERVER.map(|name| dir.join(name)) {
-        if metadata(&file).is_some_and(|found| found.uid() != user.uid()) {
-            let (file, name) = (file.display(), user.name());
-            problems.push(format!("{file} is not the user {name}'s, as whom the server runs: run `chown {name}: {file}`"));
-        }
-    }
+    problems.extend(CERTS_OF_SERVER.into_iter().filter_map(|name| anothers(&dir.join(name), user)));
+}
+
+/// Says if a file of the server's is somebody else's.
+fn anothers(file: &Path, user: &ServerUser) -> Option<String> {
+    let is_anothers = metadata(file).is_some_and(|found| found.uid() != user.uid());
+    let (file, name) = (file.display(), user.name());
+    is_anothers.then(|| format!("{file} is not the user {name}'s, as whom the server runs: run `chown -R {name}: {file}`"))
 }
 
 /// The spawner makes and mends the folder when it starts, but for what only a person can decide.
@@ -76,7 +76,12 @@ fn state(config: &Config, user: &ServerUser, problems: &mut Vec<String>, hints: 
     if metadata(&spools).is_some() {
         problems.extend(folders::require_roots(&spools).err().map(|error| error.to_string()));
     }
-    if metadata(dir).is_some_and(|found| !is_shared(&found, user)) {
+    let Some(found) = metadata(dir) else { return };
+    if is_shared(&found, user, STATE_MODE) {
+        let files = dir.read_dir().into_iter().flatten().flatten();
+        let files = files.filter(|file| file.file_name().to_str().is_some_and(folders::is_servers_state));
+        problems.extend(files.filter_map(|file| anothers(&file.path(), user)));
+    } else {
         let (dir, name) = (dir.display(), user.name());
         hints.push(format!(
             "state_dir {dir} is not shared with the user {name} yet, as whom the server runs: the spawner sees to it at its start"
@@ -86,11 +91,10 @@ fn state(config: &Config, user: &ServerUser, problems: &mut Vec<String>, hints: 
 
 /// Says if the user can change a file, or put another in its place.
 fn changeable(file: &Path, user: &ServerUser, what: &str) -> Option<String> {
-    if let Some(folder) = replaceable(file, user) {
-        return Some(replaceable_in(file, &folder, user));
+    if metadata(file).is_some_and(|found| may_write(&found, user)) {
+        return Some(mend_roots(file, user, &format!("change it, and it {what}")));
     }
-    let is_writable = metadata(file).is_some_and(|found| may_write(&found, user));
-    is_writable.then(|| mend_roots(file, user, &format!("change it, and it {what}"), "644"))
+    replaceable(file, user).map(|folder| replaceable_in(file, &folder, user))
 }
 
 fn replaceable_in(path: &Path, folder: &Path, user: &ServerUser) -> String {
@@ -102,9 +106,9 @@ fn replaceable_in(path: &Path, folder: &Path, user: &ServerUser) -> String {
     )
 }
 
-fn mend_roots(path: &Path, user: &ServerUser, what: &str, mode: &str) -> String {
+fn mend_roots(path: &Path, user: &ServerUser, what: &str) -> String {
     let (path, user) = (path.display(), user.name());
-    format!("{path}: the user {user}, as whom the server runs, can {what}: run `chown root:root {path} && chmod {mode} {path}`")
+    format!("{path}: the user {user}, as whom the server runs, can {what}: run `chown root:root {path} && chmod 644 {path}`")
 }
 
 fn metadata(path: &Path) -> Option<Metadata> {
