@@ -186,16 +186,18 @@ impl Callers {
         if self.authorities.is_empty() {
             return None;
         }
-        let Files { crl, kept, .. } = &self.files;
+        let Files { crl, kept: kept_at, .. } = &self.files;
         let mut unread = None;
-        let kept = Crl::load(kept, &self.authorities).unwrap_or_else(|error| {
+        let kept = Crl::load(kept_at, &self.authorities).unwrap_or_else(|error| {
             unread = Some(text(&error));
             None
         });
         self.kept_number = kept.as_ref().map_or(0, Crl::number);
         let known = self.list.take().into_iter().chain(kept).max_by_key(Crl::number);
         self.list = newer_list(self.read_foreign_list(), known, crl).unwrap_or_else(|(known, trouble)| {
-            unread = Some(trouble);
+            // Where an authority has begun anew on purpose, this is what is in its way.
+            let kept = known.as_ref().map(|_| format!("; it is kept in {}", kept_at.display()));
+            unread = Some(trouble + &kept.unwrap_or_default());
             known
         });
         troubles.extend(unread.clone());
