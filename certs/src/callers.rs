@@ -108,6 +108,19 @@ impl Callers {
         tls::peer(slice::from_ref(cert)).map_err(|error| text(&error))
     }
 
+    /// That the revocation list, as old as it is at `now`, lets anybody in.
+    ///
+    /// # Errors
+    /// It is stale, and nobody is to be let in then: why.
+    pub fn require_fresh(&self, now: Timestamp) -> Result<(), String> {
+        match &self.list {
+            Some(list) if self.stale == StaleCrl::Refuse && list.is_stale(now) => {
+                Err(format!("the revocation list is stale since {}", list.next_update()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The number of the revocation list that is gone by; 0 if there is none.
     #[must_use]
     pub fn crl_number(&self) -> u64 {
@@ -173,16 +186,18 @@ impl Callers {
         if self.authorities.is_empty() {
             return None;
         }
-        let Files { crl, kept, .. } = &self.files;
+        let Files { crl, kept: kept_at, .. } = &self.files;
         let mut unread = None;
-        let kept = Crl::load(kept, &self.authorities).unwrap_or_else(|error| {
+        let kept = Crl::load(kept_at, &self.authorities).unwrap_or_else(|error| {
             unread = Some(text(&error));
             None
         });
         self.kept_number = kept.as_ref().map_or(0, Crl::number);
         let known = self.list.take().into_iter().chain(kept).max_by_key(Crl::number);
         self.list = newer_list(self.read_foreign_list(), known, crl).unwrap_or_else(|(known, trouble)| {
-            unread = Some(trouble);
+            // Where an authority has begun anew on purpose, this is what is in its way.
+            let kept = known.as_ref().map(|_| format!("; it is kept in {}", kept_at.display()));
+            unread = Some(trouble + &kept.unwrap_or_default());
             known
         });
         troubles.extend(unread.clone());

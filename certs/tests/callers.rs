@@ -116,7 +116,8 @@ fn a_list_that_is_put_back_deleted_or_damaged_frees_nobody_nor_does_a_restart() 
         side.restart();
         assert_eq!(side.callers.crl_number(), 3, "{said}");
         assert!(side.refusal(&admin).contains("has been revoked"), "{said}");
-        assert!(side.told().iter().any(|told| told.contains(said)), "{said}");
+        let kept = side.file("root/crl.pem").display().to_string();
+        assert!(side.told().iter().any(|told| told.contains(said) && told.contains(&kept)), "{said}: and where what stays lies");
     }
     side.put_list(&lab, 4, &[]);
     side.until("the newer list", |side| side.callers.crl_number() == 4);

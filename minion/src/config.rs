@@ -64,10 +64,10 @@ pub struct Limits {
     /// The largest body of a request.
     #[serde(deserialize_with = "body_bytes")]
     pub body_max_bytes: u32,
-    /// Connections held open at once whose handshake is over; one more takes the place of the one that has waited longest to be asked anything.
+    /// Connections held open at once whose handshake is over; one more takes the place of one of the caller with most, which keeps us waiting.
     #[serde(deserialize_with = "positive")]
     pub connections_max: usize,
-    /// Connections held open at once that are in their handshake; one more takes the place of the oldest.
+    /// Connections held open at once that are in their handshake; one more takes the place of a silent one, or of the oldest, of the address with most.
     #[serde(deserialize_with = "positive")]
     pub handshakes_max: usize,
     /// From accepting a connection to the end of its TLS handshake.

@@ -3,7 +3,7 @@
 //!
 //! Nothing here follows a path that the server's user could lead elsewhere.
 
-use std::fs::{DirBuilder, File, Metadata, Permissions};
+use std::fs::{DirBuilder, DirEntry, File, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown, lchown};
 use std::path::{Path, PathBuf};
@@ -201,14 +201,21 @@ impl<'a> Shared<'a> {
         closed.map_err(|source| self.failed("closing", source))
     }
 
-    /// Opens it to the user. What lies in it from a time when it was root's alone, and `is_servers`, is the user's from now on.
+    /// Opens it to the user. What lies in it from a time when the server was root, and `is_servers`, is the user's from now on.
     fn share(&self, user: &ServerUser, is_servers: impl Fn(&str) -> bool) -> Result<(), FolderError> {
         let was_roots_alone = self.found.uid() == ROOT && self.found.mode() & (GROUP_WRITES | OTHERS_WRITE) == 0;
-        if was_roots_alone {
-            for entry in std::fs::read_dir(self.path).map_err(|source| self.failed("reading", source))?.flatten() {
-                if entry.file_name().to_str().is_some_and(&is_servers) {
-                    hand_over(&entry.path(), user)?;
-                }
+        let entries = || std::fs::read_dir(self.path).map(|entries| entries.flatten()).map_err(|source| self.failed("reading", source));
+        let is_to_be_given = |entry: &DirEntry| {
+            let is_roots = entry.path().symlink_metadata().is_ok_and(|file| file.uid() == ROOT);
+            is_roots && entry.file_name().to_str().is_some_and(&is_servers)
+        };
+        if entries()?.any(|entry| is_to_be_given(&entry)) {
+            if !was_roots_alone {
+                // A package may have opened the folder before: nobody puts anything in the way while it is looked at.
+                self.close()?;
+            }
+            for entry in entries()?.filter(is_to_be_given) {
+                hand_over(&entry.path(), user)?;
             }
         }
         let now = self.folder.metadata().map_err(|source| self.failed("looking at", source))?;

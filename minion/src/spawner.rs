@@ -2,7 +2,8 @@
 //! children serves one order of the server: a synchronous call, the start of a job, a word to a job; or any number that only look. Who
 //! asks for what is looked at again here (`verify`): the server is believed in nothing that does something.
 //!
-//! Without systemd the server starts it and it ends with the server; under systemd it is a unit of its own, as root.
+//! Without systemd the server starts it, or as root for a server of another user the keeper, and it ends with the server; under systemd it is
+//! a unit of its own, as root.
 
 mod claims;
 mod client;

@@ -254,7 +254,7 @@ fn a_job_submits_while_its_minion_is_started_again() {
 }
 
 #[test]
-fn a_child_is_the_user_of_its_own_rule() {
+fn a_job_that_runs_as_a_user_submits_nothing_that_runs_as_another() {
     const DEPLOY: u32 = 4242;
     if !geteuid().is_root() {
         println!("not root: nothing here can become another user");
@@ -276,15 +276,18 @@ fn a_child_is_the_user_of_its_own_rule() {
     fs::write(&program, "").unwrap();
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     let (minion, program) = (minion.display(), program.display());
-    let script = format!("id -u; {minion} submit command.run 'id -u'; {minion} submit command.exists {program}; ls {program} || true");
+    let script =
+        format!("id -u; {minion} submit command.run 'id -u'; {minion} submit command.exists {program}; echo $?; ls {program} || true");
     let id = fleet.start_job(["web1", "command.run", &script]);
     let status = fleet.overlord(["job-status", &id, "--wait", "--output", "json"]).ok().json();
     let out = status["hosts"]["web1"]["result"]["stdout"].as_str().unwrap_or_else(|| panic!("{status}")).to_owned();
     let lines: Vec<&str> = out.lines().collect();
-    let [parent, child, root] = lines[..] else { panic!("{status}") };
+    let [parent, child, root, code] = lines[..] else { panic!("{status}") };
     assert_eq!(parent, DEPLOY.to_string());
     assert_eq!(serde_json::from_str::<Value>(child).unwrap()["result"]["stdout"], format!("{DEPLOY}\n"));
-    assert_eq!(serde_json::from_str::<Value>(root).unwrap()["result"], program.to_string());
+    let refused = serde_json::from_str::<Value>(root).unwrap();
+    assert_eq!((&refused["state"], code), (&json!("denied"), "2"), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("a job that runs as deploy submits nothing that runs as"), "{refused}");
 }
 
 #[test]

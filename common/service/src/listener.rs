@@ -42,7 +42,8 @@ pub struct Limits {
     pub body_max_bytes: u32,
     /// Connections held open at once whose handshake is over. One more is taken in place of the one that has kept us waiting longest.
     pub connections_max: usize,
-    /// Connections held open at once that are in their handshake. One more is taken in place of the oldest.
+    /// Connections held open at once that are in their handshake. One more is taken in place of a silent one, or of the oldest, of the
+    /// address with most.
     pub handshakes_max: usize,
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
@@ -143,7 +144,7 @@ impl<R: Reception> Accepting<R> {
     fn seat(&mut self, open: &mut Open, stream: TcpStream, address: SocketAddr) {
         let (arrival, has_displaced) = self.arrivals.enter(address.ip());
         if has_displaced && let Some(count) = self.let_go.more(1) {
-            warn!(count, "connections were closed in their handshake, the oldest first: handshakes_max is reached");
+            warn!(count, "connections were closed in their handshake: handshakes_max is reached");
         }
         let connection = Connection {
             address,

@@ -116,14 +116,17 @@ impl Post {
         let cert =
             BASE64.decode(certificate).map(CertificateDer::from).map_err(|error| format!("the job {job}: its certificate: {error}"))?;
         let callers = self.callers.borrow();
-        let (peer, inherited) = match callers.verify(&cert, Timestamp::now()) {
+        let now = Timestamp::now();
+        let (peer, inherited) = match callers.verify(&cert, now) {
             Ok(peer) => (Ok(peer), Some(certificate.to_owned())),
-            Err(_) => (callers.verify(&cert, request.accepted_at), None),
+            // As it was when the job was accepted, but for the revocation list: that is today's, and may be too old today.
+            Err(_) => (callers.require_fresh(now).and_then(|()| callers.verify(&cert, request.accepted_at)), None),
         };
         let peer = peer.map_err(|why| format!("the caller of the job {job} is not believed any more: {why}"))?;
         match peer.role {
             Role::Overlord(caller) if caller == request.caller => {
-                Ok(Signer { caller, fingerprint: peer.fingerprint, parent: Some(job.clone()), certificate: inherited })
+                let confined_to = request.run.and_then(|run| run.run_as);
+                Ok(Signer { caller, fingerprint: peer.fingerprint, parent: Some(job.clone()), confined_to, certificate: inherited })
             }
             role => Err(format!("the job {job} of {} was accepted from {role}", request.caller)),
         }

@@ -43,6 +43,8 @@ pub(super) struct Signer {
     pub(super) fingerprint: String,
     /// The job that submits it.
     pub(super) parent: Option<MinionJobId>,
+    /// The user of the host as whom that job runs, if its rule names one: whoever else is that user can read its token.
+    pub(super) confined_to: Option<String>,
     /// Of what a job submits: the caller's certificate, in base64, if it is good still. What he has signed brings it along.
     pub(super) certificate: Option<String>,
 }
@@ -121,9 +123,9 @@ impl Post {
             Ok(passed) if passed.way != wanted => {
                 Failure::new(ErrorCode::InvalidRequest, format!("{} was handed on as something else", call.method))
             }
-            Ok(passed) => match passed.run_as.as_deref().map_or(Ok(()), user::require_in_reach) {
+            Ok(passed) => match require_user(&signer, &passed) {
                 Ok(()) => return Ok(Warrant { call, passed, signer }),
-                Err(error) => Failure::new(ErrorCode::Undelivered, format!("{}: {error}", ask.minion)),
+                Err((code, why)) => Failure::new(code, format!("{}: {why}", ask.minion)),
             },
             // A denial stands there already.
             Err(failure) if failure.is(ErrorCode::Denied) => return Err(failure),
@@ -145,7 +147,23 @@ impl Post {
         let peer = verified.map_err(|why| denied(format!("who has signed the call is not believed: {why}")))?;
         let Role::Overlord(caller) = peer.role else { return Err(denied(format!("{} is no overlord, and nobody else calls", peer.role))) };
         require_signed(&ask.minion, &cert, &ask.call, signature)?;
-        Ok(Signer { caller, fingerprint: peer.fingerprint, parent: None, certificate: None })
+        Ok(Signer { caller, fingerprint: peer.fingerprint, parent: None, confined_to: None, certificate: None })
+    }
+}
+
+/// That what is to be run can run as the user whom its rule names; and that a job which itself runs as a user submits nothing that runs as another:
+/// that would give back what its rule has taken away.
+fn require_user(signer: &Signer, passed: &Passed<'_>) -> Result<(), (ErrorCode, String)> {
+    let runs = matches!(passed.way, Way::Run | Way::Start);
+    match (&signer.confined_to, &passed.run_as) {
+        (Some(user), run_as) if runs && run_as.as_ref() != Some(user) => {
+            let other = run_as.as_deref().unwrap_or("the minion's own user");
+            let why =
+                format!("a job that runs as {user} submits nothing that runs as {other}: the rule for it must say `run_as = \"{user}\"`");
+            Err((ErrorCode::Denied, why))
+        }
+        (_, Some(user)) => user::require_in_reach(user).map_err(|error| (ErrorCode::Undelivered, error.to_string())),
+        (_, None) => Ok(()),
     }
 }
 

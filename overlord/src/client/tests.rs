@@ -1,6 +1,9 @@
 //! The client against minions that misbehave: what matters is on which side of "sent" each failure lies.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use certs::authority::Authority;
@@ -91,10 +94,10 @@ fn a_host_that_refuses_our_certificate_has_not_read_the_call() {
 /// The fake minion checks each signature against the certificate that it was shown.
 #[test]
 fn hosts_that_share_an_envelope_are_shown_the_key_that_it_is_signed_with_then() {
-    let lab = std::sync::Arc::new(Lab::new());
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let lab = Arc::new(Lab::new());
+    let seen = Arc::new(Mutex::new(Vec::new()));
     for host in ["web1", "web2", "web3"] {
-        let (home, seen) = (std::sync::Arc::downgrade(&lab), seen.clone());
+        let (home, seen) = (Arc::downgrade(&lab), seen.clone());
         lab.minion(host, move |envelope| {
             seen.lock().unwrap().push(envelope.start_before);
             let lab = home.upgrade().unwrap();
@@ -238,6 +241,40 @@ fn a_silent_host_is_waited_for_as_long_as_was_said_and_five_seconds() {
     assert_eq!(verdict.state(), HostState::Lost);
     assert!(verdict.error().unwrap().message.contains("no answer came within 5.1s"), "{verdict:?}");
     assert!((5..8).contains(&begun.elapsed().as_secs()));
+}
+
+/// What is shown and what is signed is settled before the host is dialled; that it may be asked is not.
+#[test]
+fn a_host_that_is_revoked_while_it_is_dialled_is_not_asked() {
+    let lab = Lab::new();
+    let certs = lab.dir.path().join("certs");
+    let hour = Duration::from_secs(3600);
+    let asked = Arc::new(AtomicBool::new(false));
+    let noted = asked.clone();
+    let host = lab.minion_as("behind", "web1", move |_| {
+        noted.store(true, Ordering::Relaxed);
+        ok(json!("ran"))
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    std::fs::write(lab.dir.path().join("hosts.toml"), format!("[host.web1]\naddress = \"{}\"\n", listener.local_addr().unwrap())).unwrap();
+    let between = std::thread::spawn(move || {
+        let (mut near, _) = listener.accept().unwrap();
+        let mut desk = Desk::open(&certs, Terms { valid: hour, crl_valid: hour, requests_max: 1 }).unwrap();
+        desk.revoke(&["minion/web1".to_owned()], None).unwrap();
+        // From then on the overlord goes by it.
+        std::thread::sleep(LOOK_EVERY);
+        let mut far = TcpStream::connect(host).unwrap();
+        let (mut near_in, mut far_out) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        let back = std::thread::spawn(move || std::io::copy(&mut far, &mut near));
+        let _cut = std::io::copy(&mut near_in, &mut far_out);
+        let _closed = far_out.shutdown(Shutdown::Both);
+        let _cut = back.join().unwrap();
+    });
+    let (state, reason) = ping(&lab);
+    assert_eq!(state, HostState::Undelivered, "{reason}");
+    assert!(reason.contains("revoked"), "{reason}");
+    between.join().unwrap();
+    assert!(!asked.load(Ordering::Relaxed), "it was asked");
 }
 
 #[test]
