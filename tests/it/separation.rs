@@ -68,6 +68,11 @@ fn daemon(web1: &Minion) -> Process {
     wait_for("the job daemon", PATIENCE, || web1.job_daemon(web1.spools().first()?))
 }
 
+/// The number of a process that this one has forked.
+fn child_of(pid: i32) -> Option<i32> {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().split_whitespace().next()?.parse().ok()
+}
+
 /// The program `minion` where every user can execute it.
 fn program_for_all(fleet: &Fleet) -> String {
     let program = fleet.root().join("minion");
@@ -121,10 +126,10 @@ fn a_captured_server_reads_no_spool_changes_no_rule_and_touches_no_process() {
     let web1 = fleet.minion("web1");
     let id = start_job(&fleet);
     let (daemon, spawner, keeper) = (daemon(web1), web1.spawner().unwrap(), web1.pid());
-    let method = wait_for("the method", PATIENCE, || fleet.running("/go ]; do").into_iter().next());
+    let method = wait_for("the method", PATIENCE, || child_of(daemon.pid));
     let folder = web1.config_file().parent().unwrap().to_owned();
     let spool = format!("state/spool/{}", web1.spools()[0]);
-    let [daemon, method, spawner] = [daemon, method, spawner].map(|process| process.pid);
+    let [daemon, spawner] = [daemon, spawner].map(|process| process.pid);
     let before = everything_below(&folder, web1);
     let line = |line: &str| as_server(USER, &format!("cd {} && {line}", folder.display()));
     // It is somebody who can do something.

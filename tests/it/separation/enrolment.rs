@@ -8,7 +8,7 @@ use std::path::Path;
 use fleet::{Authority, Fleet, Minion, Owner, PATIENCE, Run, as_server, owner, user, wait_until};
 use nix::unistd::geteuid;
 
-use super::{USER, group_name, program_for_all};
+use super::{STRANGER, USER, group_name, program_for_all};
 
 /// A host that has no certificate yet, and the authority; none if we are not root.
 fn unenrolled(valid: &str) -> Option<(Fleet, Authority)> {
@@ -96,8 +96,11 @@ fn enrolling_as_root_mends_what_root_or_the_user_has_left() {
     let _ = enroll(&fleet, &authority).ok();
     assert_owners(web1);
     assert_eq!(read(web1, "ca.pem"), fs::read(fleet.home().join("certs/ca.pem")).unwrap());
-    // What root has put into the shared folder is root's, until a person says otherwise.
+    // What root has put there by hand is given to the server; what is somebody else's takes a person to decide.
     chown(certs.join("key.pem"), Some(0), None).unwrap();
+    let _ = enroll(&fleet, &authority).ok();
+    assert_owners(web1);
+    chown(certs.join("key.pem"), Some(user(STRANGER).uid.as_raw()), None).unwrap();
     let run = enroll(&fleet, &authority);
     assert!(run.code() == 1 && run.err().contains(&format!("run `chown {USER}: {}`", certs.join("key.pem").display())), "{}", run.err());
     nobody(&certs.join("key.pem"));
