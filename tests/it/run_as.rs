@@ -76,7 +76,7 @@ fn uid_of(pid: i32) -> Option<u32> {
 
 #[test]
 fn a_method_is_the_users_of_its_rule_in_all_that_counts() {
-    let Some(fleet) = plain() else { return };
+    let Some(fleet) = host(|builder| builder.with_rights(["sh", "-c", "umask 077; exec \"$@\"", "sh"])) else { return };
     let line =
         "id -u; id -g; id -Gn; umask; pwd; grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapAmb)' /proc/self/status | tr -s '\\t ' ' '";
     let ids = "4242 4242 4242 4242";
@@ -358,6 +358,13 @@ fn a_killed_job_daemon_leaves_nothing_of_a_users_job() {
     assert!(status["hosts"]["web1"]["error"]["message"].as_str().unwrap().contains("job daemon was killed"), "{status}");
     wait_until_nothing_sleeps(&fleet);
     wait_until("no process of the user's to be left", PATIENCE, || processes_of(web1, DEPLOY).is_empty());
+
+    // One that starts nothing has its supervisor's death alone to die of.
+    let _ = fleet.start_job(["web1", "test.sleep", "600"]);
+    wait_until("the method to run", PATIENCE, || processes_of(web1, DEPLOY).len() == 1);
+    let daemon = web1.spools().iter().find_map(|id| web1.job_daemon(id)).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("the method to be gone with it", PATIENCE, || processes_of(web1, DEPLOY).is_empty());
 }
 
 #[test]
