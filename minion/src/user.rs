@@ -184,7 +184,8 @@ impl User {
         if is_user && groups == wanted && (self.uid.is_root() || capabilities == no_capabilities()) {
             return Ok(());
         }
-        let what = format!("the process has the users {uids:?}, the groups {gids:?} {groups:?}, the capabilities {capabilities:?}");
+        let permitted = capabilities.permitted.bits();
+        let what = format!("the process has the users {uids:?}, the groups {gids:?} {groups:?}, the capabilities {permitted:#x}");
         Err(self.failed("looking back")(io::Error::other(what)))
     }
 
