@@ -337,11 +337,13 @@ impl Minion {
     /// The job daemon of a job: the process that holds the lock of its spool.
     #[must_use]
     pub fn job_daemon(&self, minion_job_id: &str) -> Option<Process> {
-        let holders = processes::holding(&self.own_state_dir().join("spool").join(minion_job_id).join("lock"));
-        // Those that the spawner has forked only look, or are about to fork the daemon; and what the daemon forks lets go of the lock.
-        let spawner = self.spawner().map(|spawner| spawner.pid);
-        let lookers: Vec<i32> = spawner.map(processes::children).unwrap_or_default();
-        let mut holders: Vec<Process> = holders.into_iter().filter(|holder| !lookers.contains(&holder.pid)).collect();
+        let lock = self.own_state_dir().join("spool").join(minion_job_id).join("lock");
+        let first = processes::holding(&lock);
+        // Those that the spawner has forked only look, or are about to fork the daemon; and what the daemon forks lets go of the lock. Who holds it
+        // at one look alone is none of them.
+        let lookers: Vec<i32> = self.spawner().map(|spawner| processes::children(spawner.pid)).unwrap_or_default();
+        let mut holders: Vec<Process> = processes::holding(&lock);
+        holders.retain(|holder| first.contains(holder) && !lookers.contains(&holder.pid));
         let forked: Vec<i32> = holders.iter().flat_map(|holder| processes::children(holder.pid)).collect();
         holders.retain(|holder| !forked.contains(&holder.pid));
         holders.into_iter().next()
