@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use certs::authority::{Authority, Validity};
 use fleet::openssl::{Shown, s_client};
-use fleet::{Fleet, issue_into};
+use fleet::{Fleet, PATIENCE, issue_into, wait_until};
 use jiff::{SignedDuration, Timestamp};
 
 /// The alerts, as RFC 8446 numbers them.
@@ -55,12 +55,15 @@ fn assert_refused_everywhere(fleet: &Fleet, address: SocketAddr, role: &str) {
     let stranger = issue_into(&fleet.root().join("strangers"), &foreign, role, validity(-1, 1));
     let revoked = fleet.issue_within("fleet:overlord/gone", validity(-1, 1));
     let _ = fleet.overlord(["certs", "revoke", "gone"]).ok();
+    let revoked = Shown::of(&revoked);
+    // Who serves looks at the list a few times a second.
+    wait_until("who was revoked is refused", PATIENCE, || !s_client(address, Some(&revoked), &[]).contains("HTTP/1.1"));
     let cases = [
         ("self-signed", Shown::self_signed(fleet.root(), role), UNKNOWN_CA),
         ("another authority's", Shown::of(&stranger), UNKNOWN_CA),
         ("expired", Shown::of(&fleet.issue_within(role, validity(-2, -1))), CERTIFICATE_EXPIRED),
         ("not yet valid", Shown::of(&fleet.issue_within(role, validity(1, 2))), CERTIFICATE_EXPIRED),
-        ("revoked", Shown::of(&revoked), CERTIFICATE_REVOKED),
+        ("revoked", revoked, CERTIFICATE_REVOKED),
     ];
     for (what, shown, alert) in &cases {
         assert_alert(what, address, Some(shown), &[], *alert);
