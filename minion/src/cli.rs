@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use futures_util::future::join;
 use nix::unistd::geteuid;
 use service::audit::Audit;
@@ -101,6 +101,12 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The definitions of the command line, of which packages make manual pages and completions.
+#[must_use]
+pub fn definitions() -> clap::Command {
+    Cli::command()
 }
 
 fn log_to_stderr() {

@@ -40,6 +40,8 @@ use std::error::Error;
 
 pub use authority::renewal::RenewalFailed;
 pub use buckets::BucketError;
+#[doc(hidden)]
+pub use cli::definitions;
 pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
