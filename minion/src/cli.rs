@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{CommandFactory as _, Parser, Subcommand};
+use common::shown::chain;
 use futures_util::future::join;
 use nix::unistd::geteuid;
 use service::audit::Audit;
@@ -114,7 +115,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", check::chain(error.as_ref()));
+            tracing::error!("{}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
