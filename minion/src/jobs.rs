@@ -290,6 +290,9 @@ impl Jobs {
             Ok(Opening::Renewed(aside)) => {
                 tracing::error!(aside = %aside.display(), "the status store was damaged; it is set aside and made anew from the spools");
             }
+            Ok(Opening::Beside(newer)) => {
+                tracing::warn!(%newer, "the status store is left alone; another is filled from the spools beside it")
+            }
             Err(error) => {
                 self.tell_store_error(&error);
                 return false;
