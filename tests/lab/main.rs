@@ -1,0 +1,5 @@
+//! The tests in the lab: the packages on real Debian hosts with systemd, and what happens to hosts. `make lab-test` runs them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+
+mod install;
+mod restarts;
