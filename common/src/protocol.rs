@@ -7,6 +7,7 @@
 
 pub mod certs;
 mod logs;
+pub mod package;
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! The command line, and what each of its words does.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::pending;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,9 +25,10 @@ use crate::config::Config;
 use crate::dispatch::{Door, Parts};
 use crate::jobs::Jobs;
 use crate::modules::Registry;
+use crate::service_manager::SignsOfLife;
 use crate::spawner::{self, Origin};
 use crate::submit::{self, Submissions, SubmitLimits};
-use crate::{enroll, keeper, renewal, server_user};
+use crate::{enroll, keeper, renewal, server_user, service_manager, upgrade};
 
 /// Where the configuration is unless it is said.
 const DEFAULT_CONFIG: &str = "/etc/minion/minion.toml";
@@ -58,6 +61,9 @@ enum Verb {
         /// The spawner is a service of its own, as under systemd; else it is started with the server.
         #[arg(long)]
         spawner_unit: bool,
+        /// Where there is no certificate yet, wait until `minion enroll` has put it there, rather than fail.
+        #[arg(long)]
+        await_enrolment: bool,
         /// The process that has started this server, and the spawner as well.
         #[arg(long, hide = true, value_name = "PID")]
         keeper: Option<i32>,
@@ -71,6 +77,12 @@ enum Verb {
     /// Prints what came of it as one JSON line: {"state": "ok", "result": ...}, or of a job {"minion_job_id": ..., "state": ...}. Exit status: 0 ok; 2 it
     /// failed, was denied, cancelled or timed out; 4 undelivered or lost; 64 usage, and where there is no job; 130 interrupted.
     Submit(submit::Words),
+    /// Install the package of an upgrade that a job has prepared.
+    #[command(hide = true)]
+    UpgradeWorker {
+        /// Where it was prepared.
+        folder: PathBuf,
+    },
     /// Fork what runs methods.
     #[command(hide = true)]
     Spawner {
@@ -87,9 +99,14 @@ pub fn main() -> ExitCode {
     log_to_stderr();
     let config = cli.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
     let done = match cli.verb {
-        Verb::Serve { keeper: Some(keeper), .. } => serve(config, Beside::Kept(keeper)),
-        Verb::Serve { spawner_unit, .. } => serve(config, if spawner_unit { Beside::Unit } else { Beside::Nothing }),
+        Verb::Serve { keeper: Some(keeper), .. } => serve(config, Beside::Kept(keeper), false),
+        Verb::Serve { spawner_unit, await_enrolment, .. } => {
+            serve(config, if spawner_unit { Beside::Unit } else { Beside::Nothing }, await_enrolment)
+        }
         Verb::Spawner { of_server } => spawn(config, if of_server { Origin::Server } else { Origin::Unit }),
+        Verb::UpgradeWorker { folder } => {
+            upgrade::work(&folder).map(|()| ExitCode::SUCCESS).context("writing down what became of the upgrade")
+        }
         Verb::Enroll(request) => return enroll::run(config, request),
         Verb::Check => return report(config),
         Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),
@@ -150,7 +167,7 @@ enum Beside {
 }
 
 /// Serves; as root for a user, by way of the keeper, or as that user from here on.
-fn serve(path: &Path, beside: Beside) -> anyhow::Result<ExitCode> {
+fn serve(path: &Path, beside: Beside, await_enrolment: bool) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     let user = config.user.as_ref().filter(|_| geteuid().is_root());
     let origin = match (&beside, user) {
@@ -172,6 +189,9 @@ fn serve(path: &Path, beside: Beside) -> anyhow::Result<ExitCode> {
     }
     if let Beside::Kept(keeper) = beside {
         keeper::bind_to(keeper)?;
+    }
+    if await_enrolment {
+        enroll::await_certificate(&config);
     }
     serve_calls(&config, origin).map(|()| ExitCode::SUCCESS)
 }
@@ -196,7 +216,9 @@ fn serve_calls(config: &Config, origin: Origin) -> anyhow::Result<()> {
         let submissions = submissions.serve(Arc::clone(&door), stop.clone());
         let tending = tokio::spawn(jobs.tend());
         let renewing = tokio::spawn(renewal::tend(Arc::clone(&trust), config.clone()));
-        info!(address = %listener.local_addr()?, name = %config.name, %until, "listening");
+        let address = listener.local_addr()?;
+        info!(%address, name = %config.name, %until, "listening");
+        service_manager::ready(&format!("{} listens on {address}", config.name));
         tokio::select! {
             ((), ()) = join(service::serve(listener, trust, door, Arc::new(config.limits.listener()), stop), submissions) => Ok(()),
             ended = tending => Err(match ended {
@@ -204,11 +226,22 @@ fn serve_calls(config: &Config, origin: Origin) -> anyhow::Result<()> {
                 Ok(Ok(())) => anyhow!("the tending of jobs ended, which is a bug of the minion"),
                 Err(error) => anyhow!(error).context("the tending of jobs broke off, which is a bug of the minion"),
             }),
+            never = give_signs_of_life() => match never {},
             Err(error) = renewing => Err(anyhow!(error).context("the renewing of the certificate broke off, which is a bug of the minion")),
         }
     });
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     served
+}
+
+/// As long as what carries the connections turns.
+async fn give_signs_of_life() -> Infallible {
+    let mut signs = SignsOfLife::begin();
+    let Some(every) = signs.every() else { return pending().await };
+    loop {
+        signs.give();
+        tokio::time::sleep(every).await;
+    }
 }
 
 fn runtime() -> io::Result<Runtime> {

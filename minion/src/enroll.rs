@@ -6,6 +6,7 @@
 //! As root, for a server of another user, it is that user in all it does but two things: the folder, and the authority's certificate in it.
 
 mod asking;
+mod awaiting;
 
 use std::fs::DirBuilder;
 use std::io::{self, Read as _, Write as _};
@@ -32,6 +33,7 @@ use crate::config::{Config, ConfigError};
 use crate::folders::{self, FolderError};
 use crate::server_user::{BecomeError, ServerUser, own_name};
 use asking::{Asked, Ended};
+pub(crate) use awaiting::await_certificate;
 
 /// The exit status of a request that waits: EX_TEMPFAIL of sysexits.h.
 const EXIT_WAITS: u8 = 75;

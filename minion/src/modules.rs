@@ -6,10 +6,12 @@
 mod certs;
 mod command;
 mod jobs;
+mod minion;
 mod system;
 mod test;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use common::identity::MinionName;
 use common::method::{MethodName, MethodSpec};
@@ -57,6 +59,8 @@ pub struct Context<'a> {
     pub registry: &'a Registry,
     /// The largest result, as JSON text, that will be taken.
     pub result_max_bytes: usize,
+    /// Where packages of the minion lie. The server has none.
+    pub packages: Option<&'a Path>,
 }
 
 /// The arguments of a method that takes none.
@@ -187,6 +191,7 @@ impl Registry {
         registry.add::<certs::Certs>();
         registry.add::<command::Command>();
         registry.add::<jobs::Jobs>();
+        registry.add::<minion::Minion>();
         registry.add::<system::System>();
         registry.add::<test::Test>();
         registry
@@ -259,7 +264,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use std::fs;
-    use std::path::Path;
 
     #[test]
     fn methods_json_is_what_this_minion_can_do() {
@@ -302,6 +306,9 @@ mod tests {
         let registry = Registry::builtin();
         let unknown = |name: &str| registry.unknown(&name.parse().unwrap()).message;
         assert_eq!(unknown("command.rum"), "no method command.rum: module command has exists, run");
-        assert_eq!(unknown("comand.run"), "no method comand.run: there is no module comand; there are certs, command, jobs, system, test");
+        assert_eq!(
+            unknown("comand.run"),
+            "no method comand.run: there is no module comand; there are certs, command, jobs, minion, system, test"
+        );
     }
 }

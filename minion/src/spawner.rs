@@ -43,6 +43,7 @@ use crate::guard::Guard;
 use crate::modules::Registry;
 use crate::process::{self, ThreadError};
 use crate::server_user::own_name;
+use crate::service_manager::{self, SignsOfLife};
 use crate::spool;
 use crate::supervise::{Cgroups, Station};
 
@@ -56,6 +57,9 @@ use token::Tokens;
 
 /// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.
 const REVOCATIONS: &str = "crl.pem";
+
+/// Where packages of the minion lie, which are root's as the spools are.
+const PACKAGES: &str = "packages";
 
 /// What the spawner prints when it listens, for whoever started it.
 pub(crate) const READY: &[u8] = b"ready\n";
@@ -145,6 +149,7 @@ impl Post {
                 registry: Arc::clone(&registry),
                 limits: limits.clone(),
                 cgroups: Cgroups::delegated(),
+                packages: spools.join(PACKAGES),
                 submit_socket: config.submit_socket(),
             },
             ledger: Ledger { spools: spools.clone(), rotation: config.audit },
@@ -178,8 +183,9 @@ pub fn run(config: &Config, names: BTreeSet<MinionName>, origin: Origin) -> Resu
     let claims = Claims::open(&post.spools);
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let socket = Socket::listen(config, origin)?;
-    let mut spawner = Loop { post, claims, signals, socket, origin, children: BTreeMap::new() };
+    let mut spawner = Loop { post, claims, signals, socket, origin, signs: SignsOfLife::begin(), children: BTreeMap::new() };
     spawner.announce();
+    service_manager::ready("starts what callers ask for");
     spawner.sweep();
     while spawner.turn()? {}
     Ok(())
@@ -217,6 +223,7 @@ struct Loop {
     signals: SignalFd,
     socket: Socket,
     origin: Origin,
+    signs: SignsOfLife,
     /// Each with the way by which it may ask whether a call was run before, until it has closed that.
     children: BTreeMap<Pid, Option<UnixStream>>,
 }
@@ -253,7 +260,9 @@ impl Loop {
             self.children.iter().filter_map(|(child, way)| Some((*child, way.as_ref()?))).unzip();
         fds.extend(ways.into_iter().map(|way| PollFd::new(way.as_fd(), PollFlags::POLLIN)));
         let mut asked = Vec::new();
-        match poll(&mut fds, PollTimeout::NONE) {
+        self.signs.give();
+        let within = self.signs.every().map_or(PollTimeout::NONE, |every| PollTimeout::try_from(every).unwrap_or(PollTimeout::MAX));
+        match poll(&mut fds, within) {
             Ok(_) => {
                 for (news, fd) in [&mut connected, &mut signalled, &mut abandoned].into_iter().zip(fds.iter().take(own)) {
                     *news = fd.any().unwrap_or(false);

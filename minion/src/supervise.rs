@@ -52,6 +52,8 @@ pub struct Station {
     pub limits: Limits,
     /// Where to make a cgroup for a job, if the host lets us.
     pub cgroups: Option<Cgroups>,
+    /// Where packages of the minion lie that were brought here.
+    pub packages: PathBuf,
     /// Where jobs submit calls of their own.
     pub submit_socket: PathBuf,
 }

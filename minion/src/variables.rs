@@ -13,5 +13,8 @@ pub const TOKEN: &str = "MINION_JOB_TOKEN";
 /// Of a job: where it submits them.
 pub const SUBMIT_SOCKET: &str = "MINION_SUBMIT_SOCKET";
 
-/// All of them.
+/// What a service manager tells the minion by, see sd_notify(3): nothing to a method.
+pub const OF_SERVICE_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// All of a method.
 pub const ALL: [&str; 6] = [NAME, CALL, JOB, CALLER, TOKEN, SUBMIT_SOCKET];

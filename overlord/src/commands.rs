@@ -199,6 +199,7 @@ impl From<StartError> for Refusal {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Check(error) => error.into(),
+            StartError::Parcel(_) => Self::of(USAGE, &error),
             StartError::Link(_) | StartError::Log(_) | StartError::Full { .. } | StartError::Ids | StartError::Thread { .. } => {
                 Self::of(INTERNAL, &error)
             }

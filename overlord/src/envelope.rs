@@ -118,6 +118,19 @@ impl Letter {
         &self.sheet.message.method
     }
 
+    /// Another call, of this host alone, for the same caller.
+    pub(crate) fn to_the_same(&self, method: &str, args: Arguments, limit: Duration) -> Self {
+        let message = Message {
+            call_id: CallId::new(service::fresh_id(), 1),
+            caller: self.sheet.message.caller.clone(),
+            method: method.to_owned(),
+            args,
+            limit: Some(limit),
+        };
+        let sheet = Sheet { message: Arc::new(message), audience: vec![self.host.clone()], written: Mutex::default() };
+        Self { host: self.host.clone(), address: self.address.clone(), sheet: Arc::new(sheet) }
+    }
+
     /// The id under which the host holds what this asks of it, if that is a job.
     pub(crate) fn minion_job_id(&self) -> MinionJobId {
         MinionJobId::derive(&self.host, &self.sheet.message.caller, &self.sheet.message.call_id)

@@ -49,7 +49,8 @@ pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;
 pub use jobs::{
-    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, RetryError, StartError,
+    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, ParcelError, RetryError,
+    StartError,
 };
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;

@@ -38,6 +38,8 @@ mod revocation;
 mod run_as;
 mod security;
 mod separation;
+mod service_manager;
 mod submit;
 mod trust;
 mod trust_files;
+mod upgrade;

@@ -172,7 +172,8 @@ fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> st
 /// Tells the method's process, and all that it starts, what it is; and a job by what it is known when it submits calls.
 fn set_own_variables(station: &Station, run: &MethodRun, token: Option<&Token>) {
     // A minion that was itself started by a job has that job's.
-    process::keep_variables(|name| !name.to_str().is_some_and(|name| variables::ALL.contains(&name)));
+    let is_others = |name: &str| variables::ALL.contains(&name) || variables::OF_SERVICE_MANAGER.contains(&name);
+    process::keep_variables(|name| !name.to_str().is_some_and(is_others));
     process::set_variable(variables::NAME, station.minion.as_str());
     let Some(token) = token else { return };
     process::set_variable(variables::CALL, run.call_id.job().as_str());
@@ -204,7 +205,12 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
     let Some(method) = station.registry.find(&run.method) else {
         return Answer::Error(station.registry.unknown(&run.method));
     };
-    let context = Context { minion: &station.minion, registry: &station.registry, result_max_bytes: station.limits.result_max_bytes };
+    let context = Context {
+        minion: &station.minion,
+        registry: &station.registry,
+        result_max_bytes: station.limits.result_max_bytes,
+        packages: Some(&station.packages),
+    };
     match catch_unwind(AssertUnwindSafe(|| method.run(run.args.clone(), &context))) {
         Ok(Ok(result)) => Answer::Ok(result),
         Ok(Err(failure)) => Answer::Error(failure),

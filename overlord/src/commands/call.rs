@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::thread;
 
 use common::protocol::Arguments;
+use common::protocol::package::UPGRADE;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,8 +21,11 @@ use crate::output::{Output, progress, remark_result};
 const STDIN_MAX_BYTES: u64 = 64 << 20;
 
 pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u8, Refusal> {
-    let target = target(fleet, &call)?;
     let method = call.method.as_str();
+    if method == UPGRADE {
+        return Err(Refusal::usage(format!("{UPGRADE} restarts the minions that would answer: run it with --async")));
+    }
+    let target = target(fleet, &call)?;
     let args = arguments(call.args, call.json.as_deref())?;
     warn_of_forks(call.forks.unwrap_or(fleet.config().forks));
     let stop = Stop::new();

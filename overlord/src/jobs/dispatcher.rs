@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use common::protocol::{ASYNC_PREFIX, Accepted, Arguments};
 use jiff::Timestamp;
 
 use super::log::{LockedLog, LogError};
+use super::parcel::{Parcel, ParcelError};
 use super::poll::{self, Question};
 use super::{Job, JobError, retention};
 use crate::buckets::fan_out;
@@ -41,6 +43,9 @@ pub enum StartError {
     /// The method or its arguments are wrong.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// What it needs on its hosts cannot be brought.
+    #[error(transparent)]
+    Parcel(#[from] ParcelError),
     /// We cannot talk to hosts.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -73,6 +78,7 @@ pub(crate) struct Dispatch {
     log: LockedLog,
     attempt: u32,
     letters: Vec<Letter>,
+    parcel: Option<Arc<Parcel>>,
     forks: u16,
     accept_within: Duration,
 }
@@ -90,6 +96,7 @@ impl Dispatch {
     /// Writes the job down, durably. `retry_of` is the job whose hosts it is made for anew.
     pub(crate) fn begin(target: &Target, method: &str, args: Arguments, retry_of: Option<JobId>) -> Result<Self, StartError> {
         let method = check_call(method, &args)?;
+        let (args, parcel) = Parcel::of_call(&method, args)?;
         let fleet = target.fleet();
         if let Some(reason) = retention::refusal(fleet)? {
             return Err(StartError::Full { reason });
@@ -113,7 +120,7 @@ impl Dispatch {
             if let Some(log) = LockedLog::create(fleet.home(), header)? {
                 let letters = message.letters(target.members());
                 let accept_within = target.timeout().min(fleet.config().accept_timeout);
-                return Ok(Self { fleet: fleet.clone(), job, log, attempt: 1, letters, forks: target.forks(), accept_within });
+                return Ok(Self { fleet: fleet.clone(), job, log, attempt: 1, letters, parcel, forks: target.forks(), accept_within });
             }
         }
         Err(StartError::Ids)
@@ -125,16 +132,16 @@ impl Dispatch {
 
     /// Sends it to every host. What goes wrong on the way is found by the next `job-status`, so it is a warning here.
     pub(crate) fn run(self) {
-        let Self { fleet, job, mut log, attempt, letters, forks, accept_within: within } = self;
+        let Self { fleet, job, mut log, attempt, letters, parcel, forks, accept_within: within } = self;
         let link = match fleet.link() {
             Ok(link) => link,
             Err(error) => return fleet.warn(&crate::chain(&error)),
         };
         let stop = Stop::new();
         let send = |letter: Letter| {
-            let stop = &stop;
+            let (stop, parcel) = (&stop, parcel.as_deref());
             async move {
-                let news = if stop.is_stopped() { None } else { Some(deliver(&link.client, &letter, within).await) };
+                let news = if stop.is_stopped() { None } else { Some(bring_and_deliver(&link.client, parcel, &letter, within).await) };
                 (letter.host, news)
             }
         };
@@ -182,7 +189,7 @@ impl Resumption {
         log.sync()?;
         let letters = message(&record.header, attempt).letters(hosts);
         let (forks, accept_within) = (fleet.config().forks, fleet.config().accept_timeout);
-        let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, forks, accept_within };
+        let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, parcel: None, forks, accept_within };
         Ok(Self { job: id.clone(), dispatch: Some(dispatch), left })
     }
 }
@@ -222,6 +229,16 @@ fn message(header: &JobHeader, attempt: u32) -> Message {
         args: header.args.clone(),
         limit: header.job_limit_ms.map(Duration::from_millis),
     }
+}
+
+/// Sends it to one host, once that has what it needs there.
+async fn bring_and_deliver(client: &Client, parcel: Option<&Parcel>, letter: &Letter, within: Duration) -> News {
+    if let Some(parcel) = parcel
+        && let Err(verdict) = parcel.bring(client, letter).await
+    {
+        return News::Ended(Outcome::not_run(verdict, Timestamp::now()));
+    }
+    deliver(client, letter, within).await
 }
 
 /// Sends it to one host, again if the answer got lost. Once it may have arrived, nothing but an acceptance settles it.
@@ -296,7 +313,7 @@ fn write_down(log: &mut LockedLog, attempt: u32, arrivals: &Receiver<(MinionName
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-    use std::sync::{Arc, Mutex, OnceLock};
+    use std::sync::{Mutex, OnceLock};
 
     use common::identity::Role;
 
