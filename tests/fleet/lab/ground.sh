@@ -29,7 +29,7 @@ echo ready
 
 set +e
 while read -r _; do :; done
-kill -9 -1
+kill -9 -1 2>/dev/null
 tries=0
 until remove "$2" || test $tries -eq 100; do
     tries=$((tries + 1))
