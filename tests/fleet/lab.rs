@@ -30,9 +30,12 @@ pub use work::Work;
 
 /// Where the overlord is.
 const CONTROL: &str = "control";
-/// The unit of the authority, and those of a minion.
-const AUTHORITY_UNIT: &str = "overlord-certs.service";
-const MINION_UNITS: [&str; 2] = ["minion.service", "minion-spawner.service"];
+/// The unit of the authority.
+const AUTHORITY: &str = "overlord-certs.service";
+/// The units of a minion: what reads the network, and what runs methods.
+pub const SERVER: &str = "minion.service";
+/// See [`SERVER`].
+pub const SPAWNER: &str = "minion-spawner.service";
 
 /// A lab that is up.
 #[derive(Debug)]
@@ -56,16 +59,21 @@ impl Lab {
         lab
     }
 
-    /// The same, with an overlord on `control` that has a roster of the hosts, and an authority that they can ask.
+    /// The same, with an overlord on `control`.
     #[must_use]
     pub fn with_overlord(hosts: u8) -> Self {
         let lab = Self::bare(hosts);
-        let _ = lab.control.run(&format!("apt-get install -y {}", deb("overlord", Version::This))).ok();
-        let _ = lab.overlord(["certs", "init"]).ok();
-        let _ = lab.control.run(&format!("systemctl enable --now {AUTHORITY_UNIT}")).ok();
-        let roster: String = lab.hosts.iter().map(|host| format!("[host.{}]\n", host.name())).collect();
-        lab.control.write("/etc/overlord/hosts.toml", &roster);
+        lab.install_overlord();
         lab
+    }
+
+    /// Installs the overlord, which gets a roster of the hosts, and an authority that they can ask.
+    pub fn install_overlord(&self) {
+        let _ = self.control.run(&format!("apt-get install -y {}", deb("overlord", Version::This))).ok();
+        let _ = self.overlord(["certs", "init"]).ok();
+        let _ = self.control.run(&format!("systemctl enable --now {AUTHORITY}")).ok();
+        let roster: String = self.hosts.iter().map(|host| format!("[host.{}]\n", host.name())).collect();
+        self.control.write("/etc/overlord/hosts.toml", &roster);
     }
 
     /// The same, with a minion on every host that was installed by its package and has enrolled by a token: one line, and nothing was edited.
@@ -137,7 +145,7 @@ impl Lab {
     pub fn is_well(&self) {
         self.answers();
         for host in &self.hosts {
-            let units = host.run(&format!("systemctl is-active {}; systemctl --failed --plain --no-legend", MINION_UNITS.join(" ")));
+            let units = host.run(&format!("systemctl is-active {SERVER} {SPAWNER}; systemctl --failed --plain --no-legend"));
             assert_eq!(units.out(), "active\nactive\n", "{}", host.name());
         }
     }

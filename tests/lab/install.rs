@@ -12,7 +12,8 @@ fn three_hosts_are_installed_enrolled_and_called() {
     let (install, enroll) = line.split_once(" && ").unwrap();
     let _ = first.run(install).ok();
     wait_until("the minion to wait for its certificate", PATIENCE, || {
-        let said = first.run("systemctl is-active minion.service minion-spawner.service; systemctl show -p StatusText minion.service").out();
+        let said =
+            first.run("systemctl is-active minion.service minion-spawner.service; systemctl show -p StatusText minion.service").out();
         said.starts_with("active\nactive\n") && said.contains("minion enroll")
     });
     let _ = first.run(enroll).ok();
@@ -24,7 +25,10 @@ fn three_hosts_are_installed_enrolled_and_called() {
     let ran = lab.overlord(["*", "command.run", "hostname; id -un", "--output", "json"]).ok().json();
     for host in lab.hosts() {
         let name = host.name();
-        assert_eq!((&added["hosts"][name]["result"], &ran["hosts"][name]["result"]["stdout"]), (&68.into(), &format!("{name}\nroot\n").into()));
+        assert_eq!(
+            (&added["hosts"][name]["result"], &ran["hosts"][name]["result"]["stdout"]),
+            (&68.into(), &format!("{name}\nroot\n").into())
+        );
     }
     lab.start_work("*", "first").has_begun().ends_well();
 }

@@ -17,7 +17,8 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps,openssh-server
 /// What is done to it then.
 const FINISH: &str = include_str!("base.sh");
 /// Where apt gets Debian from: address, release, who made it.
-const APT_SOURCES: [&str; 4] = ["indextargets", "--format", "$(REPO_URI) $(CODENAME) $(ORIGIN) $(LABEL) $(COMPONENT)", "Created-By: Packages"];
+const APT_SOURCES: [&str; 4] =
+    ["indextargets", "--format", "$(REPO_URI) $(CODENAME) $(ORIGIN) $(LABEL) $(COMPONENT)", "Created-By: Packages"];
 
 /// The root, made first if it is not there.
 ///

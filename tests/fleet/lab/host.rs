@@ -21,14 +21,20 @@ const BOOT: &str = include_str!("boot.sh");
 const DISK: &str = "1g";
 /// How systemd-nspawn ends when its host is to be booted again.
 const REBOOT: i32 = 133;
+/// What is told of a host when a test has failed.
+const STORY: &str = "systemctl --no-pager --lines=0 status 'minion*' 'overlord*'
+    journalctl --no-pager --quiet --output=short-precise -u 'minion*' -u 'overlord*' -n 60";
 /// What a command on a host finds in its environment.
-const ENVIRONMENT: [&str; 4] = ["HOME=/root", "LANG=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "DEBIAN_FRONTEND=noninteractive"];
+const ENVIRONMENT: [&str; 4] =
+    ["HOME=/root", "LANG=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "DEBIAN_FRONTEND=noninteractive"];
 
 /// A host. Switched off as it is made.
 #[derive(Debug)]
 pub struct Host {
     name: String,
     ground: Arc<Ground>,
+    /// What all hosts are above.
+    root: PathBuf,
     packages: PathBuf,
     power: Mutex<Option<Power>>,
 }
@@ -44,9 +50,8 @@ struct Power {
 impl Host {
     /// A host of that name, with an empty disk above `root`, where `hosts` says who is where.
     pub(super) fn new(ground: Arc<Ground>, name: &str, address: &str, root: &Path, hosts: &str, packages: PathBuf) -> Self {
-        let root = root.to_str().unwrap();
-        ground.run(&["sh", "-c", MAKE, "host", name, address, root, DISK, hosts, ground.cgroup()]);
-        Self { name: name.to_owned(), ground, packages, power: Mutex::new(None) }
+        ground.run(&["sh", "-c", MAKE, "host", name, address, root.to_str().unwrap(), DISK, hosts, ground.cgroup()]);
+        Self { name: name.to_owned(), ground, root: root.to_owned(), packages, power: Mutex::new(None) }
     }
 
     /// Its name.
@@ -79,12 +84,19 @@ impl Host {
         paths_below(&upper).into_iter().map(|path| Path::new("/").join(path.strip_prefix(&upper).unwrap())).collect()
     }
 
+    /// Whether a path is one of the root that all hosts share.
+    #[must_use]
+    pub fn is_in_base(&self, path: &Path) -> bool {
+        self.root.join(path.strip_prefix("/").unwrap_or(path)).symlink_metadata().is_ok()
+    }
+
     /// Switches it on, and waits until it is up.
     pub fn boot(&self) {
         let mut power = self.power.lock().unwrap();
         assert!(power.is_none(), "{} is on", self.name);
         let console = fs::File::options().create(true).append(true).open(self.disk().join("console")).unwrap();
-        let mut command = self.ground.command(&["sh", "-c", BOOT, "boot", &self.name, self.ground.cgroup(), self.packages.to_str().unwrap()]);
+        let mut command =
+            self.ground.command(&["sh", "-c", BOOT, "boot", &self.name, self.ground.cgroup(), self.packages.to_str().unwrap()]);
         let nspawn = command.stdin(Stdio::null()).stdout(console.try_clone().unwrap()).stderr(console).spawn().unwrap();
         let outer = i32::try_from(nspawn.id()).unwrap();
         let systemd = wait::wait_for(&format!("{} to begin", self.name), PATIENCE, || systemd_below(outer));
@@ -138,6 +150,18 @@ impl Host {
         self.ground.run(&["ip", "link", "set", &self.name, "up"]);
     }
 
+    /// The number of the process that a unit is, `0` if it is none.
+    #[must_use]
+    pub fn main_pid(&self, unit: &str) -> String {
+        self.run(&format!("systemctl show --value -p MainPID {unit}")).ok().out().trim().to_owned()
+    }
+
+    /// Whether a unit runs.
+    #[must_use]
+    pub fn is_active(&self, unit: &str) -> bool {
+        self.run(&format!("systemctl is-active {unit}")).out() == "active\n"
+    }
+
     /// Runs a line of shell on it as root, to its end.
     pub fn run(&self, line: &str) -> Run {
         self.start(["sh", "-c", line]).wait()
@@ -156,13 +180,13 @@ impl Host {
         tools::with(tools::with(tools::with(command, enter), ENVIRONMENT), words)
     }
 
-    /// What its units say of themselves, and its console: for a person who wonders why a test failed.
+    /// Its console, and what its units say of themselves: for a person who wonders why a test failed, which may be because it does not answer.
     pub(super) fn story(&self) -> String {
         let console = fs::read_to_string(self.disk().join("console")).unwrap_or_default();
-        let is_on = self.power.lock().unwrap().is_some();
-        let line = "systemctl --no-pager --lines=0 status 'minion*' 'overlord*'; journalctl --no-pager --quiet --output=short-precise -u 'minion*' -u 'overlord*' -n 60";
-        let units = if is_on { self.run(line).out() } else { "it is off".to_owned() };
-        format!("--- {}\n{console}{units}", self.name)
+        let is_on = self.power.lock().is_ok_and(|power| power.is_some());
+        let said = if is_on { self.command(["timeout", "10", "sh", "-c", STORY]).output().ok() } else { None };
+        let said = said.map_or_else(|| "it is off".to_owned(), |said| String::from_utf8_lossy(&said.stdout).into_owned());
+        format!("--- {}\n{console}{said}", self.name)
     }
 
     fn disk(&self) -> PathBuf {
@@ -182,12 +206,14 @@ impl Drop for Host {
 /// The systemd below `outer`, which is the command that started systemd-nspawn: the first in a namespace of processes, and no longer systemd-nspawn.
 fn systemd_below(outer: i32) -> Option<i32> {
     let below = processes::children(outer);
-    let is_systemd = |pid: &i32| processes::inner_pid(*pid) == Some(1) && processes::describe(*pid).command.contains("systemd") && !processes::describe(*pid).command.contains("nspawn");
+    let is_systemd = |pid: &i32| processes::inner_pid(*pid) == Some(1) && processes::describe(*pid).command.ends_with("/systemd");
     below.iter().copied().find(is_systemd).or_else(|| below.into_iter().find_map(systemd_below))
 }
 
 fn paths_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    entries.flat_map(|entry| if is_folder(&entry) { [vec![entry.path()], paths_below(&entry.path())].concat() } else { vec![entry.path()] }).collect()
+    entries
+        .flat_map(|entry| if is_folder(&entry) { [vec![entry.path()], paths_below(&entry.path())].concat() } else { vec![entry.path()] })
+        .collect()
 }

@@ -17,6 +17,19 @@ pub enum Version {
     Next,
 }
 
+impl Version {
+    /// The version of a package, as dpkg has it: `0.1.0-1`.
+    ///
+    /// # Panics
+    /// There is no such package.
+    #[must_use]
+    pub fn of(self, name: &str) -> String {
+        let file = find(name, self, "_amd64.deb");
+        let file = file.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+        file.split('_').nth(1).unwrap_or_default().to_owned()
+    }
+}
+
 /// The folder with all of them.
 ///
 /// # Panics

@@ -5,8 +5,7 @@ use serde_json::Value;
 
 use super::Lab;
 use super::host::Host;
-use crate::wait_until;
-use crate::{COMMAND_TIMEOUT, PATIENCE};
+use crate::{COMMAND_TIMEOUT, PATIENCE, wait_for, wait_until};
 
 /// Where the files lie.
 const FOLDER: &str = "/srv/work";
@@ -15,31 +14,35 @@ const FOLDER: &str = "/srv/work";
 #[derive(Debug)]
 pub struct Work<'lab> {
     lab: &'lab Lab,
+    hosts: Vec<&'lab Host>,
     /// Its job id.
     pub id: String,
     tag: String,
 }
 
 impl Lab {
-    /// Starts a job on `target`, whose traces have the name `tag`, which no other of the lab has.
+    /// Starts a job on `target`, which is all hosts or one, whose traces have the name `tag`, which no other of the lab has.
     #[must_use]
     pub fn start_work(&self, target: &str, tag: &str) -> Work<'_> {
         let id = self.overlord([target, "command.run", &work_line(tag), "--async"]).ok().out().trim().to_owned();
         assert!(id.parse::<common::job::JobId>().is_ok(), "not a job id alone on stdout: {id:?}");
-        Work { lab: self, id, tag: tag.to_owned() }
+        let hosts = self.hosts().iter().filter(|host| target == "*" || target == host.name()).collect();
+        Work { lab: self, hosts, id, tag: tag.to_owned() }
     }
 }
 
 /// What is run on each host.
 fn work_line(tag: &str) -> String {
     let file = format!("{FOLDER}/{tag}");
-    format!("mkdir -p {FOLDER}; echo start >> {file}; while ! [ -e {file}.go ]; do sleep 0.05; done; echo end >> {file}; echo \"$MINION_NAME\" is done")
+    format!(
+        "mkdir -p {FOLDER}; echo start >> {file}; while ! [ -e {file}.go ]; do sleep 0.05; done; echo end >> {file}; echo \"$MINION_NAME\" is done"
+    )
 }
 
 impl Work<'_> {
     /// Waits until it has begun on every host.
     pub fn has_begun(&self) -> &Self {
-        self.lab.hosts().iter().for_each(|host| self.has_begun_on(host));
+        self.hosts.iter().for_each(|host| self.has_begun_on(host));
         self
     }
 
@@ -50,7 +53,7 @@ impl Work<'_> {
 
     /// Lets it end on every host.
     pub fn let_go(&self) -> &Self {
-        self.lab.hosts().iter().for_each(|host| self.let_go_on(host));
+        self.hosts.iter().for_each(|host| self.let_go_on(host));
         self
     }
 
@@ -88,7 +91,7 @@ impl Work<'_> {
     /// Waits until a host is in that state, and gives what is said of it.
     #[must_use]
     pub fn is_on(&self, host: &Host, state: &str) -> Value {
-        crate::wait_for(&format!("{} to be {state} on {}", self.tag, host.name()), COMMAND_TIMEOUT, || {
+        wait_for(&format!("{} to be {state} on {}", self.tag, host.name()), COMMAND_TIMEOUT, || {
             Some(self.status_of(host)).filter(|status| status["state"] == state)
         })
     }
@@ -97,9 +100,13 @@ impl Work<'_> {
     pub fn ends_well(&self) {
         self.let_go();
         let hosts = self.ended();
-        for host in self.lab.hosts() {
+        for host in &self.hosts {
             let (name, status) = (host.name(), &hosts[host.name()]);
-            assert_eq!((&status["state"], &status["result"]["stdout"]), (&"ok".into(), &format!("{name} is done\n").into()), "{name}: {hosts:#}");
+            assert_eq!(
+                (&status["state"], &status["result"]["stdout"]),
+                (&"ok".into(), &format!("{name} is done\n").into()),
+                "{name}: {hosts:#}"
+            );
             self.ran_once(host);
         }
     }
