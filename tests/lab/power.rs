@@ -84,6 +84,7 @@ fn power_is_lost_at_any_moment_and_what_is_said_is_true() {
 /// What is said of a host fits what lies on its disk.
 fn assert_true(status: &Value, traces: &[String]) {
     let what = format!("{status}: {traces:?}");
+    println!("{what}");
     match status["state"].as_str() {
         Some("ok") => assert_eq!(traces, ["start", "end"], "{what}"),
         Some("undelivered") => assert!(traces.is_empty(), "{what}"),
