@@ -12,17 +12,20 @@ RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 # The version that follows this one: what the lab upgrades to.
 NEXT_VERSION := $(shell awk -F '[".]' '/^version = / { print $$2 "." $$3 + 1 ".0"; exit }' Cargo.toml)
 
-.PHONY: help build demo test lab-test lint bench soak fuzz units tools fault-tools fuzz-tools lab-tools
+.PHONY: help build demo test lab-test lint bench soak fuzz units packages lint-packages packages-twice tools fault-tools fuzz-tools lab-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
 	@echo 'make test   every test'
-	@echo 'make lab-test  the packages on real Debian hosts, three at a time, that boot, crash and are cut off; needs root'
 	@echo 'make build  both programs, optimised: target/release/overlord and target/release/minion'
 	@echo 'make lint   format, clippy, dependencies, systemd units'
+	@echo 'make packages        .deb and .rpm of both programs in target/packages; ARCH=arm64 for that'
+	@echo 'make lint-packages   what lintian and rpmlint say of them'
+	@echo 'make packages-twice  builds them again elsewhere, and compares them'
+	@echo 'make lab-test        installs them on real Debian hosts that boot, crash and are cut off; needs root'
 	@echo 'make bench  the figures, as ratios'
 	@echo 'make fuzz   every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) seconds each family; what is found lies in tests/fuzz/artifacts'
-	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, make fuzz, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
+	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, make fuzz, make packages-twice, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
 
 build: tools
 	$(CARGO) build --release --locked -p overlord -p minion
@@ -37,7 +40,7 @@ test: tools fault-tools
 # Real hosts, on which the packages of target/packages are installed, and those of the next version in target/packages/next. LAB_PACKAGES=DIR names a
 # folder with others. The root of the hosts is made once and kept in /var/tmp/overlord-lab, or what LAB_CACHE names.
 lab-test: tools lab-tools
-	$(if $(LAB_PACKAGES),,packaging/build && packaging/build --version $(NEXT_VERSION) --out target/packages/next)
+	$(if $(LAB_PACKAGES),,$(MAKE) --no-print-directory packages && packaging/build --version $(NEXT_VERSION) --out target/packages/next)
 	$(CARGO) test --locked -p fleet --test lab
 
 lint: tools units
@@ -47,6 +50,15 @@ lint: tools units
 	$(CARGO) clippy -p fleet --test lab --locked -- -D warnings
 	$(CARGO) deny --locked check bans licenses sources
 
+packages: tools
+	packaging/build $(if $(ARCH),--arch $(ARCH)) $(if $(VERSION),--version $(VERSION))
+
+lint-packages:
+	packaging/lint
+
+packages-twice: packages
+	packaging/twice
+
 bench: tools
 	$(CARGO) build --release --locked -p overlord -p minion --bins
 	$(CARGO) bench --locked -p fleet
@@ -54,6 +66,7 @@ bench: tools
 soak: tools fault-tools fuzz-tools
 	FLEET_CYCLES=$(SOAK_CYCLES) $(CARGO) test --locked -p fleet --test it -- --nocapture cycles_of_kills
 	$(MAKE) --no-print-directory fuzz
+	$(MAKE) --no-print-directory packages-twice
 	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); echo "soak: round $$round"; \

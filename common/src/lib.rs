@@ -9,3 +9,4 @@ pub mod outcome;
 pub mod period;
 pub mod protocol;
 pub mod seal;
+pub mod shown;

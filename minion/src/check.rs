@@ -3,7 +3,6 @@
 mod separation;
 mod trust;
 
-use std::error::Error;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
@@ -11,6 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use certs::trust::TrustFiles;
+use common::shown::chain;
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
@@ -100,21 +100,6 @@ impl Untried {
         problems.extend(files.filter_map(|file| separation::unreadable(&file, user)));
         Ok(untried)
     }
-}
-
-/// An error with its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line
 }
 
 /// Renewed certificates and revocation lists are written there. Where nobody renews the certificate, that it cannot be written is a hint.

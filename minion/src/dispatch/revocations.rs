@@ -5,11 +5,11 @@ use std::sync::Arc;
 use certs::crl::CrlError;
 use common::outcome::{ErrorCode, Failure, Outcome};
 use common::protocol::certs::Revocations;
+use common::shown::chain;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::Door;
-use crate::check::chain;
 use crate::guard::Bearer;
 use crate::modules::RevocationsAsked;
 

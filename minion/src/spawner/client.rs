@@ -2,9 +2,7 @@
 //! spawner's life where the server starts it itself.
 
 use std::io::Read as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -88,10 +86,7 @@ impl Spawner {
 
     /// Executes the spawner afresh and waits until it listens.
     fn execute(&self) -> std::io::Result<std::process::Child> {
-        // Not by its path, which an upgrade may have taken away.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("minion").arg("--config").arg(&self.config_file).args(["spawner", "--of-server"]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = super::command(&self.config_file).spawn()?;
         let mut said = [0; READY.len()];
         let ready = child.stdout.take().map(|mut stdout| wait_readable(&stdout).and_then(|()| stdout.read_exact(&mut said)));
         if let Some(Err(error)) = ready {

@@ -97,7 +97,7 @@ fn act(post: &Post, order: Order, claimant: Claimant, server: UnixStream) -> u8 
 }
 
 fn reply(server: &UnixStream, reply: Result<Reply, SpoolError>) -> u8 {
-    let reply = reply.unwrap_or_else(|error| Reply::Refused(Failure::new(ErrorCode::Internal, error.to_string())));
+    let reply = reply.unwrap_or_else(|error| Reply::Refused(error.into()));
     u8::from(order::send(server, &reply).is_err())
 }
 

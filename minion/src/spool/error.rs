@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use common::outcome::{ErrorCode, Failure};
 use common::seal::SealError;
 
 /// Why a spool could not be read or written.
@@ -42,6 +43,13 @@ pub enum SpoolError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+/// For whoever asked: this host could not do what was to be done.
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Self {
+        Self::new(ErrorCode::Internal, error.to_string())
+    }
 }
 
 impl SpoolError {
