@@ -30,6 +30,7 @@ mod faults;
 pub mod flood;
 pub mod fuzz;
 mod journal;
+pub mod lab;
 mod liar;
 mod memory;
 mod minion;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The tools that are not on every machine, and the Debian packages that have them.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("strace", "strace"),
     ("ip", "iproute2"),
     ("unshare", "util-linux"),
@@ -14,6 +14,9 @@ const PACKAGES: [(&str, &str); 8] = [
     ("mount", "mount"),
     ("openssl", "openssl"),
     ("setpriv", "util-linux"),
+    ("setsid", "util-linux"),
+    ("systemd-nspawn", "systemd-container"),
+    ("apt-get", "apt"),
 ];
 /// Where distributions put the library that fakes the time.
 const FAKETIME_FOLDERS: [&str; 5] = [
@@ -33,7 +36,7 @@ pub(crate) fn tool(name: &str) -> Command {
     let extra = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     let found = std::env::split_paths(&folders).chain(extra).map(|folder| folder.join(name)).find(|path| path.is_file());
     let package = PACKAGES.iter().find(|(tool, _)| *tool == name).map_or(name, |(_, package)| package);
-    let path = found.unwrap_or_else(|| panic!("{name} is missing, which this test injects faults with: sudo apt-get install -y {package}"));
+    let path = found.unwrap_or_else(|| panic!("{name} is missing, which this test needs: sudo apt-get install -y {package}"));
     let mut command = Command::new(path);
     command.stdin(Stdio::null());
     command
