@@ -1,5 +1,9 @@
 //! What became of a call on one host: a verdict, with the result or the error, and when.
 
+mod more;
+
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use jiff::Timestamp;
 use serde::de::{Deserializer, Error as _};
@@ -7,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::job::HostState;
+pub use more::More;
 
 /// The numbers in `error.code`: JSON-RPC's own for a request that is not sound, ours for all else. Never renumbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +75,7 @@ pub struct Failure {
     pub data: Option<Value>,
     /// What a newer version says besides. It is kept, and handed on.
     #[serde(flatten)]
-    pub more: Map<String, Value>,
+    pub more: More,
 }
 
 impl Failure {
@@ -81,7 +86,7 @@ impl Failure {
 
     /// The same, with a code that this version may not know.
     pub fn of_code(code: i32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), data: None, more: Map::new() }
+        Self { code, message: message.into(), data: None, more: More::default() }
     }
 
     /// A method's own failure of the kind `kind`, which a program finds in `data.type`.
@@ -223,20 +228,20 @@ pub struct Outcome {
     pub finished_at: Option<Timestamp>,
     /// What a newer version says besides. It is kept, and handed on.
     #[serde(flatten)]
-    pub more: Map<String, Value>,
+    pub more: More,
 }
 
 impl Outcome {
     /// A verdict on something that did not run on the host, learnt at `at`.
     #[must_use]
     pub fn not_run(verdict: Verdict, at: Timestamp) -> Self {
-        Self { verdict, started_at: None, finished_at: Some(at), more: Map::new() }
+        Self { verdict, started_at: None, finished_at: Some(at), more: More::default() }
     }
 
     /// A verdict on something that began and ended then.
     #[must_use]
     pub fn ran(verdict: Verdict, started_at: Timestamp, finished_at: Timestamp) -> Self {
-        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: Map::new() }
+        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: More::default() }
     }
 }
 
@@ -253,7 +258,7 @@ impl<'de> Deserialize<'de> for Outcome {
             verdict: Verdict::deserialize(Value::Object(own)).map_err(D::Error::custom)?,
             started_at: started_at.map_err(D::Error::custom)?,
             finished_at: finished_at.map_err(D::Error::custom)?,
-            more: fields,
+            more: fields.into_iter().collect::<BTreeMap<_, _>>().into(),
         })
     }
 }
@@ -306,7 +311,7 @@ mod tests {
             "finished_at": "2026-01-01T00:00:00Z", "usage": { "cpu_ms": 3 },
         });
         let read: Outcome = serde_json::from_value(newer.clone()).unwrap();
-        assert_eq!(read.more.keys().collect::<Vec<_>>(), ["result", "usage"]);
+        assert_eq!(read.more.names().collect::<Vec<_>>(), ["result", "usage"]);
         let Verdict::Failed { error } = &read.verdict else { unreachable!("{read:?}") };
         assert_eq!((error.data.as_ref(), error.more.get("hint")), (Some(&json!(7)), Some(&json!(["more"]))));
         let mut kept = serde_json::to_value(&read).unwrap();

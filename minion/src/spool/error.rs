@@ -37,7 +37,7 @@ pub enum SpoolError {
     },
     /// The folder of the spools is of a newer version, or cannot be marked.
     #[error(transparent)]
-    Format(MarkError),
+    Format(Box<MarkError>),
     /// A value cannot be written as JSON.
     #[error("writing {path}: {source}")]
     Unwritable {
