@@ -1,5 +1,9 @@
 //! What became of a call on one host: a verdict, with the result or the error, and when.
 
+mod more;
+
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use jiff::Timestamp;
 use serde::de::{Deserializer, Error as _};
@@ -7,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::job::HostState;
+pub use more::More;
 
 /// The numbers in `error.code`: JSON-RPC's own for a request that is not sound, ours for all else. Never renumbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +63,6 @@ pub enum ErrorCode {
 const NEVER_STARTED: [ErrorCode; 5] =
     [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience, ErrorCode::Undelivered];
 
-/// Fields that a newer version has: in a box of their own, because there are hardly ever any.
-pub type More = Option<Box<Map<String, Value>>>;
-
-fn more<'de, D: Deserializer<'de>>(from: D) -> Result<More, D::Error> {
-    let fields = Map::deserialize(from)?;
-    Ok((!fields.is_empty()).then(|| Box::new(fields)))
-}
-
 /// An error as a caller reads it: `{"code", "message", "data"?}`. `data.type`, where present, names the kind of failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -77,7 +74,7 @@ pub struct Failure {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
     /// What a newer version says besides. It is kept, and handed on.
-    #[serde(flatten, deserialize_with = "more")]
+    #[serde(flatten)]
     pub more: More,
 }
 
@@ -89,7 +86,7 @@ impl Failure {
 
     /// The same, with a code that this version may not know.
     pub fn of_code(code: i32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), data: None, more: None }
+        Self { code, message: message.into(), data: None, more: More::default() }
     }
 
     /// A method's own failure of the kind `kind`, which a program finds in `data.type`.
@@ -238,13 +235,13 @@ impl Outcome {
     /// A verdict on something that did not run on the host, learnt at `at`.
     #[must_use]
     pub fn not_run(verdict: Verdict, at: Timestamp) -> Self {
-        Self { verdict, started_at: None, finished_at: Some(at), more: None }
+        Self { verdict, started_at: None, finished_at: Some(at), more: More::default() }
     }
 
     /// A verdict on something that began and ended then.
     #[must_use]
     pub fn ran(verdict: Verdict, started_at: Timestamp, finished_at: Timestamp) -> Self {
-        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: None }
+        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: More::default() }
     }
 }
 
@@ -261,7 +258,7 @@ impl<'de> Deserialize<'de> for Outcome {
             verdict: Verdict::deserialize(Value::Object(own)).map_err(D::Error::custom)?,
             started_at: started_at.map_err(D::Error::custom)?,
             finished_at: finished_at.map_err(D::Error::custom)?,
-            more: (!fields.is_empty()).then(|| Box::new(fields)),
+            more: fields.into_iter().collect::<BTreeMap<_, _>>().into(),
         })
     }
 }
@@ -314,15 +311,15 @@ mod tests {
             "finished_at": "2026-01-01T00:00:00Z", "usage": { "cpu_ms": 3 },
         });
         let read: Outcome = serde_json::from_value(newer.clone()).unwrap();
-        assert_eq!(read.more.as_ref().unwrap().keys().collect::<Vec<_>>(), ["result", "usage"]);
+        assert_eq!(read.more.names().collect::<Vec<_>>(), ["result", "usage"]);
         let Verdict::Failed { error } = &read.verdict else { unreachable!("{read:?}") };
-        assert_eq!((error.data.as_ref(), error.more.as_ref().unwrap().get("hint")), (Some(&json!(7)), Some(&json!(["more"]))));
+        assert_eq!((error.data.as_ref(), error.more.get("hint")), (Some(&json!(7)), Some(&json!(["more"]))));
         let mut kept = serde_json::to_value(&read).unwrap();
         kept.as_object_mut().unwrap().insert("started_at".to_owned(), json!(null));
         assert_eq!(kept, newer);
         let ours = json!({ "state": "ok", "result": null, "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:01Z" });
         let read: Outcome = serde_json::from_value(ours.clone()).unwrap();
-        assert!(read.more.is_none() && read.started_at.is_some());
+        assert!(read.more.is_empty() && read.started_at.is_some());
         assert_eq!(serde_json::to_value(&read).unwrap(), ours);
     }
 

@@ -57,10 +57,6 @@ impl From<SpoolError> for Failure {
 }
 
 impl SpoolError {
-    pub(crate) fn of_format(error: MarkError) -> Self {
-        Self::Format(Box::new(error))
-    }
-
     /// What a file holds can never be read again; any other failure may pass.
     #[must_use]
     pub fn is_damage(&self) -> bool {

@@ -43,6 +43,7 @@ enum End {
 
 /// What is true on the host of one attempt.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each host of a test")]
 enum Truth {
     NotHere,
     Queued,
