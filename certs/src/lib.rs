@@ -11,6 +11,7 @@ pub mod csr;
 pub mod enrolled;
 pub mod files;
 mod leaf;
+pub mod member;
 pub mod renewal;
 mod request;
 pub mod signature;
