@@ -10,16 +10,19 @@ FUZZ_SECONDS ?= 60
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test lint bench soak fuzz units tools fault-tools fuzz-tools
+.PHONY: help build demo test lint bench soak fuzz units packages lint-packages packages-twice tools fault-tools fuzz-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
 	@echo 'make test   every test'
 	@echo 'make build  both programs, optimised: target/release/overlord and target/release/minion'
 	@echo 'make lint   format, clippy, dependencies, systemd units'
+	@echo 'make packages        .deb and .rpm of both programs in target/packages; ARCH=arm64 for that'
+	@echo 'make lint-packages   what lintian and rpmlint say of them'
+	@echo 'make packages-twice  builds them again elsewhere, and compares them'
 	@echo 'make bench  the figures, as ratios'
 	@echo 'make fuzz   every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) seconds each family; what is found lies in tests/fuzz/artifacts'
-	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, make fuzz, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
+	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, make fuzz, make packages-twice, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
 
 build: tools
 	$(CARGO) build --release --locked -p overlord -p minion
@@ -37,6 +40,15 @@ lint: tools units
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) deny --locked check bans licenses sources
 
+packages: tools
+	packaging/build $(if $(ARCH),--arch $(ARCH)) $(if $(VERSION),--version $(VERSION))
+
+lint-packages:
+	packaging/lint
+
+packages-twice: packages
+	packaging/twice
+
 bench: tools
 	$(CARGO) build --release --locked -p overlord -p minion --bins
 	$(CARGO) bench --locked -p fleet
@@ -44,6 +56,7 @@ bench: tools
 soak: tools fault-tools fuzz-tools
 	FLEET_CYCLES=$(SOAK_CYCLES) $(CARGO) test --locked -p fleet --test it -- --nocapture cycles_of_kills
 	$(MAKE) --no-print-directory fuzz
+	$(MAKE) --no-print-directory packages-twice
 	@end=$$(($$(date +%s) + $(SOAK_MINUTES) * 60)); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); echo "soak: round $$round"; \

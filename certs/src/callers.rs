@@ -13,6 +13,7 @@ use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::shown::chain;
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
@@ -21,7 +22,7 @@ use crate::crl::{Crl, CrlError, StaleCrl};
 use crate::files::{self, FileError, Revocations};
 use crate::tls::{self, Peer};
 use crate::trust::stamp::Stamps;
-use crate::trust::{LOOK_EVERY, newer_list, text};
+use crate::trust::{LOOK_EVERY, newer_list};
 use owned::OwnedError;
 
 /// The largest certificate that is looked at: one takes 1 KiB.
@@ -105,7 +106,7 @@ impl Callers {
         let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or(0)));
         let refused = |error: rustls::Error| tls::client_refusal(&error).unwrap_or_else(|| error.to_string());
         verifier.verify_client_cert(cert, &[], at).map_err(refused)?;
-        tls::peer(slice::from_ref(cert)).map_err(|error| text(&error))
+        tls::peer(slice::from_ref(cert)).map_err(|error| chain(&error))
     }
 
     /// That the revocation list, as old as it is at `now`, lets anybody in.
@@ -133,7 +134,7 @@ impl Callers {
         let seen = (Stamps::of(&[ca, kept]), Stamps::of_links(&[crl]));
         let ownership = self.owner.map_or(Ok(()), |owner| owned::check(ca, owner));
         // That it is not there says nothing of others.
-        let foreign = ownership.err().filter(OwnedError::is_foreign).map(|error| text(&error));
+        let foreign = ownership.err().filter(OwnedError::is_foreign).map(|error| chain(&error));
         let is_unkept = self.crl_number() > self.kept_number;
         let keep_again = is_unkept && self.watch.kept_at.is_none_or(|at| at.elapsed() >= KEEP_AGAIN_AFTER);
         if !keep_again && foreign == self.watch.foreign && self.watch.is_settled(&seen) {
@@ -150,7 +151,7 @@ impl Callers {
         let refusal = self.read_authorities(&mut troubles);
         let blind = self.read_lists(&mut troubles);
         let revocations = Revocations { crl: self.list.clone(), stale: self.stale };
-        let made = || tls::callers_verifier(&self.authorities, revocations).map_err(|error| text(&error));
+        let made = || tls::callers_verifier(&self.authorities, revocations).map_err(|error| chain(&error));
         self.verifier = refusal.or(blind).map_or_else(made, Err);
         troubles.extend(self.verifier.as_ref().err().cloned());
         for trouble in troubles.iter().filter(|trouble| !self.watch.told.contains(trouble)) {
@@ -173,9 +174,9 @@ impl Callers {
                 self.authorities = authorities;
                 None
             }
-            Err(error) if self.authorities.is_empty() || error.is_foreign() => Some(text(&error)),
+            Err(error) if self.authorities.is_empty() || error.is_foreign() => Some(chain(&error)),
             Err(error) => {
-                troubles.push(text(&error));
+                troubles.push(chain(&error));
                 None
             }
         }
@@ -189,7 +190,7 @@ impl Callers {
         let Files { crl, kept: kept_at, .. } = &self.files;
         let mut unread = None;
         let kept = Crl::load(kept_at, &self.authorities).unwrap_or_else(|error| {
-            unread = Some(text(&error));
+            unread = Some(chain(&error));
             None
         });
         self.kept_number = kept.as_ref().map_or(0, Crl::number);
@@ -226,7 +227,7 @@ impl Callers {
             Err(error) => troubles.push(format!(
                 "the revocation list number {} is in force and cannot be kept, so that after a restart an older one would be taken: {}",
                 list.number(),
-                text(&error)
+                chain(&error)
             )),
         }
     }

@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::crl::{Crl, CrlError};
 use crate::csr::{self, CsrError};
-use crate::files::{self, FileError};
+use crate::files::{self, FileError, WRITABLE_BY_OTHERS};
 use crate::leaf::{Leaf, LeafError};
 use crate::renewal::only_certificate;
 use crate::tls::CaPin;
@@ -25,8 +25,6 @@ use crate::trust::TrustFiles;
 pub const AUTHORITY_FILE: &str = "authority";
 /// How long a line of PEM text is.
 const LINE_CHARS: usize = 64;
-/// The bits of a mode by which others than its owner may write a file.
-const OTHERS_WRITE: u32 = 0o022;
 
 /// Why what the authority gave is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +125,7 @@ pub fn install(files: &TrustFiles, enrolled: &Enrolled<'_>) -> Result<Timestamp,
 /// It cannot be written.
 pub fn install_authority(files: &TrustFiles, ca: &CertificateDer<'_>, owner: u32) -> Result<(), FileError> {
     let _lock = files::lock_folder_of(&files.ca)?;
-    let is_owners = |file: Metadata| file.is_file() && file.uid() == owner && file.mode() & OTHERS_WRITE == 0;
+    let is_owners = |file: Metadata| file.is_file() && file.uid() == owner && file.mode() & WRITABLE_BY_OTHERS == 0;
     if files.ca.symlink_metadata().is_ok_and(is_owners) {
         return Ok(());
     }

@@ -24,6 +24,8 @@ use crate::leaf::{Leaf, LeafError, issued_at, part_of_life};
 
 /// The largest file that is read: a certificate takes 1 KiB.
 pub(crate) const FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// The bits of a mode by which others than its owner may write what has it.
+pub const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// How long others who replace files in a folder are waited for: what they do takes milliseconds.
 const LOCK_WITHIN: Duration = Duration::from_secs(5);
 /// How often a locked folder is looked at again.

@@ -10,6 +10,7 @@ pub mod crl;
 pub mod csr;
 pub mod enrolled;
 pub mod files;
+pub mod format;
 mod leaf;
 pub mod member;
 pub mod renewal;

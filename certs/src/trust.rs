@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use common::identity::Role;
+use common::shown::chain;
 use jiff::Timestamp;
 use rustls::ServerConfig;
 
@@ -186,7 +187,7 @@ impl<T: Configurations> Trust<T> {
         let (list, told) = match (Crl::load(&crl, credentials.authorities()), stale) {
             (Ok(list), _) => (list, Vec::new()),
             // Without a list we are where we were before there was one, and the next overlord that calls brings it.
-            (Err(error), StaleCrl::Serve) => (None, vec![text(&error)]),
+            (Err(error), StaleCrl::Serve) => (None, vec![chain(&error)]),
             (Err(error), StaleCrl::Refuse) => return Err(error.into()),
         };
         told.iter().for_each(|told| trouble(told));
@@ -273,7 +274,7 @@ impl<T: Configurations> Trust<T> {
         let mut troubles = Vec::new();
         match self.read(&held, changed, &mut troubles) {
             Ok(trusted) => *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trusted),
-            Err(error) => troubles.push(text(&error)),
+            Err(error) => troubles.push(chain(&error)),
         }
         for trouble in troubles.iter().filter(|trouble| !watch.told.contains(trouble)) {
             (self.trouble)(trouble);
@@ -287,7 +288,7 @@ impl<T: Configurations> Trust<T> {
         if changed {
             match self.source.credentials().and_then(|read| usable::<T>(read, &held.credentials)) {
                 Ok(read) => credentials = read,
-                Err(error) => troubles.push(text(&error)),
+                Err(error) => troubles.push(chain(&error)),
             }
         }
         let authorities = credentials.authorities();
@@ -345,20 +346,6 @@ pub(crate) fn newer_list(
         )),
         Ok(None) if number > 0 => Err((held, format!("{path} is gone; the revocation list number {number} stays in force"))),
         Ok(None) => Ok(held),
-        Err(error) => Err((held, text(&error))),
+        Err(error) => Err((held, chain(&error))),
     }
-}
-
-/// An error with its causes, in a line.
-pub(crate) fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here does IO, knows a transport or a store, reads a clock or draws a random number.
 
+pub mod format;
 pub mod identity;
 pub mod job;
 pub mod method;
@@ -9,3 +10,4 @@ pub mod outcome;
 pub mod period;
 pub mod protocol;
 pub mod seal;
+pub mod shown;

@@ -86,6 +86,30 @@ pub enum Arguments {
     Json(Value),
 }
 
+/// Why a text gives no arguments.
+#[derive(Debug, thiserror::Error)]
+pub enum NotArguments {
+    /// It is something else.
+    #[error("--json is no JSON: {0}")]
+    NotJson(#[from] serde_json::Error),
+    /// It is one value, without a place or a name.
+    #[error("--json wants a list, like [23,45], or an object, like {{\"a\":23}}")]
+    NeitherListNorObject,
+}
+
+impl Arguments {
+    /// The arguments that somebody has typed behind `--json`.
+    ///
+    /// # Errors
+    /// It is neither a JSON list nor an object.
+    pub fn from_json(text: &str) -> Result<Self, NotArguments> {
+        match serde_json::from_str(text)? {
+            value @ (Value::Array(_) | Value::Object(_)) => Ok(Self::Json(value)),
+            _one_value => Err(NotArguments::NeitherListNorObject),
+        }
+    }
+}
+
 impl Default for Arguments {
     fn default() -> Self {
         Self::Words(Vec::new())
@@ -201,6 +225,15 @@ mod tests {
         let read: JobProgress = serde_json::from_value(ended.clone()).unwrap();
         assert_eq!(read.state(), HostState::Ok);
         assert_eq!(serde_json::to_value(&read).unwrap(), ended);
+    }
+
+    #[test]
+    fn json_arguments_are_a_list_or_an_object() {
+        assert_eq!(Arguments::from_json("[23,45]").unwrap(), Arguments::Json(json!([23, 45])));
+        assert_eq!(Arguments::from_json("{\"a\":23}").unwrap(), Arguments::Json(json!({ "a": 23 })));
+        for bad in ["23", "", "{", "null"] {
+            assert!(Arguments::from_json(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -3,21 +3,22 @@
 mod separation;
 mod trust;
 
-use std::error::Error;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use certs::format::MarkError;
 use certs::trust::TrustFiles;
+use common::shown::chain;
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::acl;
 use crate::config::Config;
-use crate::folders;
+use crate::{folders, spool};
 pub use trust::open_trust;
 
 /// The longest path of a Unix socket in bytes: `sun_path` of unix(7) without its ending zero.
@@ -44,6 +45,7 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let (mut problems, mut hints) = (Vec::new(), Vec::new());
     let certificate = trust::certificate(&config, &mut problems);
     let rules = acl::problems(&config.acl_dir);
+    problems.extend(spool_format(&config.spool_dir()));
     let untried = Untried::after_owners(&config, &mut problems, &mut hints)?;
     let unwritable = if untried.certs_dir { certs_dir(&config, &mut problems) } else { None };
     if untried.state_dir {
@@ -102,21 +104,6 @@ impl Untried {
     }
 }
 
-/// An error with its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line
-}
-
 /// Renewed certificates and revocation lists are written there. Where nobody renews the certificate, that it cannot be written is a hint.
 fn certs_dir(config: &Config, problems: &mut Vec<String>) -> Option<String> {
     let dir = config.certs_dir.as_path();
@@ -134,6 +121,14 @@ fn certs_dir(config: &Config, problems: &mut Vec<String>) -> Option<String> {
          written there: {why}"
     ));
     None
+}
+
+/// Where this user cannot look at the spools, the spawner says it at its start.
+fn spool_format(spools: &Path) -> Option<String> {
+    match spool::require_known(spools) {
+        Err(MarkError::Format(error)) => Some(error.to_string()),
+        Ok(()) | Err(MarkError::File(_)) => None,
+    }
 }
 
 /// The folder, or if it is not there yet, the one that it would be made in.

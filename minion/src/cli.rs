@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use common::shown::chain;
 use futures_util::future::join;
 use nix::unistd::geteuid;
 use service::audit::Audit;
@@ -114,10 +115,16 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", check::chain(error.as_ref()));
+            tracing::error!("{}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The definitions of the command line, of which packages make manual pages and completions.
+#[must_use]
+pub fn definitions() -> clap::Command {
+    Cli::command()
 }
 
 fn log_to_stderr() {

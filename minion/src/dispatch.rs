@@ -9,6 +9,7 @@ mod revocations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use certs::trust::MinionTrust;
 use common::identity::MinionName;
@@ -19,7 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use service::audit::Audit;
+use service::audit::{Audit, COUNTED_FOR, Repeated, Repeats};
 use service::{Knock, Reception, Visitor};
 use tracing::error;
 
@@ -51,6 +52,8 @@ pub struct Door {
     jobs: Arc<Jobs>,
     trust: Arc<MinionTrust>,
     result_max_bytes: usize,
+    /// Submissions that were refused before it was known for whom they call, by the user of the host who made them.
+    repeats: Repeats<u32, u32>,
 }
 
 /// What a door asks, and hands calls to.
@@ -74,7 +77,15 @@ impl Door {
     pub fn new(name: MinionName, parts: Parts, limits: &Limits) -> Self {
         let Limits { call_time_max, job_time_max, result_max_bytes, .. } = *limits;
         let Parts { acl, audit, registry, jobs, trust } = parts;
-        Self { name, guard: Guard { acl, registry, call_time_max, job_time_max }, audit, jobs, trust, result_max_bytes }
+        Self {
+            name,
+            guard: Guard { acl, registry, call_time_max, job_time_max },
+            audit,
+            jobs,
+            trust,
+            result_max_bytes,
+            repeats: Repeats::default(),
+        }
     }
 }
 
@@ -114,20 +125,44 @@ impl Reception for Door {
 }
 
 impl Door {
-    /// Does what a job that runs here asks for, if its caller may. `said` is the text of a [`Submission`]. Dropping the future stops a call that
-    /// runs; a job goes on.
+    /// Does what a job that runs here asks for, if its caller may. `said` is the text of a [`Submission`] by a process of `user`. Dropping the
+    /// future stops a call that runs; a job goes on.
     ///
     /// # Errors
     /// A refusal: nothing was run.
-    pub async fn submit(&self, said: &[u8]) -> Result<Reply, Failure> {
-        let refused = |bearer, failure| self.guard.refuse(bearer, "", failure, &*self.audit);
-        let Submission { call, job, code } = Submission::read(said).map_err(|failure| refused(Bearer::UNKNOWN, failure))?;
+    pub async fn submit(&self, user: u32, said: &[u8]) -> Result<Reply, Failure> {
+        let Submission { call, job, code } = Submission::read(said).map_err(|failure| self.refuse_unproved(user, failure))?;
         let ask = Ask { minion: self.name.clone(), call, proof: Proof::Token { job: job.clone(), code } };
         let known = self.jobs.bearer(ask.clone()).await;
-        let (caller, fingerprint) = known.map_err(|failure| refused(Bearer::UNKNOWN, failure))?;
+        let (caller, fingerprint) = known.map_err(|failure| self.refuse_unproved(user, failure))?;
         let bearer = Bearer { caller: caller.as_str(), fingerprint: &fingerprint, address: None, parent: Some(&job) };
-        let call = Call::parse(&self.name, &caller, &ask.call).map_err(|failure| refused(bearer, failure))?;
+        let call = Call::parse(&self.name, &caller, &ask.call);
+        let call = call.map_err(|failure| self.guard.refuse(bearer, "", failure, &*self.audit))?;
         self.pass(bearer, call, ask).await
+    }
+
+    /// Anybody on the host can be refused as often as he likes: the first few times in a minute stand in the audit log, and of the others how many
+    /// they were.
+    fn refuse_unproved(&self, user: u32, failure: Failure) -> Failure {
+        if self.repeats.is_repeated(user, user, Instant::now()) {
+            return failure;
+        }
+        self.guard.refuse(Bearer::UNKNOWN, "", failure, &*self.audit)
+    }
+
+    /// When [`Door::tell_repeats`] has something to tell.
+    #[must_use]
+    pub fn repeats_due_at(&self) -> Option<Instant> {
+        self.repeats.due_at()
+    }
+
+    /// Writes down how often was refused what has been counted for a minute at `now`.
+    pub fn tell_repeats(&self, now: Instant) {
+        for Repeated { first, more } in self.repeats.due(now) {
+            let whose = first.map_or_else(|| "other users".to_owned(), |user| format!("the user {user}"));
+            let why = format!("{more} more submissions of {whose} were refused within {} s", COUNTED_FOR.as_secs());
+            let _told = self.guard.refuse(Bearer::UNKNOWN, "", Failure::new(ErrorCode::LimitReached, why), &*self.audit);
+        }
     }
 
     /// Has the guard look at a call, whoever brought it, and does what it comes to.
@@ -154,18 +189,18 @@ impl Door {
     }
 
     fn answer(&self, method: &Method, args: Value) -> Outcome {
-        let started_at = Some(Timestamp::now());
+        let started_at = Timestamp::now();
         let context =
             Context { minion: &self.name, registry: &self.guard.registry, result_max_bytes: self.result_max_bytes, packages: None };
         let answer = catch_unwind(AssertUnwindSafe(|| method.run(args, &context))).unwrap_or_else(|_| {
             error!(method = %method.spec().method, "a method panicked; this is a bug of the minion");
             Err(Failure::new(ErrorCode::Crashed, format!("{} panicked; the log of {} says where", method.spec().method, self.name)))
         });
-        Outcome { verdict: answer.into(), started_at, finished_at: Some(Timestamp::now()) }
+        Outcome::ran(answer.into(), started_at, Timestamp::now())
     }
 
     async fn ask_jobs(&self, reader: Reader, asked: JobsCall, ask: Ask) -> Result<Outcome, Failure> {
-        let started_at = Some(Timestamp::now());
+        let started_at = Timestamp::now();
         let answer = match asked {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
             JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),
@@ -175,7 +210,7 @@ impl Door {
             JobsCall::Fence(call_id) => serde_json::to_value(self.jobs.fence(&reader, &call_id, ask).await?),
         };
         let answer = answer.map_err(|error| Failure::new(ErrorCode::Internal, format!("{}: writing a report: {error}", self.name)))?;
-        Ok(Outcome { verdict: Ok(answer).into(), started_at, finished_at: Some(Timestamp::now()) })
+        Ok(Outcome::ran(Ok(answer).into(), started_at, Timestamp::now()))
     }
 
     fn job_call(&self, call: Call, ask: Ask) -> JobCall {

@@ -23,12 +23,12 @@ use certs::trust::TrustFiles;
 use clap::Args;
 use common::period;
 use common::protocol::certs::EnrollParams;
+use common::shown::{SAID_MAX_LETTERS, chain, harmless_line};
 use jiff::Timestamp;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use tokio::runtime::Builder;
 
-use crate::check::chain;
 use crate::config::{Config, ConfigError};
 use crate::folders::{self, FolderError};
 use crate::server_user::{BecomeError, ServerUser, own_name};
@@ -45,8 +45,6 @@ const TOKEN_VARIABLE: &str = "MINION_TOKEN";
 const TOKEN_MAX_BYTES: u64 = 1024;
 /// Everyone can read the authority's certificate.
 const ROOTS_UMASK: Mode = Mode::from_bits_truncate(0o022);
-/// How much of what somebody else said is shown.
-const SAID_MAX_LETTERS: usize = 1000;
 
 /// What `minion enroll` is told.
 #[derive(Debug, Args)]
@@ -106,7 +104,7 @@ pub(crate) fn run(config: &Path, request: Request) -> ExitCode {
     match enroll(config, request) {
         Ok(done) => done,
         Err(error) => {
-            say(&harmless(&chain(&error)));
+            say(&harmless_line(&chain(&error), SAID_MAX_LETTERS));
             ExitCode::FAILURE
         }
     }
@@ -232,12 +230,6 @@ fn report(config: &Config, files: &TrustFiles, until: Timestamp) -> ExitCode {
 /// Talk, for stderr. That nobody hears it changes nothing.
 fn say(text: &str) {
     let _unheard = io::stderr().write_all(format!("minion: {text}\n").as_bytes());
-}
-
-/// What somebody else said, fit for a terminal: without control characters, and bounded.
-fn harmless(text: &str) -> String {
-    let shown = |letter: char| if letter.is_control() { letter.escape_debug().collect() } else { String::from(letter) };
-    text.chars().take(SAID_MAX_LETTERS).map(shown).collect()
 }
 
 #[cfg(test)]

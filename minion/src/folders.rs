@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use certs::enrolled::AUTHORITY_FILE;
+use certs::files::WRITABLE_BY_OTHERS;
 use nix::unistd::geteuid;
 
 use crate::config::Config;
@@ -22,10 +23,14 @@ pub const STATE_MODE: u32 = 0o1771;
 pub const CERTS_MODE: u32 = 0o1770;
 /// For its owner alone.
 const OWN_MODE: u32 = 0o700;
+/// Of the folders above: all may pass through.
+const ABOVE_MODE: u32 = 0o755;
+/// As many links as the kernel follows on the way to a file, see path_resolution(7).
+const LINKS_MAX: usize = 40;
 /// The sticky bit, see inode(7).
 const STICKY: u32 = 0o1000;
 const GROUP_WRITES: u32 = 0o020;
-const OTHERS_WRITE: u32 = 0o002;
+const ANYONE_WRITES: u32 = 0o002;
 const MODE_BITS: u32 = 0o7777;
 const ROOT: u32 = 0;
 
@@ -94,6 +99,10 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
         return Ok(spool::prepare(&spools)?);
     };
     let state = Shared::open(&config.state_dir, user, STATE_MODE)?;
+    if require_roots(&spools).is_ok() {
+        // Before anything is mended: what a newer version has left is left as it is.
+        spool::require_known(&spools).map_err(SpoolError::from)?;
+    }
     if !is_shared(&state.found, user, STATE_MODE) || spools.symlink_metadata().is_err() {
         // Nobody puts anything in the way of what is made and looked at here.
         state.close()?;
@@ -145,23 +154,48 @@ pub fn require_roots(spools: &Path) -> Result<Metadata, FolderError> {
 /// decides all the way. The file itself is not looked at.
 #[must_use]
 pub fn replaceable(path: &Path, user: &ServerUser) -> Option<PathBuf> {
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let steps =
-        |path: &Path| -> Vec<_> { path.ancestors().filter_map(|entry| Some((entry.parent()?.to_owned(), entry.to_owned()))).collect() };
     let may_replace = |(folder, entry): &(PathBuf, PathBuf)| {
-        // A link's own folder is what counts, and the folder that it leads to is on the real way.
-        let Ok(around) = folder.metadata() else { return false };
+        let Ok(around) = folder.symlink_metadata() else { return false };
         let is_users = entry.symlink_metadata().is_ok_and(|entry| entry.uid() == user.uid());
         around.uid() == user.uid() || may_write(&around, user) && (around.mode() & STICKY == 0 || is_users)
     };
-    [steps(path), steps(&real)].into_iter().flat_map(|steps| steps.into_iter().rev()).find(may_replace).map(|(folder, _)| folder)
+    way(path).into_iter().find(may_replace).map(|(folder, _)| folder)
+}
+
+/// The way that the kernel goes to the absolute `path`: each folder, and what is looked up in it, from the root on. Links are followed one at a time,
+/// so that the folder of a link that another link leads to is on the way, too. What stands behind a step that somebody can change may be
+/// his invention: whoever asks about the steps goes by the first of them that is not as it must be.
+fn way(path: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let (mut steps, mut links, mut at) = (Vec::new(), 0, PathBuf::new());
+    let parts = |path: &Path| path.components().rev().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
+    let mut ahead = parts(path);
+    while let Some(part) = ahead.pop() {
+        // What is absolute takes the place of what was before.
+        let entry = at.join(&part);
+        match part.to_str() {
+            Some("/") => at = entry,
+            Some("..") => drop(at.pop()),
+            Some(".") => {}
+            _name => {
+                steps.push((at.clone(), entry.clone()));
+                match std::fs::read_link(&entry) {
+                    Ok(target) if links < LINKS_MAX => {
+                        links += 1;
+                        ahead.extend(parts(&target));
+                    }
+                    _no_link => at = entry,
+                }
+            }
+        }
+    }
+    steps
 }
 
 /// Whether `user`, who is not root, may write to the file or folder by its mode.
 #[must_use]
 pub fn may_write(file: &Metadata, user: &ServerUser) -> bool {
     let mode = file.mode();
-    file.uid() == user.uid() || mode & OTHERS_WRITE != 0 || mode & GROUP_WRITES != 0 && user.is_in(file.gid())
+    file.uid() == user.uid() || mode & ANYONE_WRITES != 0 || mode & GROUP_WRITES != 0 && user.is_in(file.gid())
 }
 
 /// An open folder.
@@ -178,14 +212,10 @@ impl<'a> Shared<'a> {
     /// Opens it; makes it if it is not there, for root alone.
     fn open(path: &'a Path, user: &ServerUser, mode: u32) -> Result<Self, FolderError> {
         let failed = |doing| move |source| FolderError::File { doing, path: path.to_owned(), source };
-        std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed("making the folders above"))?;
-        match DirBuilder::new().mode(OWN_MODE).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making")(error)),
-            _it_is_there => {}
-        }
-        if let Some(folder) = replaceable(path, user) {
-            return Err(FolderError::Replaceable { path: path.to_owned(), folder, user: user.name().to_owned() });
-        }
+        let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
+        above.reverse();
+        above.into_iter().try_for_each(|folder| make(folder, ABOVE_MODE, user))?;
+        make(path, OWN_MODE, user)?;
         let folder = File::open(path).map_err(failed("opening"))?;
         let found = folder.metadata().map_err(failed("looking at"))?;
         if !found.is_dir() {
@@ -203,7 +233,7 @@ impl<'a> Shared<'a> {
 
     /// Opens it to the user. What lies in it from a time when the server was root, and `is_servers`, is the user's from now on.
     fn share(&self, user: &ServerUser, is_servers: impl Fn(&str) -> bool) -> Result<(), FolderError> {
-        let was_roots_alone = self.found.uid() == ROOT && self.found.mode() & (GROUP_WRITES | OTHERS_WRITE) == 0;
+        let was_roots_alone = self.found.uid() == ROOT && self.found.mode() & WRITABLE_BY_OTHERS == 0;
         let entries = || std::fs::read_dir(self.path).map(|entries| entries.flatten()).map_err(|source| self.failed("reading", source));
         let is_to_be_given = |entry: &DirEntry| {
             let is_roots = entry.path().symlink_metadata().is_ok_and(|file| file.uid() == ROOT);
@@ -232,6 +262,25 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// Makes the folder if it is not there, and not before it is known that the user can lead the way to it nowhere else, now or later.
+fn make(folder: &Path, mode: u32, user: &ServerUser) -> Result<(), FolderError> {
+    require_firm(folder, user)?;
+    match DirBuilder::new().mode(mode).create(folder) {
+        Err(_) if folder.symlink_metadata().is_ok() => {}
+        made => made.map_err(|source| FolderError::File { doing: "making", path: folder.to_owned(), source })?,
+    }
+    // In a folder that is sticky, whoever comes first decides what lies there.
+    require_firm(folder, user)
+}
+
+/// Refuses a path that the user could lead elsewhere.
+fn require_firm(path: &Path, user: &ServerUser) -> Result<(), FolderError> {
+    match replaceable(path, user) {
+        Some(folder) => Err(FolderError::Replaceable { path: path.to_owned(), folder, user: user.name().to_owned() }),
+        None => Ok(()),
+    }
+}
+
 /// Gives a file of root's to the user, and a folder with all that is in it. What has another name elsewhere stays as it is.
 fn hand_over(path: &Path, user: &ServerUser) -> Result<(), FolderError> {
     let failed = |source| FolderError::File { doing: "handing over", path: path.to_owned(), source };
@@ -245,4 +294,35 @@ fn hand_over(path: &Path, user: &ServerUser) -> Result<(), FolderError> {
         }
     }
     lchown(path, Some(user.uid()), Some(user.gid())).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_way_goes_through_the_folder_of_each_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        for name in ["a", "b", "c", "c/state"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+        }
+        symlink("../b/second", root.join("a/first")).unwrap();
+        symlink(root.join("c/./state"), root.join("b/second")).unwrap();
+        symlink("loop", root.join("a/loop")).unwrap();
+        let steps = |path: &str| -> Vec<PathBuf> {
+            let steps = way(&root.join(path)).into_iter().map(|(folder, entry)| {
+                assert_eq!(entry.parent(), Some(folder.as_path()));
+                entry
+            });
+            steps.filter_map(|entry| Some(entry.strip_prefix(&root).ok()?.to_owned())).filter(|entry| entry != Path::new("")).collect()
+        };
+        let expected = ["a", "a/first", "b", "b/second", "c", "c/state", "c/state/spool"].map(PathBuf::from);
+        assert_eq!(steps("a/first/spool"), expected);
+        assert_eq!(steps("a/first/../d"), [&expected[..6], &["c/d".into()]].concat());
+        assert_eq!(steps("a/loop").len(), 2 + LINKS_MAX);
+    }
 }

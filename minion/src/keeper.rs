@@ -8,9 +8,9 @@ mod spawner;
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, ExitCode, ExitStatus, Stdio};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -150,15 +150,8 @@ impl Keeper {
     }
 }
 
-/// A part of the minion: this program, not by its path, which an upgrade may have taken away.
-fn part(config: &Path) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("minion").arg("--config").arg(config);
-    command
-}
-
 fn start_server(config: &Path) -> io::Result<Child> {
-    part(config).args(["serve", "--keeper", &std::process::id().to_string()]).stdin(Stdio::null()).spawn()
+    process::own_command(config).args(["serve", "--keeper", &std::process::id().to_string()]).stdin(Stdio::null()).spawn()
 }
 
 fn failed(part: &'static str) -> impl FnOnce(io::Error) -> KeeperError {

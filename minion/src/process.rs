@@ -6,7 +6,10 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
 
 use nix::unistd::{ForkResult, Pid};
 
@@ -106,6 +109,14 @@ pub fn close_all_but(kept: impl AsRawFd) -> std::io::Result<()> {
         let _closed = nix::unistd::close(number);
     }
     Ok(())
+}
+
+/// This program, to be executed afresh with the configuration `config`: not by its path, which an upgrade may have taken away.
+#[must_use]
+pub fn own_command(config: &Path) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("minion").arg("--config").arg(config);
+    command
 }
 
 fn exit_now(code: u8) -> ! {

@@ -16,11 +16,11 @@ use certs::renewal::RenewalError;
 use certs::tls::{self, Anchor};
 use certs::trust::{MinionTls, MinionTrust, Trusted};
 use common::protocol::certs::{Issued, Revocations};
+use common::shown::{SAID_MAX_LETTERS, chain, harmless_line};
 use jiff::Timestamp;
 use service::authority::{AskError, AuthorityClient, Deadlines};
 use tracing::{debug, info, warn};
 
-use crate::check::chain;
 use crate::config::Config;
 use crate::random::share;
 use alarm::{Alarm, Grade};
@@ -109,7 +109,7 @@ impl Renewal {
     async fn take_renewed(&mut self, address: &str, answer: Result<Issued, AskError>) {
         let Issued { cert, revocations } = match answer {
             Ok(issued) => issued,
-            Err(error) => return self.tell_overdue(Grade::Note, &harmless(&error.to_string())),
+            Err(error) => return self.tell_overdue(Grade::Note, &harmless_line(&error.to_string(), SAID_MAX_LETTERS)),
         };
         let trust = Arc::clone(&self.trust);
         match tokio::task::spawn_blocking(move || trust.take_cert(&cert)).await {
@@ -137,7 +137,9 @@ impl Renewal {
                 self.take_list(revocations).await;
             }
             // No alarm by itself: overlords bring the list, too, and one that grows stale is told.
-            Err(error) => self.list.tell(Grade::Note, &format!("no revocation list from {address}: {}", harmless(&error))),
+            Err(error) => {
+                self.list.tell(Grade::Note, &format!("no revocation list from {address}: {}", harmless_line(&error, SAID_MAX_LETTERS)))
+            }
         }
     }
 
@@ -242,16 +244,6 @@ async fn ask_list(authority: &mut AuthorityClient, trusted: &Trusted<MinionTls>)
     let shows_nothing = tls::authority_client_config(&anchor, None).map_err(|error| chain(&error))?;
     let mut authority = AuthorityClient::new(authority.address(), shows_nothing, Deadlines::default());
     authority.revocations(have).await.map_err(|error| error.to_string())
-}
-
-/// What somebody else said, fit for a log: without control characters, and bounded.
-fn harmless(text: &str) -> String {
-    /// Enough for every refusal.
-    const SAID_MAX_LETTERS: usize = 1000;
-    text.chars()
-        .flat_map(|letter| if letter.is_control() { letter.escape_debug().collect() } else { vec![letter] })
-        .take(SAID_MAX_LETTERS)
-        .collect()
 }
 
 #[cfg(test)]

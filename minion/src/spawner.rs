@@ -21,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ use socket::Socket;
 use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
 use ledger::Ledger;
-pub use order::{LogsOrder, Look, Order, Place, Reply};
+pub use order::{LogsOrder, Look, Order, PROTOCOL, Place, Reply};
 use token::Tokens;
 
 /// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.
@@ -189,6 +190,13 @@ pub fn run(config: &Config, names: BTreeSet<MinionName>, origin: Origin) -> Resu
     spawner.sweep();
     while spawner.turn()? {}
     Ok(())
+}
+
+/// A spawner of whoever executes it, who is told by its stdout when it listens, and holds its stdin until it is to end.
+pub(crate) fn command(config: &Path) -> Command {
+    let mut command = process::own_command(config);
+    command.args(["spawner", "--of-server"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
 }
 
 /// Says what a spawner that is not root means for what runs here.

@@ -4,7 +4,9 @@
 //! not even read, and asks a child of the spawner what it says. ARCHITECTURE.md has the table.
 
 mod error;
+mod folder;
 mod forgotten;
+mod format;
 mod life;
 mod output;
 mod record;
@@ -27,7 +29,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use error::SpoolError;
+pub use folder::{list, prepare, sweep, sync};
 pub use forgotten::Forgotten;
+pub use format::require_known;
 pub use life::Life;
 pub use output::Glance;
 pub use record::{CancelRequest, SpoolRequest, Started, boot_id, lost_reason};
@@ -63,58 +67,6 @@ pub enum Made {
 #[derive(Debug, Clone)]
 pub struct Spool {
     dir: PathBuf,
-}
-
-/// Makes the folder that holds all spools, for root alone.
-///
-/// # Errors
-/// It cannot be made.
-pub fn prepare(spools: &Path) -> Result<(), SpoolError> {
-    if spools.is_dir() {
-        return Ok(());
-    }
-    let failed = |source| SpoolError::File { doing: "making", path: spools.to_owned(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed)?;
-    // Another folder may have been here, with jobs that nobody knows of now: a disk that is not mounted, or was wiped.
-    Forgotten::everything_until(Timestamp::now()).save(spools)
-}
-
-/// Sweeps out of the folder of all spools what a crash left half-made, or half-removed, longer than `age` ago.
-///
-/// # Errors
-/// It cannot be read.
-pub fn sweep(spools: &Path, age: std::time::Duration) -> Result<(), SpoolError> {
-    let failed = |doing| move |source| SpoolError::File { doing, path: spools.to_owned(), source };
-    for entry in std::fs::read_dir(spools).map_err(failed("reading"))?.flatten() {
-        let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|since| since > age);
-        if entry.file_name().to_string_lossy().starts_with('.') && is_old() == Some(true) {
-            // What cannot be removed now is met again at the next start, and harms nobody meanwhile.
-            let _left_for_later = std::fs::remove_dir_all(entry.path()).or_else(|_| std::fs::remove_file(entry.path()));
-        }
-    }
-    Ok(())
-}
-
-/// Sees to it that the names of all spools are durable.
-///
-/// # Errors
-/// The file system refuses.
-pub fn sync(spools: &Path) -> Result<(), SpoolError> {
-    sync_dir(spools)
-}
-
-/// The ids of all spools, in no order. Folders with other names are passed over.
-///
-/// # Errors
-/// The folder cannot be read.
-pub fn list(spools: &Path) -> Result<Vec<MinionJobId>, SpoolError> {
-    let entries = std::fs::read_dir(spools).map_err(|source| SpoolError::File { doing: "reading", path: spools.to_owned(), source })?;
-    let mut ids = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|source| SpoolError::File { doing: "reading", path: spools.to_owned(), source })?;
-        ids.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
-    }
-    Ok(ids)
 }
 
 impl Spool {

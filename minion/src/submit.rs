@@ -3,6 +3,7 @@
 
 mod command;
 mod listener;
+mod places;
 
 use common::job::MinionJobId;
 use common::outcome::{ErrorCode, Failure};

@@ -233,6 +233,12 @@ impl Cli {
     }
 }
 
+/// The definitions of the command line, of which packages make manual pages and completions.
+#[must_use]
+pub fn definitions() -> clap::Command {
+    Cli::command()
+}
+
 /// What was meant for a call and does not look like one gets to know what one looks like.
 fn explain(mut error: clap::Error) -> clap::Error {
     if error.kind() == ErrorKind::InvalidSubcommand {

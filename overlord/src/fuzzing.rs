@@ -62,7 +62,7 @@ pub fn compressed(names: &[&MinionName]) -> String {
 /// The lines of a job's log, or what is wrong with each, for a person; and how many bytes are whole lines.
 ///
 /// # Errors
-/// None: memory can be read.
+/// A line says that the log has a newer format.
 pub fn log_lines(text: &[u8]) -> io::Result<(Vec<Result<LogLine, String>>, u64)> {
     let mut lines = Vec::new();
     let mut each = |line: Result<LogLine, log::Damage>| lines.push(line.map_err(|damage| damage.problem));

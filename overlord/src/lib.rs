@@ -37,10 +37,10 @@ mod output;
 mod store;
 mod targets;
 
-use std::error::Error;
-
 pub use authority::renewal::RenewalFailed;
 pub use buckets::BucketError;
+#[doc(hidden)]
+pub use cli::definitions;
 pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
@@ -56,14 +56,4 @@ pub use jobs::{
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;
 
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
+pub(crate) use common::shown::chain;

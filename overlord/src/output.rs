@@ -6,7 +6,6 @@ pub(crate) mod job;
 pub(crate) mod logs;
 pub(crate) mod text;
 
-use std::borrow::Cow;
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::os::fd::AsFd;
 use std::thread;
@@ -19,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 pub(crate) use crate::cli::Format;
+pub(crate) use common::shown::{harmless, harmless_json};
 
 /// Standard output, and what is printed on it.
 pub(crate) struct Output {
@@ -123,57 +123,9 @@ pub(crate) fn progress(hosts: usize) -> ProgressBar {
     bar
 }
 
-/// The text with everything that steers a terminal, or turns the direction of reading, as `\x1b` or `\u{202e}`. Newlines and tabs stay.
-pub(crate) fn harmless(text: &str) -> String {
-    let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t');
-    if text.bytes().all(is_plain) {
-        return text.to_owned();
-    }
-    let mut shown = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '\n' | '\t' => shown.push(letter),
-            '\0'..='\x1f' | '\x7f' => shown.push_str(&format!("\\x{:02x}", u32::from(letter))),
-            _ if steers(letter) => shown.push_str(&format!("\\u{{{:x}}}", u32::from(letter))),
-            _ => shown.push(letter),
-        }
-    }
-    shown
-}
-
-/// The JSON text, the same to a parser, with what steers a terminal as `\u009b`. Such characters can only stand in strings there.
-pub(crate) fn harmless_json(text: &str) -> Cow<'_, str> {
-    // Most is plain, and may be long.
-    if text.bytes().all(|byte| byte < 0x7f) {
-        return text.into();
-    }
-    let mut shown = String::with_capacity(text.len());
-    for letter in text.chars() {
-        if letter == '\x7f' || steers(letter) {
-            shown.push_str(&format!("\\u{:04x}", u32::from(letter)));
-        } else {
-            shown.push(letter);
-        }
-    }
-    shown.into()
-}
-
-/// C1 controls, line and paragraph separators, and what turns the direction of reading (Unicode's Bidi_Control); DEL and C0 aside.
-fn steers(letter: char) -> bool {
-    matches!(letter, '\u{80}'..='\u{9f}' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-
-    const HOSTILE: &str = "a\x1b[31m\0\r\u{9b}2J\u{202e}\u{7f}b\n\tc";
-
-    #[test]
-    fn nothing_steers_a_terminal() {
-        assert_eq!(harmless(HOSTILE), "a\\x1b[31m\\x00\\x0d\\u{9b}2J\\u{202e}\\x7fb\n\tc");
-    }
 
     #[test]
     fn no_remark_holds_a_line_that_looks_like_another() {
@@ -181,13 +133,5 @@ mod tests {
             remarked("web1 is not sent it again: x\noverlord: the job was FINISHED\r\n"),
             "overlord: web1 is not sent it again: x\n  overlord: the job was FINISHED\\x0d"
         );
-    }
-
-    #[test]
-    fn json_loses_nothing_and_is_harmless_too() {
-        let text = serde_json::to_string(HOSTILE).unwrap();
-        let text = harmless_json(&text);
-        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), HOSTILE);
-        assert!(text.chars().all(|letter| !letter.is_control() && !steers(letter)), "{text}");
     }
 }

@@ -9,6 +9,7 @@ mod node_set;
 use std::collections::BTreeSet;
 
 use common::identity::MinionName;
+use common::shown::harmless_line;
 use globset::{Glob, GlobSet};
 use rayon::prelude::*;
 
@@ -85,7 +86,7 @@ pub(crate) enum Sense {
 
 impl Expression {
     pub(crate) fn parse(text: &str) -> Result<Self, TargetError> {
-        let wrong = |problem: String| TargetError::Syntax { target: text.to_owned(), problem: printable(&problem) };
+        let wrong = |problem: String| TargetError::Syntax { target: text.to_owned(), problem: harmless_line(&problem, usize::MAX) };
         refuse_what_is_not_there(text).map_err(wrong)?;
         let (mut included, mut excluded) = (Vec::new(), Vec::new());
         for term in terms(text).map(str::trim) {
@@ -198,11 +199,6 @@ fn refuse_what_is_not_there(text: &str) -> Result<(), String> {
         return not_yet("the operators and, or, not");
     }
     Ok(())
-}
-
-/// What a problem quotes of the expression in one line, control characters escaped.
-fn printable(problem: &str) -> String {
-    problem.chars().map(|letter| if letter.is_control() { letter.escape_debug().to_string() } else { letter.to_string() }).collect()
 }
 
 fn pattern(term: &str) -> Result<Pattern, String> {

@@ -22,8 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct CapturedServer {
     name: String,
     socket: PathBuf,
-    /// What was done, and what was refused.
-    logs: [PathBuf; 2],
+    /// What was done, what was refused, and what no job's token proves.
+    logs: [PathBuf; 3],
 }
 
 impl CapturedServer {
@@ -33,7 +33,7 @@ impl CapturedServer {
         Self {
             name: minion.name().to_owned(),
             socket: minion.state_dir().join("spawner.sock"),
-            logs: ["audit.log", "refused.log"].map(|name| minion.spools_dir().join(name)),
+            logs: ["audit.log", "refused.log", "unproved.log"].map(|name| minion.spools_dir().join(name)),
         }
     }
 
@@ -43,7 +43,8 @@ impl CapturedServer {
     /// It cannot be reached.
     #[must_use]
     pub fn order(&self, order: &Value) -> Option<Value> {
-        self.say(format!("{order}\n").as_bytes())
+        let said = json!({ "protocol": minion::spawner::PROTOCOL, "by": common::format::VERSION, "order": order });
+        self.say(format!("{said}\n").as_bytes())
     }
 
     /// What it answers to these bytes.

@@ -190,9 +190,15 @@ impl Fleet {
     /// Runs `minion` with these words on a host's configuration, to its end.
     #[must_use]
     pub fn run_minion(&self, minion: &str, args: &[&str]) -> Run {
+        self.spawn_minion(minion, args).wait()
+    }
+
+    /// Starts `minion` with these words on a host's configuration.
+    #[must_use]
+    pub fn spawn_minion(&self, minion: &str, args: &[&str]) -> Running {
         let mut command = std::process::Command::new(&binaries().minion);
         command.arg("--config").arg(self.minion(minion).config_file()).args(args).env(processes::MARK, self.root());
-        Running::start(command).wait()
+        Running::start(command)
     }
 
     /// The process that holds the log of a job open: its dispatcher, while that lives.

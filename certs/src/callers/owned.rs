@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use rustls::pki_types::CertificateDer;
 
-use crate::files::{FILE_MAX_BYTES, FileError, Revocations, folder_of, parse_certificates};
+use crate::files::{FILE_MAX_BYTES, FileError, Revocations, WRITABLE_BY_OTHERS, folder_of, parse_certificates};
 use crate::tls::{self, TlsError};
 
-/// What others than its owner may write.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// In a folder with this mode, what somebody else owns can be neither replaced nor deleted.
 const STICKY: u32 = 0o1000;
 

@@ -3,6 +3,7 @@
 
 mod file;
 mod journal;
+mod repeats;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use file::LogFile;
 use journal::Journal;
+pub use repeats::{COUNTED_FOR, Repeated, Repeats};
 
 /// One decision: a JSON object, whose keys become the fields of the journal's entry. Texts of a caller are bounded and escaped before they
 /// come here.

@@ -42,8 +42,8 @@ pub struct Limits {
     pub body_max_bytes: u32,
     /// Connections held open at once whose handshake is over. One more is taken in place of the one that has kept us waiting longest.
     pub connections_max: usize,
-    /// Connections held open at once that are in their handshake. One more is taken in place of a silent one, or of the oldest, of the
-    /// address with most.
+    /// Connections held open at once that are in their handshake. One more is taken in place of another: of the silent ones, or of those that
+    /// have spoken, whichever are more, the oldest of the address with most.
     pub handshakes_max: usize,
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,

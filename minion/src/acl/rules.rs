@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use certs::files::WRITABLE_BY_OTHERS;
 use common::identity::CallerName;
 use common::method::MethodName;
 use common::protocol::ASYNC_PREFIX;
@@ -15,9 +16,6 @@ use crate::config::{line_at, line_of};
 
 /// The longest name of a user: `LOGIN_NAME_MAX` of limits.h, without its ending zero.
 const USER_MAX_BYTES: usize = 255;
-
-/// The bits of a mode by which others than the owner may write.
-const OTHERS_WRITE: u32 = 0o022;
 
 /// Rules in the order in which they are asked.
 #[derive(Debug, Clone, Default)]
@@ -204,7 +202,8 @@ impl Problem {
     pub(super) fn of_others(file: &Path, owner: u32, mode: u32, what_follows: &str) -> Option<Self> {
         let path = file.display();
         let why = (owner != 0).then(|| (format!("belongs to the user {owner}"), format!("chown root {path}")));
-        let how = (mode & OTHERS_WRITE != 0).then(|| ("can be written by others than its owner".to_owned(), format!("chmod go-w {path}")));
+        let how =
+            (mode & WRITABLE_BY_OTHERS != 0).then(|| ("can be written by others than its owner".to_owned(), format!("chmod go-w {path}")));
         let (why, what): (Vec<_>, Vec<_>) = why.into_iter().chain(how).unzip();
         let text = format!(
             "{}, and root goes by rules that root alone can write, so {what_follows}: run `{}`",

@@ -6,11 +6,11 @@ use certs::crl::StaleCrl;
 use certs::files::Credentials;
 use certs::trust::{MinionTrust, TrustFiles};
 use common::identity::Role;
+use common::shown::chain;
 use jiff::{SignedDuration, Timestamp};
 use nix::unistd::geteuid;
 use tracing::warn;
 
-use super::chain;
 use crate::config::Config;
 
 /// A certificate that lives longer is not expected to renew itself.

@@ -7,6 +7,7 @@ use certs::tls::CaPin;
 use certs::trust::TrustFiles;
 use common::outcome::ErrorCode;
 use common::protocol::certs::{EnrollParams, EnrollReply, Issued};
+use common::shown::{SAID_MAX_LETTERS, harmless_line};
 use service::authority::{AskError, AuthorityClient, Deadlines};
 use tokio::signal::ctrl_c;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -131,7 +132,7 @@ impl<'a> Asking<'a> {
 
     fn tell_trouble(&mut self, trouble: String) {
         if self.trouble.as_ref() != Some(&trouble) {
-            say(&format!("{}; it is asked again", super::harmless(&trouble)));
+            say(&format!("{}; it is asked again", harmless_line(&trouble, SAID_MAX_LETTERS)));
             self.trouble = Some(trouble);
         }
     }

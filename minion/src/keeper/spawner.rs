@@ -4,14 +4,13 @@
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use super::part;
-use crate::spawner::READY;
+use crate::spawner::{self, READY};
 
 /// How long a spawner may take until it listens: a busy disk takes seconds for its first files.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,7 +100,7 @@ impl Kept {
 
     /// It begins to live, and holds its stdin until we let go of it.
     fn execute(&mut self) -> io::Result<()> {
-        let mut process = part(&self.config).args(["spawner", "--of-server"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut process = spawner::command(&self.config).spawn()?;
         self.voice = process.stdout.take();
         self.process = Some(process);
         self.since = Instant::now();

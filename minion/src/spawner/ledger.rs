@@ -1,5 +1,6 @@
 //! The spawner's own audit log, beside the spools, where the server cannot reach it: what was done in one file, what was refused in another, so that
-//! who has captured the server cannot drive out the one by making much of the other.
+//! who has captured the server cannot drive out the one by making much of the other; and what no job's token proves in a third, a small one, because
+//! anybody on the host can make as much of it as he likes.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,12 @@ const DONE: &str = "audit.log";
 /// Those that were refused.
 const REFUSED: &str = "refused.log";
 
-/// Both files.
+/// Submissions that no job's token proves.
+const UNPROVED: &str = "unproved.log";
+/// As much of these as says what somebody tries.
+const UNPROVED_MAX: Rotation = Rotation { max_bytes: 1 << 20, files: 1 };
+
+/// The files.
 #[derive(Debug)]
 pub(super) struct Ledger {
     pub(super) spools: PathBuf,
@@ -22,9 +28,24 @@ pub(super) struct Ledger {
 impl Log for Ledger {
     /// Each process opens the file anew: what is inherited from one has one lock in common.
     fn record(&self, entry: &Entry<'_>) -> Result<(), AuditError> {
-        let name = if entry.is_refusal() { REFUSED } else { DONE };
+        self.append(if entry.is_refusal() { REFUSED } else { DONE }, self.rotation, entry)
+    }
+}
+
+impl Ledger {
+    fn append(&self, name: &str, rotation: Rotation, entry: &Entry<'_>) -> Result<(), AuditError> {
         // No second thread in a process that forks.
-        Audit::open(&self.spools.join(name), self.rotation)?.without_journal().record(entry)
+        Audit::open(&self.spools.join(name), rotation)?.without_journal().record(entry)
+    }
+}
+
+/// The same for submissions that no job's token proves.
+#[derive(Debug)]
+pub(super) struct Unproved<'a>(pub(super) &'a Ledger);
+
+impl Log for Unproved<'_> {
+    fn record(&self, entry: &Entry<'_>) -> Result<(), AuditError> {
+        self.0.append(UNPROVED, UNPROVED_MAX, entry)
     }
 }
 

@@ -27,7 +27,7 @@ impl Post {
             Look::Bearer(ask) => return self.bearer(&ask).unwrap_or_else(Reply::Refused),
             Look::Sync => spool::sync(&self.spools).map(|()| Reply::Done),
         };
-        looked.unwrap_or_else(|error| Reply::Refused(Failure::new(ErrorCode::Internal, error.to_string())))
+        looked.unwrap_or_else(|error| Reply::Refused(error.into()))
     }
 
     /// Whose call it is. What he may do is asked when it is to be done.
@@ -57,18 +57,14 @@ impl Post {
             return Err(not_what_it_says(&order.ask));
         };
         let spool = Spool::of(&self.spools, &wanted.id);
-        let is_own = || Ok(!spool.exists()? || spool.request()?.caller == warrant.call.envelope.caller);
-        let unknown = |error: SpoolError| Failure::new(ErrorCode::Internal, error.to_string());
-        if scope == Scope::Own && !is_own().map_err(unknown)? {
+        let is_own = || -> Result<bool, SpoolError> { Ok(!spool.exists()? || spool.request()?.caller == warrant.call.envelope.caller) };
+        if scope == Scope::Own && !is_own()? {
             return Err(Failure::new(
                 ErrorCode::UnknownJob,
                 format!("this host knows no job {} of {}", wanted.id, warrant.call.envelope.caller),
             ));
         }
-        read(&spool, &wanted, order).map_err(|error| match error {
-            Missing::Failure(failure) => failure,
-            Missing::Spool(error) => Failure::new(ErrorCode::Internal, error.to_string()),
-        })
+        read(&spool, &wanted, order)
     }
 }
 
@@ -77,27 +73,16 @@ pub(super) fn not_what_it_says(ask: &Ask) -> Failure {
     Failure::new(ErrorCode::InvalidRequest, format!("{}: the call was handed on as something else", ask.minion))
 }
 
-enum Missing {
-    Failure(Failure),
-    Spool(SpoolError),
-}
-
-impl From<SpoolError> for Missing {
-    fn from(error: SpoolError) -> Self {
-        Self::Spool(error)
-    }
-}
-
 /// What the spool looks like, and then both pieces. Of a job that has run there are files, though they may be empty.
-fn read(spool: &Spool, wanted: &LogsWanted, order: &LogsOrder) -> Result<Reply, Missing> {
+fn read(spool: &Spool, wanted: &LogsWanted, order: &LogsOrder) -> Result<Reply, Failure> {
     if order.is_final && !spool.exists()? {
         let message = format!("the job {} has ended, and its spool {} is gone, and its output with it", wanted.id, spool.dir().display());
-        return Err(Missing::Failure(Failure::of_kind("no_spool", message)));
+        return Err(Failure::of_kind("no_spool", message));
     }
     for stream in [Stream::Stdout, Stream::Stderr] {
         if order.has_run && spool.open_output(stream)?.is_none() {
             let message = format!("the job {} has run, and what it wrote to its {} is gone from its spool", wanted.id, stream.as_str());
-            return Err(Missing::Failure(Failure::of_kind("no_output", message)));
+            return Err(Failure::of_kind("no_output", message));
         }
     }
     let before = spool.glance()?;

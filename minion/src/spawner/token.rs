@@ -10,6 +10,7 @@ use certs::files::write_secret;
 use common::identity::{MinionName, Role};
 use common::job::MinionJobId;
 use common::seal;
+use common::shown::chain;
 use jiff::Timestamp;
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -18,7 +19,6 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use super::Post;
 use super::verify::Signer;
 use crate::call::{Ask, Token};
-use crate::check::chain;
 use crate::spool::{Life, Spool, SpoolRequest};
 
 /// Beside the spools; no id looks like it.

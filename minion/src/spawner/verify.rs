@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::Post;
 use super::claims::{Answer, CLAIMS_MAX, Claim, Claimant};
-use super::ledger::RefusedAlone;
+use super::ledger::{RefusedAlone, Unproved};
 use crate::audit::Log;
 use crate::call::{Ask, Call, Proof, require_signed};
 use crate::guard::{Bearer, Passed, Way};
@@ -70,7 +70,10 @@ impl Post {
             Proof::Signed { signature, certificate } => self.signed(ask, signature, certificate),
             Proof::Token { job, code } => self.submitter(ask, job, code).map_err(denied),
         };
-        let signer = signer.map_err(|failure| self.refuse(Bearer::UNKNOWN, "", failure))?;
+        let signer = signer.map_err(|failure| match &ask.proof {
+            Proof::Signed { .. } => self.refuse(Bearer::UNKNOWN, "", failure),
+            Proof::Token { .. } => self.guard.refuse(Bearer::UNKNOWN, "", failure, &Unproved(&self.ledger)),
+        })?;
         let call = Call::parse(&ask.minion, &signer.caller, &ask.call).map_err(|failure| self.refuse(signer.bearer(), "", failure))?;
         Ok(Known { call, signer })
     }

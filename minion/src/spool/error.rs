@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use certs::format::MarkError;
+use common::outcome::{ErrorCode, Failure};
 use common::seal::SealError;
 
 /// Why a spool could not be read or written.
@@ -34,6 +36,9 @@ pub enum SpoolError {
         /// Why.
         source: io::Error,
     },
+    /// The folder of the spools is of a newer version, or cannot be marked.
+    #[error(transparent)]
+    Format(Box<MarkError>),
     /// A value cannot be written as JSON.
     #[error("writing {path}: {source}")]
     Unwritable {
@@ -44,6 +49,19 @@ pub enum SpoolError {
     },
 }
 
+/// For whoever asked: this host could not do what was to be done.
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Self {
+        Self::new(ErrorCode::Internal, error.to_string())
+    }
+}
+
+impl From<MarkError> for SpoolError {
+    fn from(error: MarkError) -> Self {
+        Self::Format(Box::new(error))
+    }
+}
+
 impl SpoolError {
     /// What a file holds can never be read again; any other failure may pass.
     #[must_use]
@@ -51,7 +69,7 @@ impl SpoolError {
         match self {
             Self::Damaged { .. } => true,
             Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Unwritable { .. } | Self::Doubtful { .. } => false,
+            Self::Unwritable { .. } | Self::Doubtful { .. } | Self::Format(_) => false,
         }
     }
 }

@@ -13,6 +13,7 @@ use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure, Outcome};
 use common::period;
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments, Envelope, START_WITHIN};
+use common::shown::{SAID_MAX_LETTERS, chain, harmless_line};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +23,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Answer, NO_PLACE, Submission};
 use crate::call::{Proof, Token};
-use crate::check::chain;
 use crate::config::Config;
 use crate::variables;
 
@@ -237,11 +237,7 @@ fn arguments(words: Vec<String>, json: Option<&str>) -> Result<Arguments, Submit
     } else {
         json.clone_into(&mut read);
     }
-    match serde_json::from_str(&read) {
-        Ok(value @ (Value::Array(_) | Value::Object(_))) => Ok(Arguments::Json(value)),
-        Ok(_) => Err(SubmitError::Arguments("--json wants a list, like [23,45], or an object, like {\"a\":23}".to_owned())),
-        Err(error) => Err(SubmitError::Arguments(format!("--json is no JSON: {error}"))),
-    }
+    Arguments::from_json(&read).map_err(|error| SubmitError::Arguments(error.to_string()))
 }
 
 /// Prints what came of it: the result of the call, or the job; a refusal as the outcome that it means.
@@ -296,9 +292,7 @@ fn plain_json(value: &impl Serialize) -> String {
 
 /// Talk, for stderr, fit for a terminal. That nobody hears it changes nothing.
 fn say(text: &str) {
-    let shown = |letter: char| if letter.is_control() { letter.escape_debug().collect() } else { String::from(letter) };
-    let text: String = text.chars().map(shown).collect();
-    let _unheard = io::stderr().write_all(format!("minion: {text}\n").as_bytes());
+    let _unheard = io::stderr().write_all(format!("minion: {}\n", harmless_line(text, SAID_MAX_LETTERS)).as_bytes());
 }
 
 #[cfg(test)]
@@ -313,16 +307,6 @@ mod tests {
             let text = plain_json(&value);
             assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text}");
             assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
-        }
-    }
-
-    #[test]
-    fn json_arguments_are_a_list_or_an_object() {
-        let words = vec!["a".to_owned()];
-        assert_eq!(arguments(words.clone(), None).unwrap(), Arguments::Words(words));
-        assert_eq!(arguments(vec![], Some("[23,45]")).unwrap(), Arguments::Json(json!([23, 45])));
-        for bad in ["23", "", "{", "null"] {
-            assert!(arguments(vec![], Some(bad)).is_err(), "{bad}");
         }
     }
 }

@@ -1,33 +1,30 @@
-//! The socket where jobs submit calls: who may be connected at once and for how long, one line in, one line out. Everybody on the host may connect,
-//! so a user's connections leave room for the others'. It decides nothing: the door does.
+//! The socket where jobs submit calls: one line in, one line out, and for how long. Everybody on the host may connect; `places` says for whom there is
+//! room. It decides nothing: the door does.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::outcome::{ErrorCode, Failure};
-use serde_json::json;
+use service::audit::COUNTED_FOR;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
-use super::{Answer, NO_PLACE};
+use super::Answer;
+use super::places::{Place, Places};
 use crate::config::Limits;
 use crate::dispatch::{Door, Reply};
-
-/// Connections at once, of all users.
-const CONNECTIONS_MAX: usize = 64;
 
 /// How long an answer may take to be taken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a refused submission keeps its place, so that nobody fills the audit logs as fast as he can say something.
+/// How long a refused submission keeps its place, so that nobody keeps the server and the spawner busy as fast as he can say something.
 const REFUSED_PAUSE: Duration = Duration::from_millis(200);
 
 /// The pause after a connection that could not be accepted: there are no files to be had, say.
@@ -79,10 +76,12 @@ impl Submissions {
         let Self { listener, limits, places } = self;
         let mut attended = JoinSet::new();
         loop {
+            let due = door.repeats_due_at();
             tokio::select! {
                 // A sender that is gone stops nothing any more, and there is nobody left to serve.
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some(_ended) = attended.join_next() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => door.tell_repeats(Instant::now()),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => attend(&mut attended, stream, &door, limits, &places),
                     Err(error) => {
@@ -95,6 +94,7 @@ impl Submissions {
         drop(listener);
         let all = async { while attended.join_next().await.is_some() {} };
         let _ended_or_cut = timeout(limits.shutdown_grace, all).await;
+        door.tell_repeats(Instant::now() + COUNTED_FOR);
     }
 }
 
@@ -104,9 +104,9 @@ fn attend(attended: &mut JoinSet<()>, stream: UnixStream, door: &Arc<Door>, limi
         Ok(place) => {
             let door = Arc::clone(door);
             attended.spawn(async move {
-                let was_refused = converse(&door, stream, limits).await;
+                let was_refused = converse(&door, stream, limits, &place).await;
                 if was_refused {
-                    sleep(REFUSED_PAUSE).await;
+                    place.wait_at_most(REFUSED_PAUSE).await;
                 }
                 drop(place);
             });
@@ -117,16 +117,19 @@ fn attend(attended: &mut JoinSet<()>, stream: UnixStream, door: &Arc<Door>, limi
 }
 
 /// One submission; `true` if it was refused.
-async fn converse(door: &Door, stream: UnixStream, limits: SubmitLimits) -> bool {
+async fn converse(door: &Door, stream: UnixStream, limits: SubmitLimits, place: &Place) -> bool {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let answer = match timeout(limits.line_timeout, hear(&mut read, limits.line_max_bytes)).await {
-        Ok(Ok(said)) => tokio::select! {
-            answer = door.submit(&said) => answer,
+    let heard = tokio::select! {
+        heard = hear(&mut read, limits) => heard,
+        refusal = place.lost() => Err(refusal),
+    };
+    let answer = match heard.and_then(|said| place.keep().map(|()| said)) {
+        Ok(said) => tokio::select! {
+            answer = door.submit(place.user(), &said) => answer,
             () = hung_up(&mut read) => return false,
         },
-        Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(invalid(format!("the line was not said within limits.header_timeout, {:?}", limits.line_timeout))),
+        Err(failure) => Err(failure),
     };
     let was_refused = answer.is_err();
     let answer = answer.map_or_else(Answer::Error, Answer::Result);
@@ -137,9 +140,12 @@ async fn converse(door: &Door, stream: UnixStream, limits: SubmitLimits) -> bool
 }
 
 /// The line that is said.
-async fn hear(read: &mut BufReader<OwnedReadHalf>, max_bytes: u64) -> Result<Vec<u8>, Failure> {
-    let mut said = Vec::new();
-    let heard = read.take(max_bytes.saturating_add(1)).read_until(b'\n', &mut said).await;
+async fn hear(read: &mut BufReader<OwnedReadHalf>, limits: SubmitLimits) -> Result<Vec<u8>, Failure> {
+    let (max_bytes, mut said) = (limits.line_max_bytes, Vec::new());
+    let mut line = read.take(max_bytes.saturating_add(1));
+    let Ok(heard) = timeout(limits.line_timeout, line.read_until(b'\n', &mut said)).await else {
+        return Err(invalid(format!("the line was not said within limits.header_timeout, {:?}", limits.line_timeout)));
+    };
     match heard {
         _ if said.pop_if(|last| *last == b'\n').is_some() => Ok(said),
         Ok(count) if u64::try_from(count).is_ok_and(|count| count > max_bytes) => {
@@ -163,69 +169,4 @@ fn line(answer: &Answer<Reply>) -> Option<Vec<u8>> {
     let mut line = serde_json::to_vec(answer).inspect_err(|error| tracing::error!(%error, "an answer to a job cannot be written")).ok()?;
     line.push(b'\n');
     Some(line)
-}
-
-/// The connections there are, by user.
-#[derive(Debug, Default)]
-struct Places(Mutex<HashMap<u32, usize>>);
-
-/// A user's place, given back when dropped.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    user: u32,
-}
-
-impl Places {
-    /// A place for `user`, who has no more of them than he leaves to others.
-    fn take(places: &Arc<Self>, user: u32) -> Result<Place, Failure> {
-        let mut held = places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = CONNECTIONS_MAX.saturating_sub(held.values().sum());
-        let own = held.entry(user).or_default();
-        if *own >= free {
-            let message = format!(
-                "the user {user} has {own} connections here, and of {CONNECTIONS_MAX} for the jobs of all users {free} are free, which is as \
-                 many as are left to others; try again"
-            );
-            return Err(Failure::new(ErrorCode::LimitReached, message).with_data(json!({ "type": NO_PLACE })));
-        }
-        *own += 1;
-        Ok(Place { places: Arc::clone(places), user })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut held = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = held.get_mut(&self.user) {
-            *own -= 1;
-        }
-        held.retain(|_, own| *own > 0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-    use super::*;
-
-    fn take_all(places: &Arc<Places>, user: u32) -> Vec<Place> {
-        std::iter::from_fn(|| Places::take(places, user).ok()).collect()
-    }
-
-    #[test]
-    fn whoever_takes_all_he_gets_leaves_as_many_to_others() {
-        let places = Arc::default();
-        let first = take_all(&places, 1);
-        let second = take_all(&places, 2);
-        let third = take_all(&places, 3);
-        assert_eq!([first.len(), second.len(), third.len()], [32, 16, 8]);
-        let refusal = Places::take(&places, 1).unwrap_err();
-        assert!(refusal.is(ErrorCode::LimitReached) && refusal.data.unwrap()["type"] == NO_PLACE);
-        drop(first);
-        assert!(Places::take(&places, 1).is_ok());
-        drop((second, third));
-        assert_eq!(take_all(&places, 4).len(), 32);
-        assert!(places.0.lock().unwrap().is_empty());
-    }
 }

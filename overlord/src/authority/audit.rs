@@ -1,21 +1,17 @@
 //! The authority's audit log: one JSON line for every change and every decision. It never decides, and never holds a token.
 
-mod repeats;
-
 use std::fs::DirBuilder;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use service::Visitor;
-use service::audit::{Audit, AuditError, Rotation};
+use service::audit::{Audit, AuditError, COUNTED_FOR, Repeated, Repeats, Rotation};
 
 use crate::config::Config;
 use crate::home::Home;
-pub(super) use repeats::COUNTED_FOR;
-use repeats::Repeats;
 
 /// As much of a token's digest as tells which one it was.
 const TOKEN_SHOWN_CHARS: usize = 8;
@@ -125,6 +121,21 @@ impl Entry {
         entry
     }
 
+    /// Of what was refused again and again to one address, or to many.
+    fn of_repeats(repeated: &Repeated<SocketAddr>) -> Self {
+        let whose = if repeated.first.is_some() { "" } else { " of other addresses" };
+        let reason = format!("refused {} more times{whose} within {} s", repeated.more, COUNTED_FOR.as_secs());
+        let mut entry = Self::new("nobody".to_owned(), Action::Other, Decision::Refused).decided(Decision::Refused, Some(reason));
+        entry.peer = repeated.first;
+        entry
+    }
+
+    /// Of a refusal of somebody who shows no certificate: where he is.
+    fn unproved(&self) -> Option<SocketAddr> {
+        let is_refusal = matches!(self.decision, Decision::Refused | Decision::Failed);
+        self.peer.filter(|_| is_refusal && self.fingerprint.is_none())
+    }
+
     /// Names a token by its digest.
     pub(crate) fn with_token(mut self, digest: &str) -> Self {
         self.token = Some(digest.chars().take(TOKEN_SHOWN_CHARS).collect());
@@ -154,7 +165,8 @@ pub(crate) struct LedgerError(#[from] AuditError);
 #[derive(Debug)]
 pub(crate) struct Ledger {
     audit: Audit,
-    repeats: Repeats,
+    /// Refusals of who shows no certificate, by address; and where the first of them came from.
+    repeats: Repeats<IpAddr, SocketAddr>,
 }
 
 impl Ledger {
@@ -174,10 +186,8 @@ impl Ledger {
     /// It could not be written.
     pub(crate) fn record(&self, entry: &Entry) -> Result<(), LedgerError> {
         self.tell_repeats(Instant::now())?;
-        match self.repeats.is_repeated(entry, Instant::now()) {
-            true => Ok(()),
-            false => Ok(self.audit.record(entry)?),
-        }
+        let is_repeated = entry.unproved().is_some_and(|peer| self.repeats.is_repeated(peer.ip().to_canonical(), peer, Instant::now()));
+        if is_repeated { Ok(()) } else { Ok(self.audit.record(entry)?) }
     }
 
     /// Writes down how often was refused what was counted for a minute: for who tends the log, as often as he likes.
@@ -185,7 +195,7 @@ impl Ledger {
     /// # Errors
     /// It could not be written.
     pub(crate) fn tell_repeats(&self, now: Instant) -> Result<(), LedgerError> {
-        self.repeats.due(now).iter().try_for_each(|entry| Ok(self.audit.record(entry)?))
+        self.repeats.due(now).into_iter().try_for_each(|repeated| Ok(self.audit.record(&Entry::of_repeats(&repeated))?))
     }
 
     /// The same of all that was counted: for the end.
@@ -203,5 +213,31 @@ fn user() -> String {
     match nix::unistd::User::from_uid(uid) {
         Ok(Some(user)) => format!("{} (uid {uid})", user.name),
         _ => format!("uid {uid}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn what_was_done_and_what_becomes_of_certificates_is_never_counted() {
+        let mut refused = Entry::new("nobody".to_owned(), Action::Enroll, Decision::Refused);
+        assert_eq!(refused.unproved(), None, "it is of a command");
+        refused.peer = Some("10.0.0.1:1".parse().unwrap());
+        assert_eq!(refused.unproved(), refused.peer);
+        assert_eq!(refused.clone().decided(Decision::Done, None).unproved(), None);
+        refused.fingerprint = Some("00".to_owned());
+        assert_eq!(refused.unproved(), None);
+    }
+
+    #[test]
+    fn what_was_counted_says_whose_it_was() {
+        let told = |first: Option<&str>| Entry::of_repeats(&Repeated { first: first.map(|first| first.parse().unwrap()), more: 992 });
+        let (one, many) = (told(Some("10.0.0.1:1")), told(None));
+        assert_eq!(one.reason.as_deref(), Some("refused 992 more times within 60 s"));
+        assert_eq!(one.peer, Some("10.0.0.1:1".parse().unwrap()));
+        assert_eq!(many.reason.as_deref(), Some("refused 992 more times of other addresses within 60 s"));
     }
 }

@@ -13,11 +13,12 @@ use certs::authority::desk::{CRL_FILE, Desk};
 use certs::crl::StaleCrl;
 use certs::files::Credentials;
 use certs::trust::{AuthorityTrust, OverlordTrust, TrustError};
+use service::audit::COUNTED_FOR;
 use service::{Limits, Strangers};
 use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
-use super::audit::{Action, COUNTED_FOR, Entry, Ledger};
+use super::audit::{Action, Entry, Ledger};
 use super::clerk::Clerk;
 use super::renewal::renew_at;
 use super::{Office, OfficeError, enroll_line_at, public_address};

@@ -5,7 +5,6 @@ use std::thread;
 
 use common::protocol::Arguments;
 use common::protocol::package::UPGRADE;
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::detached::{self, Report, Said, WORD_WITHIN};
@@ -75,11 +74,7 @@ fn arguments(words: Vec<String>, json: Option<&str>) -> Result<Arguments, Refusa
         "-" => stdin()?,
         text => text.to_owned(),
     };
-    match serde_json::from_str(&text) {
-        Ok(value @ (Value::Array(_) | Value::Object(_))) => Ok(Arguments::Json(value)),
-        Ok(_) => Err(Refusal::usage("--json wants a list, like [23,45], or an object, like {\"a\":23}")),
-        Err(error) => Err(Refusal::usage(format!("--json is no JSON: {error}"))),
-    }
+    Arguments::from_json(&text).map_err(|error| Refusal::usage(error.to_string()))
 }
 
 fn stdin() -> Result<String, Refusal> {

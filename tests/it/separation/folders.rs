@@ -118,3 +118,28 @@ fn a_state_that_its_user_could_lead_elsewhere_is_refused() {
     fleet.minion("web1").start();
     fleet.assert_no_leaks();
 }
+
+/// The server's user owns a folder, and has put a link there, to where root alone may make anything; once as the state's folder above, and once as
+/// what another link leads to.
+#[test]
+fn root_makes_nothing_where_the_user_leads_it() {
+    let Some(fleet) = separated(|fleet| fleet.stopped()) else { return };
+    let web1 = fleet.minion("web1");
+    let [users, roots] = ["users", "roots"].map(|name| fleet.root().join(name));
+    [&users, &roots].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    symlink(&roots, users.join("link")).unwrap();
+    symlink(users.join("link"), fleet.root().join("first")).unwrap();
+    lchown(users.join("link"), Some(user(USER).uid.as_raw()), None).unwrap();
+    chown(&users, Some(user(USER).uid.as_raw()), None).unwrap();
+    let config = fs::read_to_string(web1.config_file()).unwrap();
+    for way in ["users/link/above/state", "first/state"] {
+        let state = format!("state_dir = {:?}", fleet.root().join(way));
+        fs::write(web1.config_file(), config.replace("state_dir = \"state\"", &state)).unwrap();
+        let said = refusal(&fleet);
+        assert!(said.contains(&format!("the user {USER} may put something else into {}", users.display())), "{said}");
+        assert_eq!(fs::read_dir(&roots).unwrap().count(), 0, "{way}");
+    }
+    fs::write(web1.config_file(), config).unwrap();
+    web1.start();
+    fleet.assert_no_leaks();
+}

@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use fleet::{Fleet, PATIENCE, Running, binaries, wait_until};
+use fleet::captured::CapturedServer;
+use fleet::{Fleet, PATIENCE, Running, acting_as, binaries, wait_until};
 use nix::unistd::geteuid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Parent, assert_state, say, say_json};
 
@@ -50,13 +51,41 @@ fn a_user_who_floods_the_socket_keeps_no_other_user_out() {
         Running::start(nobody)
     };
     let floods: Vec<Running> = (0..12).map(|_| flood()).collect();
-    let refused = || web1.audit().iter().filter(|line| line["decision"] == "refuse").count();
-    wait_until("the flood", PATIENCE, || refused() > 20);
+    let spawners = || CapturedServer::of(web1).audit().iter().filter(|line| line["decision"] == "refuse").count();
+    wait_until("the flood", PATIENCE, || spawners() > 40);
     for _ in 0..5 {
         assert_state(&parent.submit(&["test.echo", "x"]), "ok", 0, "");
     }
     fs::write(&over, "").unwrap();
     floods.into_iter().for_each(|flood| drop(flood.wait()));
+    // It fills no log: the server counts, and the spawner has a small file for it.
+    let refused = |lines: Vec<Value>| lines.into_iter().filter(|line| line["decision"] == "refuse" && line["caller"] == "");
+    assert_eq!(refused(web1.audit()).count(), 8);
+    assert!(!web1.spools_dir().join("refused.log").exists());
+    web1.stop();
+    let told = refused(web1.audit()).filter_map(|line| line["rule"].as_str().map(str::to_owned)).last().unwrap();
+    assert!(told.ends_with("more submissions of the user 65534 were refused within 60 s"), "{told}");
+}
+
+#[test]
+fn seven_users_who_take_every_place_they_get_keep_no_eighth_out() {
+    if !geteuid().is_root() {
+        println!("not root: nothing here can become another user");
+        return;
+    }
+    let fleet = Fleet::builder().hosts(1).minion_toml("[limits]\nheader_timeout = \"10m\"\n").start();
+    let web1 = fleet.minion("web1");
+    let parent = Parent::start(&fleet);
+    fs::set_permissions(fleet.root(), Permissions::from_mode(0o755)).unwrap();
+    let socket = web1.state_dir().join("submit.sock");
+    let connect = || (0..70).map(|_| UnixStream::connect(&socket).unwrap()).collect::<Vec<_>>();
+    let others = ["daemon", "bin", "sys", "games", "man", "mail", "nobody"];
+    let _silent: Vec<_> = others.into_iter().flat_map(|other| acting_as(other, "nogroup", connect)).collect();
+    for _ in 0..5 {
+        let refused = say_json(web1, &json!({}));
+        assert!(refused["error"]["message"].as_str().unwrap().contains("what was said is not"), "{refused}");
+    }
+    assert_state(&parent.submit(&["test.echo", "x"]), "ok", 0, "");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Connections that have proved nothing yet: a bounded number of them, in their TLS handshake. When there are as many as may be, the newest finds a
-//! place all the same, and another goes: one that has not said a word before one that has, and of these the oldest of the address that has most of
-//! them. Who keeps silent keeps nobody out.
+//! place all the same, and another goes: of those that have not said a word yet, or of those that have, whichever are more, and of these the oldest
+//! of the address that has most of them. So who keeps silent keeps out nobody who speaks, and who speaks nobody who is about to, while they
+//! are no more than half.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,33 +23,40 @@ pub(super) struct Arrivals {
 #[derive(Debug, Default)]
 struct Queue {
     last: u64,
-    /// Of each group those that are there, by number: the oldest first. None is empty.
-    groups: HashMap<Group, BTreeMap<u64, Arc<Notify>>>,
-    /// How many each group has, and the number of its oldest: the last is whose oldest goes first.
+    silent: Crowd,
+    spoken: Crowd,
+}
+
+/// Whether a connection has said something yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Silent,
+    Spoken,
+}
+
+/// The connections of one kind.
+#[derive(Debug, Default)]
+struct Crowd {
+    /// Of each address those that are there, by number: the oldest first. None is empty.
+    origins: HashMap<IpAddr, BTreeMap<u64, Arc<Notify>>>,
+    /// How many each address has, and the number of its oldest: the last is whose oldest goes first.
     ranks: BTreeSet<Rank>,
     count: usize,
 }
 
-/// Those that are alike: what they have said, and where they come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Group {
-    is_silent: bool,
-    origin: IpAddr,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    is_silent: bool,
     count: usize,
     oldest: Reverse<u64>,
-    group: Group,
+    origin: IpAddr,
 }
 
 /// One connection among them, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Arrival {
     arrivals: Arc<Arrivals>,
-    group: Group,
+    kind: Kind,
+    origin: IpAddr,
     number: u64,
     displaced: Arc<Notify>,
 }
@@ -61,21 +69,21 @@ impl Arrivals {
 
     /// A connection that was accepted, and whether another had to go for it.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> (Arrival, bool) {
-        self.take_in(Group { is_silent: true, origin: origin(address) })
+        self.take_in(Kind::Silent, origin(address))
     }
 
-    fn take_in(self: &Arc<Self>, group: Group) -> (Arrival, bool) {
+    fn take_in(self: &Arc<Self>, kind: Kind, origin: IpAddr) -> (Arrival, bool) {
         let mut queue = self.queue();
-        let is_full = queue.count >= self.max;
+        let is_full = queue.count() >= self.max;
         let has_displaced = is_full && queue.displace();
-        let (number, displaced) = queue.push(group);
-        (Arrival { arrivals: Arc::clone(self), group, number, displaced }, has_displaced)
+        let (number, displaced) = queue.push(kind, origin);
+        (Arrival { arrivals: Arc::clone(self), kind, origin, number, displaced }, has_displaced)
     }
 
     /// Lets every second one go, the oldest first. Gives how many those are.
     pub(super) fn thin_out(&self) -> usize {
         let mut queue = self.queue();
-        let half = queue.count.div_ceil(2);
+        let half = queue.count().div_ceil(2);
         (0..half).filter(|_| queue.displace()).count()
     }
 
@@ -86,33 +94,55 @@ impl Arrivals {
 }
 
 impl Queue {
-    fn push(&mut self, group: Group) -> (u64, Arc<Notify>) {
+    fn push(&mut self, kind: Kind, origin: IpAddr) -> (u64, Arc<Notify>) {
         self.last += 1;
         let (number, displaced) = (self.last, Arc::new(Notify::new()));
-        self.change(group, |members| members.insert(number, Arc::clone(&displaced)));
+        self.crowd(kind).change(origin, |members| members.insert(number, Arc::clone(&displaced)));
         (number, displaced)
     }
 
+    /// Of the kind of which there are more. Where there are as many of each, it falls on the address that has most of either; and the silent
+    /// have less to lose.
+    fn displace(&mut self) -> bool {
+        let size = |crowd: &Crowd| (crowd.count, crowd.ranks.last().map(|rank| rank.count));
+        let kind = if size(&self.silent) >= size(&self.spoken) { Kind::Silent } else { Kind::Spoken };
+        self.crowd(kind).displace()
+    }
+
+    fn crowd(&mut self, kind: Kind) -> &mut Crowd {
+        match kind {
+            Kind::Silent => &mut self.silent,
+            Kind::Spoken => &mut self.spoken,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.silent.count + self.spoken.count
+    }
+}
+
+impl Crowd {
+    /// Lets the oldest go of the address with most.
     fn displace(&mut self) -> bool {
         let Some(rank) = self.ranks.last().copied() else { return false };
-        if let Some(displaced) = self.change(rank.group, |group| group.remove(&rank.oldest.0)) {
+        if let Some(displaced) = self.change(rank.origin, |members| members.remove(&rank.oldest.0)) {
             displaced.notify_one();
         }
         true
     }
 
-    /// Changes one group, and its rank and the count with it.
-    fn change<T>(&mut self, group: Group, change: impl FnOnce(&mut BTreeMap<u64, Arc<Notify>>) -> T) -> T {
-        let members = self.groups.entry(group).or_default();
-        if let Some(rank) = rank(group, members) {
+    /// Changes what one address has, and its rank and the count with it.
+    fn change<T>(&mut self, origin: IpAddr, change: impl FnOnce(&mut BTreeMap<u64, Arc<Notify>>) -> T) -> T {
+        let members = self.origins.entry(origin).or_default();
+        if let Some(rank) = rank(origin, members) {
             self.ranks.remove(&rank);
         }
         self.count -= members.len();
         let changed = change(members);
         self.count += members.len();
-        match rank(group, members) {
+        match rank(origin, members) {
             Some(rank) => drop(self.ranks.insert(rank)),
-            None => drop(self.groups.remove(&group)),
+            None => drop(self.origins.remove(&origin)),
         }
         changed
     }
@@ -122,7 +152,7 @@ impl Arrival {
     /// It has said something. If it has been displaced, it takes the place of another.
     pub(super) fn has_spoken(&self) -> Self {
         self.leave();
-        self.arrivals.take_in(Group { is_silent: false, ..self.group }).0
+        self.arrivals.take_in(Kind::Spoken, self.origin).0
     }
 
     /// Until it has to go.
@@ -131,7 +161,7 @@ impl Arrival {
     }
 
     fn leave(&self) {
-        self.arrivals.queue().change(self.group, |members| members.remove(&self.number));
+        self.arrivals.queue().crowd(self.kind).change(self.origin, |members| members.remove(&self.number));
     }
 }
 
@@ -141,9 +171,9 @@ impl Drop for Arrival {
     }
 }
 
-fn rank(group: Group, members: &BTreeMap<u64, Arc<Notify>>) -> Option<Rank> {
+fn rank(origin: IpAddr, members: &BTreeMap<u64, Arc<Notify>>) -> Option<Rank> {
     let (oldest, _) = members.first_key_value()?;
-    Some(Rank { is_silent: group.is_silent, count: members.len(), oldest: Reverse(*oldest), group })
+    Some(Rank { count: members.len(), oldest: Reverse(*oldest), origin })
 }
 
 /// Whose an address is, as far as one can tell by it.
@@ -164,8 +194,8 @@ mod tests {
     }
 
     fn has_gone(arrival: &Arrival) -> bool {
-        let queue = arrival.arrivals.queue();
-        !queue.groups.values().any(|group| group.contains_key(&arrival.number))
+        let mut queue = arrival.arrivals.queue();
+        !queue.crowd(arrival.kind).origins.values().any(|members| members.contains_key(&arrival.number))
     }
 
     #[test]
@@ -184,17 +214,43 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_said_nothing_goes_before_who_has() {
-        let arrivals = Arrivals::new(3);
-        let spoken = [enter(&arrivals, "10.0.0.1").has_spoken(), enter(&arrivals, "10.0.0.1").has_spoken()];
-        let silent = enter(&arrivals, "10.0.0.2");
-        let next = enter(&arrivals, "10.0.0.3");
+        let arrivals = Arrivals::new(4);
+        let spoken = [enter(&arrivals, "10.0.0.1").has_spoken(), enter(&arrivals, "10.0.0.2").has_spoken()];
+        let silent = enter(&arrivals, "10.0.0.3");
+        let _more: Vec<Arrival> = (4..9).map(|host| enter(&arrivals, &format!("10.0.0.{host}"))).collect();
         assert!(has_gone(&silent) && !spoken.iter().any(has_gone));
         silent.displaced().await;
         // It had spoken, and was not heard.
         let heard = silent.has_spoken();
-        assert!(has_gone(&next) && !has_gone(&heard) && !spoken.iter().any(has_gone));
-        let _last = enter(&arrivals, "10.0.0.4");
-        assert!(has_gone(spoken.first().unwrap()) && !has_gone(&heard));
+        assert!(!has_gone(&heard) && !spoken.iter().any(has_gone));
+    }
+
+    /// What an address with all seats does to keep others out: it comes again and again, and each of its connections speaks.
+    fn press(arrivals: &Arc<Arrivals>, address: &str, held: &mut Vec<Arrival>) {
+        held.push(enter(arrivals, address));
+        held.push(enter(arrivals, address).has_spoken());
+    }
+
+    #[test]
+    fn an_address_whose_handshakes_have_all_spoken_keeps_no_silent_one_out() {
+        for max in [4, 256] {
+            let (arrivals, mut held) = (Arrivals::new(max), Vec::new());
+            held.extend((0..max).map(|_| enter(&arrivals, "10.0.0.1").has_spoken()));
+            let lone = enter(&arrivals, "10.0.0.2");
+            (0..4 * max).for_each(|_| press(&arrivals, "10.0.0.1", &mut held));
+            assert!(!has_gone(&lone), "max = {max}");
+            let lone = lone.has_spoken();
+            (0..4 * max).for_each(|_| press(&arrivals, "10.0.0.1", &mut held));
+            assert!(!has_gone(&lone), "max = {max}, and it has spoken");
+        }
+    }
+
+    #[test]
+    fn silent_ones_of_many_addresses_keep_no_speaking_one_out() {
+        let arrivals = Arrivals::new(256);
+        let speaking: Vec<Arrival> = (0..127).map(|_| enter(&arrivals, "10.0.0.1").has_spoken()).collect();
+        let _silent: Vec<Arrival> = (0..1000).map(|host| enter(&arrivals, &format!("10.1.{}.{}", host / 250, host % 250))).collect();
+        assert!(!speaking.iter().any(has_gone));
     }
 
     #[test]
@@ -209,10 +265,11 @@ mod tests {
     fn who_has_gone_leaves_nothing_behind() {
         let arrivals = Arrivals::new(2);
         let held: Vec<Arrival> = (0..9).map(|host| enter(&arrivals, &format!("10.0.0.{}", host % 4))).collect();
-        assert_eq!(arrivals.queue().count, 2);
+        assert_eq!(arrivals.queue().count(), 2);
         assert_eq!(arrivals.thin_out(), 1);
         drop(held);
         let queue = arrivals.queue();
-        assert!(queue.count == 0 && queue.groups.is_empty() && queue.ranks.is_empty(), "{queue:?}");
+        let is_empty = |crowd: &Crowd| crowd.count == 0 && crowd.origins.is_empty() && crowd.ranks.is_empty();
+        assert!(is_empty(&queue.silent) && is_empty(&queue.spoken), "{queue:?}");
     }
 }

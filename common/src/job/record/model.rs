@@ -155,7 +155,7 @@ impl World {
             }
             Step::End(end) => {
                 if *self.truth() == Truth::Running {
-                    *self.truth() = Truth::Ended(Outcome { verdict: verdict(*end), started_at: Some(now), finished_at: Some(now) });
+                    *self.truth() = Truth::Ended(Outcome::ran(verdict(*end), now, now));
                 }
             }
             Step::Fence => {
