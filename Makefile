@@ -9,8 +9,10 @@ SOAK_CYCLES ?= 200
 FUZZ_SECONDS ?= 60
 
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+# The version that follows this one: what the lab upgrades to.
+NEXT_VERSION := $(shell awk -F '[".]' '/^version = / { print $$2 "." $$3 + 1 ".0"; exit }' Cargo.toml)
 
-.PHONY: help build demo test lint bench soak fuzz units packages lint-packages packages-twice tools fault-tools fuzz-tools
+.PHONY: help build demo test lab-test lint bench soak fuzz units packages lint-packages packages-twice tools fault-tools fuzz-tools lab-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
@@ -20,6 +22,7 @@ help:
 	@echo 'make packages        .deb and .rpm of both programs in target/packages; ARCH=arm64 for that'
 	@echo 'make lint-packages   what lintian and rpmlint say of them'
 	@echo 'make packages-twice  builds them again elsewhere, and compares them'
+	@echo 'make lab-test        installs them on real Debian hosts that boot, crash and are cut off; needs root'
 	@echo 'make bench  the figures, as ratios'
 	@echo 'make fuzz   every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) seconds each family; what is found lies in tests/fuzz/artifacts'
 	@echo 'make soak   SOAK_CYCLES=$(SOAK_CYCLES) cycles of kills at random, make fuzz, make packages-twice, then the tests again and again for SOAK_MINUTES=$(SOAK_MINUTES) minutes'
@@ -34,10 +37,17 @@ test: tools fault-tools
 	$(CARGO) build --locked -p overlord -p minion --bins --examples
 	$(CARGO) test --workspace --locked
 
+# Real hosts, on which the packages of target/packages are installed, and those of the next version in target/packages/next. LAB_PACKAGES=DIR names a
+# folder with others. The root of the hosts is made once and kept in /var/tmp/overlord-lab, or what LAB_CACHE names.
+lab-test: tools lab-tools
+	$(if $(LAB_PACKAGES),,$(MAKE) --no-print-directory packages && packaging/build --version $(NEXT_VERSION) --out target/packages/next)
+	$(CARGO) test --locked -p fleet --test lab
+
 lint: tools units
 	@$(CARGO) deny --version >/dev/null 2>&1 || { echo 'make: cargo-deny is missing: cargo install cargo-deny --locked' >&2; exit 1; }
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p fleet --test lab --locked -- -D warnings
 	$(CARGO) deny --locked check bans licenses sources
 
 packages: tools
@@ -112,6 +122,17 @@ fault-tools:
 	command -v nsenter >/dev/null || missing nsenter util-linux util-linux-core; \
 	command -v prlimit >/dev/null || missing prlimit util-linux util-linux-core; \
 	command -v openssl >/dev/null || missing openssl openssl openssl
+
+# What hosts are made of and booted with.
+lab-tools:
+	@[ "$$(id -u)" = 0 ] || { echo 'make: hosts that boot need root: sudo make lab-test' >&2; exit 1; }; \
+	PATH=$$PATH:/usr/sbin:/sbin; \
+	missing() { echo "make: $$1 is missing, which the hosts of the lab need. Debian: sudo apt-get install -y $$2" >&2; exit 1; }; \
+	command -v apt-get >/dev/null || { echo 'make: the hosts of the lab are made of what apt gets: run it on Debian' >&2; exit 1; }; \
+	command -v debootstrap >/dev/null || missing debootstrap debootstrap; \
+	command -v systemd-nspawn >/dev/null || missing systemd-nspawn systemd-container; \
+	command -v ip >/dev/null || missing ip iproute2; \
+	command -v setsid >/dev/null || missing setsid util-linux
 
 # What parsers are fuzzed with.
 fuzz-tools:

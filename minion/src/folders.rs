@@ -101,7 +101,7 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
     let state = Shared::open(&config.state_dir, user, STATE_MODE)?;
     if require_roots(&spools).is_ok() {
         // Before anything is mended: what a newer version has left is left as it is.
-        spool::require_known(&spools).map_err(SpoolError::from)?;
+        spool::require_known(&spools).map_err(SpoolError::of_format)?;
     }
     if !is_shared(&state.found, user, STATE_MODE) || spools.symlink_metadata().is_err() {
         // Nobody puts anything in the way of what is made and looked at here.

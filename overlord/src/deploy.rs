@@ -151,7 +151,7 @@ impl Deployment {
             Ok(result) => Verdict::Ok { result },
             Err(trouble) => trouble.into_verdict(),
         };
-        (to.name.clone(), Outcome { verdict, started_at: Some(begun), finished_at: Some(Timestamp::now()) })
+        (to.name.clone(), Outcome { started_at: Some(begun), ..Outcome::not_run(verdict, Timestamp::now()) })
     }
 
     async fn steps(&self, to: &Destination, stage: &Cell<Stage>) -> Result<Value, Trouble> {

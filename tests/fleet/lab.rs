@@ -167,10 +167,7 @@ pub fn rpm(name: &str, version: Version) -> String {
 ///
 /// # Panics
 /// It fails with one.
-fn at_once<T: Sync>(all: impl IntoIterator<Item = T>, what: impl Fn(T) + Sync)
-where
-    T: Send,
-{
+fn at_once<T: Send>(all: impl IntoIterator<Item = T>, what: impl Fn(T) + Sync) {
     std::thread::scope(|scope| {
         let what = &what;
         all.into_iter().for_each(|one| drop(scope.spawn(move || what(one))));

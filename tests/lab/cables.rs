@@ -1,12 +1,14 @@
 //! Cables that are pulled while a job is handed out, while it runs and while it is asked for, and put back.
 
-use fleet::lab::{Lab, SPAWNER};
-use fleet::{PATIENCE, wait_until};
-use serde_json::Value;
+use fleet::lab::{Host, Lab, SPAWNER, Work};
+use fleet::{COMMAND_TIMEOUT, PATIENCE, wait_for, wait_until};
 
-fn assert_unreachable(status: &Value, state: &str) {
+/// Waits until it is known that the host is out of reach, and sees that it is still in `state`, as far as is known.
+fn is_unreachable(work: &Work<'_>, host: &Host, state: &str) {
+    let status = wait_for(&format!("{} to be missed", host.name()), COMMAND_TIMEOUT, || {
+        Some(work.status_of(host)).filter(|status| status["unreachable"]["reason"].is_string())
+    });
     assert_eq!(status["state"], state, "{status}");
-    assert!(status["unreachable"]["reason"].is_string(), "{status}");
 }
 
 /// One host was never reached; another took the job, and could not say so any more.
@@ -25,7 +27,7 @@ fn a_cable_is_pulled_while_a_job_is_handed_out() {
     work.has_begun_on(sound);
     let told = work.is_on(never_reached, "undelivered");
     assert!(told["error"]["message"].as_str().unwrap().contains("cannot reach"), "{told}");
-    assert_unreachable(&work.status_of(unheard), "pending");
+    is_unreachable(&work, unheard, "pending");
     assert_eq!(work.status_of(sound)["state"], "running");
 
     lab.on_all(|host| host.plug_cable());
@@ -47,7 +49,7 @@ fn a_cable_is_pulled_while_a_job_runs_and_while_it_is_asked_for() {
     ends_alone.pull_cable();
     work.let_go_on(ends_alone);
     wait_until("it to end while nobody hears of it", PATIENCE, || work.traces(ends_alone).len() == 2);
-    assert_unreachable(&work.status_of(ends_alone), "running");
+    is_unreachable(&work, ends_alone, "running");
 
     let mut poll = lab.overlord_start(["job-status", &work.id, "--wait", "--output", "json"]);
     work.let_go_on(sound);

@@ -56,13 +56,11 @@ impl From<SpoolError> for Failure {
     }
 }
 
-impl From<MarkError> for SpoolError {
-    fn from(error: MarkError) -> Self {
+impl SpoolError {
+    pub(crate) fn of_format(error: MarkError) -> Self {
         Self::Format(Box::new(error))
     }
-}
 
-impl SpoolError {
     /// What a file holds can never be read again; any other failure may pass.
     #[must_use]
     pub fn is_damage(&self) -> bool {

@@ -25,12 +25,12 @@ pub fn require_known(spools: &Path) -> Result<(), MarkError> {
 
 /// Brings on what an older version has left. A crash leaves what it was, or what it is to be; who comes second finds it done.
 pub(super) fn carry_forward(spools: &Path) -> Result<(), SpoolError> {
-    if format::age(spools, &FORMAT)? == Age::Ours {
+    if format::age(spools, &FORMAT).map_err(SpoolError::of_format)? == Age::Ours {
         return Ok(());
     }
     let folder = File::open(spools).and_then(|folder| folder.lock().map(|()| folder));
     let _alone = folder.map_err(|source| SpoolError::File { doing: "locking", path: spools.to_owned(), source })?;
-    match format::age(spools, &FORMAT)? {
+    match format::age(spools, &FORMAT).map_err(SpoolError::of_format)? {
         Age::Ours => Ok(()),
         // The first format is what was there before formats had numbers: nothing but the mark is missing.
         Age::Unmarked | Age::Older => match format::mark(spools, &FORMAT, MARK_MODE) {
@@ -39,7 +39,7 @@ pub(super) fn carry_forward(spools: &Path) -> Result<(), SpoolError> {
                 tracing::warn!(error = %common::shown::chain(&error), "the spools cannot be marked with their format; the next start tries again");
                 Ok(())
             }
-            marked => Ok(marked?),
+            marked => marked.map_err(SpoolError::of_format),
         },
     }
 }

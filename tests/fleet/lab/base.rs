@@ -42,9 +42,20 @@ pub(super) fn root() -> PathBuf {
 fn make(root: &Path, mirror: &str, release: &str) {
     let making = root.with_extension("making");
     let _not_there = fs::remove_dir_all(&making);
-    // What it mounts, and what it runs, goes with it, should it be killed.
-    let mut command = tools::tool("unshare");
-    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "debootstrap", "--variant=minbase"]);
+    // It ends with us, should we be killed, and what it mounts, and what it runs, ends with it.
+    let mut command = tools::tool("setpriv");
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "debootstrap",
+        "--variant=minbase",
+    ]);
     command.arg(format!("--include={PACKAGES}")).arg(release).arg(&making).arg(mirror);
     tools::run(command);
     let mut finish = Command::new("sh");

@@ -36,8 +36,8 @@ impl Version {
 /// There is none.
 pub(super) fn folder() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
-    let folder = std::env::var_os("LAB_PACKAGES").map_or_else(|| workspace.join(FOLDER), PathBuf::from);
-    assert!(folder.is_dir(), "{} is missing, which has the packages to test: make lab-test makes them", folder.display());
+    let folder = workspace.join(std::env::var_os("LAB_PACKAGES").unwrap_or_else(|| FOLDER.into()));
+    assert!(folder.is_dir(), "{} is missing, which has the packages to test: `make lab-test` makes them", folder.display());
     folder
 }
 

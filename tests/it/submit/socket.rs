@@ -63,7 +63,7 @@ fn a_user_who_floods_the_socket_keeps_no_other_user_out() {
     assert_eq!(refused(web1.audit()).count(), 8);
     assert!(!web1.spools_dir().join("refused.log").exists());
     web1.stop();
-    let told = refused(web1.audit()).filter_map(|line| line["rule"].as_str().map(str::to_owned)).last().unwrap();
+    let told = refused(web1.audit()).filter_map(|line| line["rule"].as_str().map(str::to_owned)).next_back().unwrap();
     assert!(told.ends_with("more submissions of the user 65534 were refused within 60 s"), "{told}");
 }
 
