@@ -12,6 +12,7 @@ pub mod enrolled;
 pub mod files;
 pub mod format;
 mod leaf;
+pub mod member;
 pub mod renewal;
 mod request;
 pub mod signature;

@@ -19,6 +19,7 @@
 
 mod addresses;
 mod authority;
+mod bare;
 mod binaries;
 mod builder;
 pub mod captured;
@@ -61,6 +62,7 @@ use common::identity::Role;
 use tempfile::TempDir;
 
 pub use authority::{Authority, ca_fingerprint};
+pub use bare::{BareHost, BareHosts};
 pub use binaries::{Binaries, binaries};
 pub use builder::Builder;
 use clock::Clock;

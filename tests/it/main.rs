@@ -15,6 +15,7 @@ mod captured;
 mod certs;
 mod certs_trouble;
 mod damage_overlord;
+mod deploy;
 mod enrolment;
 mod faults;
 mod flood;
