@@ -95,7 +95,7 @@ mod tests {
             assert!(names(&minion).contains(&page), "{page}: {:?}", names(&minion));
         }
         assert!(!names(&minion).contains(&"minion-spawner.8"));
-        let (_, program) = &overlord[0];
+        let Some((_, program)) = overlord.first() else { unreachable!("names() has shown it") };
         for heading in ["EXAMPLES", "\"EXIT STATUS\"", "FILES", "\"SEE ALSO\""] {
             assert!(program.contains(&format!(".SH {heading}\n")), "{heading}: {program}");
         }
