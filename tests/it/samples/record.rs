@@ -44,7 +44,7 @@ fn record() {
     });
     fleet.set_address("web1", &relay.address().to_string());
     calls(&fleet, &said);
-    jobs(&fleet, &out);
+    jobs(&fleet, &said, &out);
     for (name, (request, answer)) in said.lock().unwrap().iter() {
         fs::write(out.join("wire").join(format!("{name}.request.json")), request).unwrap();
         fs::write(out.join("wire").join(format!("{name}.answer.json")), answer).unwrap();
@@ -86,7 +86,7 @@ fn calls(fleet: &Fleet, said: &Said) {
 }
 
 /// Jobs, from their acceptance to their end.
-fn jobs(fleet: &Fleet, out: &Path) {
+fn jobs(fleet: &Fleet, said: &Said, out: &Path) {
     let web1 = fleet.minion("web1");
     let minion_id = |job: &str| -> String {
         wait_for("the job to be accepted", PATIENCE, || fleet.job_status(job)["hosts"]["web1"]["minion_job_id"].as_str().map(str::to_owned))
@@ -95,6 +95,11 @@ fn jobs(fleet: &Fleet, out: &Path) {
     let state = |job: &str| fleet.job_status(job)["hosts"]["web1"]["state"].clone();
 
     let added = fleet.start_job(["*", "test.add", "23", "45"]);
+    minion_id(&added);
+    // The answer got lost, and it is sent again.
+    let (request, _) = said.lock().unwrap().iter().find(|(name, _)| name.starts_with("async.test.add")).unwrap().1.clone();
+    let again = fleet.raw_overlord("web1").post(&request).unwrap().body;
+    said.lock().unwrap().insert("async.test.add.repeated".to_owned(), (request, again));
     let failed = fleet.start_job(["*", "command.run", "echo out; echo err >&2; printf '\\377'; exit 3"]);
     for job in [&added, &failed] {
         fleet.wait_for_state(job, "FINISHED");
@@ -103,9 +108,10 @@ fn jobs(fleet: &Fleet, out: &Path) {
     let _ = fleet.overlord(["job-logs", &failed]);
     let _ = fleet.overlord(["job-delete", &added]);
     let running = fleet.start_job(["*", "command.run", "echo begun; sleep 600"]);
+    wait_until("the first to run", PATIENCE, || state(&running) == "running");
     let waiting = fleet.start_job(["*", "test.add", "1", "2"]);
     let ids = [minion_id(&running), minion_id(&waiting)];
-    wait_until("the first to run, and the second to wait", PATIENCE, || state(&running) == "running" && state(&waiting) == "queued");
+    wait_until("the second to wait", PATIENCE, || state(&waiting) == "queued");
     wait_until("its output to be there", PATIENCE, || fs::read(web1.spool(&ids[0]).join("stdout")).is_ok_and(|text| text == b"begun\n"));
     let _ = fleet.overlord(["job-logs", &running]);
     ids.iter().for_each(|id| keep_spool(id));
