@@ -93,7 +93,7 @@ units:
 	@command -v systemd-analyze >/dev/null || { echo 'units: no systemd-analyze here, not checked'; exit 0; }; \
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	for unit in packaging/*.service; do sed -E 's,/usr/bin/(minion|overlord),/bin/true,' $$unit > $$dir/$${unit##*/}; done && \
-	said=$$(systemd-analyze verify $$dir/*.service 2>&1) && [ -z "$$said" ] || { echo "units: $$said" >&2; exit 1; }; \
+	said=$$(systemd-analyze --man=no verify $$dir/*.service 2>&1) && [ -z "$$said" ] || { echo "units: $$said" >&2; exit 1; }; \
 	for unit in minion overlord-certs; do \
 	    said=$$(systemd-analyze security --offline=yes --no-pager --threshold=$(EXPOSURE_MAX) packaging/$$unit.service 2>&1) || \
 	        { echo "$$said" >&2; echo "units: $$unit.service is exposed more than $(EXPOSURE_MAX) tenths" >&2; exit 1; }; \

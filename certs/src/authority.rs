@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use common::format::{Format, Program};
 use common::identity::Role;
 use jiff::Timestamp;
 use rayon::prelude::*;
@@ -29,6 +30,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::files::{self, FileError};
+use crate::format;
 use crate::leaf::{Leaf, issued_at, part_of_life, timestamp};
 pub use crate::request::{CLOCK_SKEW, RequestError, Validity};
 use crate::request::{Particulars, key, validity};
@@ -43,6 +45,10 @@ const CERT_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca.key";
 /// The folder of the certificates it has issued, within its folder.
 const ISSUED_FOLDER: &str = "issued";
+
+/// The format of the folder. Where it goes up, whoever holds `authority.lock` brings on what is older.
+const FORMAT: Format = Format { number: 1, program: Program::Overlord };
+const FORMAT_MODE: u32 = 0o644;
 
 /// What stands between a certificate and the checksum (CRC-32) of its PEM text in a record.
 const CHECKSUM: &str = "CRC32: ";
@@ -104,7 +110,7 @@ impl Authority {
     /// Opens the authority in `dir`.
     ///
     /// # Errors
-    /// There is none, its key can be read by others, or it is damaged.
+    /// There is none, its key can be read by others, it is damaged, or of a newer version; then nothing is touched.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         let (cert_path, key_path) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
         if !cert_path.exists() {
@@ -113,6 +119,7 @@ impl Authority {
         if !key_path.exists() {
             return Err(AuthorityError::Elsewhere { dir: dir.to_owned() });
         }
+        format::age(dir, &FORMAT)?;
         let damaged = || AuthorityError::Damaged { dir: dir.to_owned() };
         let certs = files::read_certificates(&cert_path)?;
         let cert = certs.first().ok_or_else(damaged)?;
@@ -273,6 +280,7 @@ fn build(dir: &Path, valid: Duration) -> Result<(), AuthorityError> {
     files::write_new(&unfinished.path().join(KEY_FILE), key.serialize_pem().as_bytes(), 0o600)?;
     files::write_new(&unfinished.path().join(CERT_FILE), cert.pem().as_bytes(), 0o644)?;
     make_folder(&unfinished.path().join(ISSUED_FOLDER))?;
+    format::mark(unfinished.path(), &FORMAT, FORMAT_MODE)?;
     publish(unfinished, dir)?;
     files::sweep(parent, UNFINISHED_AUTHORITY);
     Ok(())

@@ -10,12 +10,14 @@ mod refusal;
 mod verifiers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::identity::{MinionName, Role};
+use jiff::Timestamp;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -57,6 +59,14 @@ pub enum TlsError {
     /// As [`TlsError::ServerName`], of [`AUTHORITY_NAME`].
     #[error("{AUTHORITY_NAME} is no server name")]
     AuthorityName,
+    /// The peer's certificate is not one to believe.
+    #[error("the certificate is not one of {name}")]
+    Minion {
+        /// Whose it was to be.
+        name: MinionName,
+        /// Why.
+        source: rustls::Error,
+    },
     /// The peer has shown no certificate.
     #[error("the peer has shown no certificate")]
     NoCertificate,
@@ -201,6 +211,21 @@ pub fn server_name(host: &MinionName) -> Result<ServerName<'static>, TlsError> {
 /// Never: it is a sound name.
 pub fn authority_name() -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(AUTHORITY_NAME).map_err(|_| TlsError::AuthorityName)
+}
+
+/// What a handshake would make of a minion that shows `cert` under that name at `now`.
+pub(crate) fn verify_minion(
+    credentials: &Credentials,
+    cert: &CertificateDer<'_>,
+    name: &MinionName,
+    now: Timestamp,
+) -> Result<(), TlsError> {
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or(0)));
+    let verifier = MinionVerifier::new(roots(credentials.authorities())?, provider(), credentials.revocations.clone())?;
+    verifier
+        .verify_server_cert(cert, &[], &server_name(name)?, &[], at)
+        .map(drop)
+        .map_err(|source| TlsError::Minion { name: name.clone(), source })
 }
 
 /// Who has shown this chain in a handshake that succeeded. Of a chain that nobody has verified it says nothing.

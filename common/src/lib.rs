@@ -2,6 +2,7 @@
 //!
 //! Nothing here does IO, knows a transport or a store, reads a clock or draws a random number.
 
+pub mod format;
 pub mod identity;
 pub mod job;
 pub mod method;

@@ -1,11 +1,17 @@
 //! What became of a call on one host: a verdict, with the result or the error, and when.
 
+mod more;
+
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use jiff::Timestamp;
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::job::HostState;
+pub use more::More;
 
 /// The numbers in `error.code`: JSON-RPC's own for a request that is not sound, ours for all else. Never renumbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,12 +73,20 @@ pub struct Failure {
     /// More, for a program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
+    /// What a newer version says besides. It is kept, and handed on.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 impl Failure {
     /// A failure without data.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code: code as i32, message: message.into(), data: None }
+        Self::of_code(code as i32, message)
+    }
+
+    /// The same, with a code that this version may not know.
+    pub fn of_code(code: i32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), data: None, more: More::default() }
     }
 
     /// A method's own failure of the kind `kind`, which a program finds in `data.type`.
@@ -201,7 +215,7 @@ impl From<Result<Value, Failure>> for Verdict {
 }
 
 /// A verdict and its times. On the wire, in the spool and in the job log: the verdict's fields with the times beside them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
     /// How it ended.
     #[serde(flatten)]
@@ -212,13 +226,40 @@ pub struct Outcome {
     /// When it ended, by the host's clock; for `undelivered` and `lost`, when that became known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// What a newer version says besides. It is kept, and handed on.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 impl Outcome {
     /// A verdict on something that did not run on the host, learnt at `at`.
     #[must_use]
     pub fn not_run(verdict: Verdict, at: Timestamp) -> Self {
-        Self { verdict, started_at: None, finished_at: Some(at) }
+        Self { verdict, started_at: None, finished_at: Some(at), more: More::default() }
+    }
+
+    /// A verdict on something that began and ended then.
+    #[must_use]
+    pub fn ran(verdict: Verdict, started_at: Timestamp, finished_at: Timestamp) -> Self {
+        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: More::default() }
+    }
+}
+
+/// By hand, because a flattened verdict would leave its own fields among those that are kept besides.
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut fields = Map::<String, Value>::deserialize(from)?;
+        let is_ok = fields.get("state").is_some_and(|state| state == "ok");
+        let own = ["state", if is_ok { "result" } else { "error" }];
+        let own: Map<_, _> = own.into_iter().filter_map(|name| fields.shift_remove_entry(name)).collect();
+        let mut time = |name| fields.shift_remove(name).map(Option::<Timestamp>::deserialize).transpose().map(Option::flatten);
+        let (started_at, finished_at) = (time("started_at"), time("finished_at"));
+        Ok(Self {
+            verdict: Verdict::deserialize(Value::Object(own)).map_err(D::Error::custom)?,
+            started_at: started_at.map_err(D::Error::custom)?,
+            finished_at: finished_at.map_err(D::Error::custom)?,
+            more: fields.into_iter().collect::<BTreeMap<_, _>>().into(),
+        })
     }
 }
 
@@ -260,6 +301,39 @@ mod tests {
             let text = serde_json::to_string(&outcome).unwrap();
             assert!(text.contains("\"result\""), "{text}");
             assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
+        }
+    }
+
+    #[test]
+    fn what_a_newer_version_says_besides_is_kept() {
+        let newer = json!({
+            "state": "failed", "error": { "code": 1, "message": "no", "data": 7, "hint": ["more"] }, "started_at": null, "result": 5,
+            "finished_at": "2026-01-01T00:00:00Z", "usage": { "cpu_ms": 3 },
+        });
+        let read: Outcome = serde_json::from_value(newer.clone()).unwrap();
+        assert_eq!(read.more.names().collect::<Vec<_>>(), ["result", "usage"]);
+        let Verdict::Failed { error } = &read.verdict else { unreachable!("{read:?}") };
+        assert_eq!((error.data.as_ref(), error.more.get("hint")), (Some(&json!(7)), Some(&json!(["more"]))));
+        let mut kept = serde_json::to_value(&read).unwrap();
+        kept.as_object_mut().unwrap().insert("started_at".to_owned(), json!(null));
+        assert_eq!(kept, newer);
+        let ours = json!({ "state": "ok", "result": null, "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:01Z" });
+        let read: Outcome = serde_json::from_value(ours.clone()).unwrap();
+        assert!(read.more.is_empty() && read.started_at.is_some());
+        assert_eq!(serde_json::to_value(&read).unwrap(), ours);
+    }
+
+    #[test]
+    fn what_is_no_outcome_is_refused() {
+        for bad in [
+            json!({}),
+            json!([]),
+            json!({ "state": "paused" }),
+            json!({ "state": "failed" }),
+            json!({ "state": "failed", "error": 1 }),
+            json!({ "state": "ok", "started_at": "yesterday" }),
+        ] {
+            assert!(serde_json::from_value::<Outcome>(bad.clone()).is_err(), "{bad}");
         }
     }
 

@@ -4,6 +4,7 @@
 mod token;
 
 use certs::signature;
+use common::format::VERSION;
 use common::identity::{CallerName, MinionName};
 use common::job::MinionJobId;
 use common::method::MethodName;
@@ -83,8 +84,8 @@ impl Call {
     /// host. `UnknownMethod`: it names what can be no method.
     pub fn parse(name: &MinionName, caller: &CallerName, text: &str) -> Result<Self, Failure> {
         let invalid = |problem: String| Failure::new(ErrorCode::InvalidRequest, problem);
-        let envelope: Envelope =
-            serde_json::from_str(text).map_err(|error| invalid(format!("`call` is not an envelope: {}", said(&error))))?;
+        let envelope: Envelope = serde_json::from_str(text)
+            .map_err(|error| invalid(format!("`call` is not an envelope that {name}, minion {VERSION}, can read: {}", said(&error))))?;
         if envelope.caller != *caller {
             let message = format!("{name}: the envelope is {}'s, and who brings it has proved to be {caller}", envelope.caller);
             return Err(Failure::new(ErrorCode::Denied, message));

@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use certs::format::MarkError;
 use certs::trust::TrustFiles;
 use common::shown::chain;
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::acl;
 use crate::config::Config;
-use crate::folders;
+use crate::{folders, spool};
 pub use trust::open_trust;
 
 /// The longest path of a Unix socket in bytes: `sun_path` of unix(7) without its ending zero.
@@ -44,6 +45,7 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let (mut problems, mut hints) = (Vec::new(), Vec::new());
     let certificate = trust::certificate(&config, &mut problems);
     let rules = acl::problems(&config.acl_dir);
+    problems.extend(spool_format(&config.spool_dir()));
     let untried = Untried::after_owners(&config, &mut problems, &mut hints)?;
     let unwritable = if untried.certs_dir { certs_dir(&config, &mut problems) } else { None };
     if untried.state_dir {
@@ -119,6 +121,14 @@ fn certs_dir(config: &Config, problems: &mut Vec<String>) -> Option<String> {
          written there: {why}"
     ));
     None
+}
+
+/// Where this user cannot look at the spools, the spawner says it at its start.
+fn spool_format(spools: &Path) -> Option<String> {
+    match spool::require_known(spools) {
+        Err(MarkError::Format(error)) => Some(error.to_string()),
+        Ok(()) | Err(MarkError::File(_)) => None,
+    }
 }
 
 /// The folder, or if it is not there yet, the one that it would be made in.

@@ -189,18 +189,18 @@ impl Door {
     }
 
     fn answer(&self, method: &Method, args: Value) -> Outcome {
-        let started_at = Some(Timestamp::now());
+        let started_at = Timestamp::now();
         let context =
             Context { minion: &self.name, registry: &self.guard.registry, result_max_bytes: self.result_max_bytes, packages: None };
         let answer = catch_unwind(AssertUnwindSafe(|| method.run(args, &context))).unwrap_or_else(|_| {
             error!(method = %method.spec().method, "a method panicked; this is a bug of the minion");
             Err(Failure::new(ErrorCode::Crashed, format!("{} panicked; the log of {} says where", method.spec().method, self.name)))
         });
-        Outcome { verdict: answer.into(), started_at, finished_at: Some(Timestamp::now()) }
+        Outcome::ran(answer.into(), started_at, Timestamp::now())
     }
 
     async fn ask_jobs(&self, reader: Reader, asked: JobsCall, ask: Ask) -> Result<Outcome, Failure> {
-        let started_at = Some(Timestamp::now());
+        let started_at = Timestamp::now();
         let answer = match asked {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
             JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),
@@ -210,7 +210,7 @@ impl Door {
             JobsCall::Fence(call_id) => serde_json::to_value(self.jobs.fence(&reader, &call_id, ask).await?),
         };
         let answer = answer.map_err(|error| Failure::new(ErrorCode::Internal, format!("{}: writing a report: {error}", self.name)))?;
-        Ok(Outcome { verdict: Ok(answer).into(), started_at, finished_at: Some(Timestamp::now()) })
+        Ok(Outcome::ran(Ok(answer).into(), started_at, Timestamp::now()))
     }
 
     fn job_call(&self, call: Call, ask: Ask) -> JobCall {

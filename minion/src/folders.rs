@@ -99,6 +99,10 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
         return Ok(spool::prepare(&spools)?);
     };
     let state = Shared::open(&config.state_dir, user, STATE_MODE)?;
+    if require_roots(&spools).is_ok() {
+        // Before anything is mended: what a newer version has left is left as it is.
+        spool::require_known(&spools).map_err(|error| SpoolError::Format(Box::new(error)))?;
+    }
     if !is_shared(&state.found, user, STATE_MODE) || spools.symlink_metadata().is_err() {
         // Nobody puts anything in the way of what is made and looked at here.
         state.close()?;

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::format::VERSION;
 use common::identity::MinionName;
 use common::job::MinionJobId;
+use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -91,7 +93,7 @@ impl Guard {
         let Decision::Allow { rule, scope, run_as } = decision else { return Err(self.deny(name, bearer, call, audited)) };
         debug!(caller = bearer.caller, method = call.envelope.method, call_id = %call.envelope.call_id, rule, "call allowed");
         call.require_in_time(name, Timestamp::now())?;
-        let method = self.registry.find(&call.method).ok_or_else(|| self.registry.unknown(&call.method))?;
+        let method = self.registry.find(&call.method).ok_or_else(|| self.unknown(name, &call.method))?;
         let way = way(method, call.form)?;
         require_audited(audited, way)?;
         let args = call.bind(method)?;
@@ -141,6 +143,17 @@ impl Guard {
             limit: self.limit(call),
             run_as: passed.run_as,
         }
+    }
+
+    /// A method that this version does not have; another may.
+    fn unknown(&self, name: &MinionName, method: &MethodName) -> Failure {
+        let failure = self.registry.unknown(method);
+        let message = format!(
+            "{name} runs minion {VERSION}, which has {}; if a newer version has it, upgrade {name}; `overlord {name} system.list_methods` lists what \
+             it has now",
+            failure.message
+        );
+        Failure { message, ..failure }
     }
 
     fn deny(&self, name: &MinionName, bearer: Bearer<'_>, call: &Call, audited: Result<(), AuditError>) -> Failure {

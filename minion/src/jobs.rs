@@ -170,7 +170,9 @@ impl Jobs {
             Ok(Reply::Ended(outcome)) => Ok(outcome),
             Ok(Reply::Refused(failure)) => Err(failure),
             Ok(reply) => Err(internal(format!("the spawner answered a call with {reply:?}"))),
-            Err(error @ SpawnError::Unreachable { .. }) => Err(Failure::new(ErrorCode::Undelivered, error.to_string())),
+            Err(error @ (SpawnError::Unreachable { .. } | SpawnError::OtherVersion(_))) => {
+                Err(Failure::new(ErrorCode::Undelivered, error.to_string()))
+            }
             Err(SpawnError::NoAnswer(error)) => {
                 let reason = format!("the process that supervised it died or fell silent ({error}): it may have run");
                 Ok(Outcome::not_run(Verdict::lost(reason), Timestamp::now()))
@@ -289,6 +291,9 @@ impl Jobs {
             Ok(Opening::Opened) => {}
             Ok(Opening::Renewed(aside)) => {
                 tracing::error!(aside = %aside.display(), "the status store was damaged; it is set aside and made anew from the spools");
+            }
+            Ok(Opening::Beside(newer)) => {
+                tracing::warn!(%newer, "the status store is left alone; another is filled from the spools beside it")
             }
             Err(error) => {
                 self.tell_store_error(&error);

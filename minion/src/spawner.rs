@@ -53,7 +53,7 @@ use socket::Socket;
 use claims::{Claimant, Claims};
 pub use client::{SpawnError, Spawner};
 use ledger::Ledger;
-pub use order::{LogsOrder, Look, Order, Place, Reply};
+pub use order::{LogsOrder, Look, Order, PROTOCOL, Place, Reply};
 use token::Tokens;
 
 /// The newest revocation list that the spawner has seen, beside the spools: the server's own is the server's.

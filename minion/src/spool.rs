@@ -6,6 +6,7 @@
 mod error;
 mod folder;
 mod forgotten;
+mod format;
 mod life;
 mod output;
 mod record;
@@ -30,6 +31,7 @@ use serde::de::DeserializeOwned;
 pub use error::SpoolError;
 pub use folder::{list, prepare, sweep, sync};
 pub use forgotten::Forgotten;
+pub use format::require_known;
 pub use life::Life;
 pub use output::Glance;
 pub use record::{CancelRequest, SpoolRequest, Started, boot_id, lost_reason};

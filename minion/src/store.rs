@@ -1,7 +1,8 @@
 //! The status store, `status.sled`: what the server answers from. The only file of the crate that names sled.
 //!
 //! It is a copy of what the spools say of jobs that have ended, in which they can be found and counted quickly; it can be made anew at any
-//! time, and where it cannot be used the spools alone answer. A report with a large result is kept without it, because sled holds more in
+//! time, and where it cannot be used the spools alone answer. One that a newer version has written is left alone for that version, and another, with
+//! the number of its format in its name, takes its place meanwhile: nothing is in it that the spools do not say. A report with a large result is kept without it, because sled holds more in
 //! memory than it is told to. One thread writes, and takes all that waits into one flush, so that many ends share one sync.
 
 mod writer;
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use certs::format::{self, MarkError};
+use common::format::{Age, Format, FormatError, Program};
 use common::identity::CallerName;
 use common::job::{CallId, HostState, MinionJobId};
 use common::protocol::{JobProgress, JobReport, ListedJob};
@@ -21,6 +24,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::moment::Moment;
 use writer::{Change, Write, Writer};
+
+/// The format of the store.
+const FORMAT: Format = Format { number: 1, program: Program::Minion };
+
+/// Only the server reads it.
+const MARK_MODE: u32 = 0o600;
 
 /// How much of the store is held in memory. sled's own default would let it grow to hundreds of megabytes.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -130,6 +139,8 @@ pub enum Opening {
     Opened,
     /// It is open and empty: the one that was there is damaged, and has this name now.
     Renewed(PathBuf),
+    /// Another is open, because the one of the usual name is a newer version's, as this says.
+    Beside(String),
 }
 
 #[derive(Clone)]
@@ -153,7 +164,7 @@ impl Store {
     }
 
     /// Opens the store, which is made if need be. One that is damaged, or that has failed, is set aside under a dated name, and an empty one
-    /// takes its place: it is to be filled from the spools.
+    /// takes its place: it is to be filled from the spools. One of a newer version is not touched.
     ///
     /// # Errors
     /// The disk is full, or another failure of the file system. It may be tried again.
@@ -163,24 +174,25 @@ impl Store {
             return Ok(Opening::WasOpen);
         }
         require_room(self.path.parent().unwrap_or(&self.path)).map_err(|()| StoreError::NoRoom(self.path.clone()))?;
-        let failed = |problem: String| StoreError::Write { path: self.path.clone(), problem };
-        let (db, opening) = match try_open(&self.path) {
+        let (path, newer) = place(&self.path);
+        let failed = |problem: String| StoreError::Write { path: path.clone(), problem };
+        let (db, opening) = match try_open(&path) {
             Ok(db) => (db, Opening::Opened),
             Err(Unopened::Refused(problem)) => return Err(failed(problem)),
             Err(Unopened::Damaged) => {
-                let aside = self.set_aside()?;
-                let again = try_open(&self.path).map_err(|_| failed("not even anew".to_owned()))?;
+                let aside = set_aside(&path)?;
+                let again = try_open(&path).map_err(|_| failed("not even anew".to_owned()))?;
                 (again, Opening::Renewed(aside))
             }
         };
         let tree = |name: &str| db.open_tree(name).map_err(|error| failed(error.to_string()));
         let (jobs, ends) = (tree("jobs")?, tree("ends")?);
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
-        let writer = Writer { db, jobs: jobs.clone(), ends: ends.clone(), path: self.path.clone() };
+        let writer = Writer { db, jobs: jobs.clone(), ends: ends.clone(), path: path.clone() };
         let spawned = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer.write_all(queue));
         spawned.map_err(|error| failed(error.to_string()))?;
         *open = Some(Open { jobs, ends, writes });
-        Ok(opening)
+        Ok(newer.map_or(opening, Opening::Beside))
     }
 
     /// What is known of the job `id`; nothing, too, of one whose entry cannot be read, which the spool then tells anew.
@@ -245,14 +257,6 @@ impl Store {
         written
     }
 
-    fn set_aside(&self) -> Result<PathBuf, StoreError> {
-        let mut name = self.path.as_os_str().to_owned();
-        name.push(format!(".damaged-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S%.3f")));
-        let aside = PathBuf::from(name);
-        let failed = |error: std::io::Error| StoreError::Write { path: self.path.clone(), problem: format!("setting it aside: {error}") };
-        std::fs::rename(&self.path, &aside).map(|()| aside).map_err(failed)
-    }
-
     fn opened(&self) -> Option<Open> {
         self.lock().clone()
     }
@@ -260,6 +264,29 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let aside = named(path, &format!("damaged-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S%.3f")));
+    let failed = |error: std::io::Error| StoreError::Write { path: path.to_owned(), problem: format!("setting it aside: {error}") };
+    std::fs::rename(path, &aside).map(|()| aside).map_err(failed)
+}
+
+/// Which store is to be opened: the one of the usual name, or another beside it if that is a newer version's, as is told then.
+fn place(usual: &Path) -> (PathBuf, Option<String>) {
+    let beside = named(usual, &format!("format-{}", FORMAT.number));
+    if let Err(MarkError::Format(newer @ FormatError::Newer { .. })) = format::age(usual, &FORMAT) {
+        return (beside, Some(newer.to_string()));
+    }
+    // Of a time when the usual one was a newer version's. There is none as a rule.
+    let _none = std::fs::remove_dir_all(beside);
+    (usual.to_owned(), None)
+}
+
+fn named(path: &Path, more: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{more}"));
+    name.into()
 }
 
 /// The time in a key of `ends`, in milliseconds, so that keys sort by it.
@@ -290,6 +317,7 @@ fn try_open(path: &Path) -> Result<sled::Db, Unopened> {
     // Made by sled, others could read it, where they can enter the folder it is in.
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|error| Unopened::Refused(error.to_string()))?;
+    bring_forward(path)?;
     // A damaged file makes sled panic more often than fail.
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
@@ -299,6 +327,23 @@ fn try_open(path: &Path) -> Result<sled::Db, Unopened> {
         Ok(Err(sled::Error::Io(error))) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(Unopened::Refused(error.to_string())),
         Ok(Err(_)) | Err(_) => Err(Unopened::Damaged),
     }
+}
+
+/// Sees to it that the store is of this version's format. One of an older version is made anew: the spools say all that is in it.
+fn bring_forward(path: &Path) -> Result<(), Unopened> {
+    let refused = |error: MarkError| Unopened::Refused(common::shown::chain(&error));
+    match format::age(path, &FORMAT) {
+        Ok(Age::Ours) => return Ok(()),
+        // The first format is what was there before formats had numbers.
+        Ok(Age::Unmarked) => {}
+        Ok(Age::Older) => {
+            let emptied = std::fs::remove_dir_all(path).and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(path));
+            emptied.map_err(|error| Unopened::Refused(error.to_string()))?;
+        }
+        Err(MarkError::Format(FormatError::Damaged { .. })) => return Err(Unopened::Damaged),
+        Err(error) => return Err(refused(error)),
+    }
+    format::mark(path, &FORMAT, MARK_MODE).map_err(refused)
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
     let finished_at = Timestamp::now();
     supervision.clear_away();
     let verdict = supervision.verdict();
-    Ok((Outcome { verdict, started_at: Some(started_at), finished_at: Some(finished_at) }, supervision.charge))
+    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
 }
 
 /// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.

@@ -75,7 +75,7 @@ fn enroll_line_at(address: &str, pin: &CaPin) -> String {
 }
 
 /// Where hosts reach `overlord certs serve` that listens at `listen`, as far as can be told from here.
-fn public_address(config: &Config, listen: SocketAddr) -> String {
+pub(crate) fn public_address(config: &Config, listen: SocketAddr) -> String {
     if let Some(address) = &config.authority {
         return address.clone();
     }

@@ -4,6 +4,7 @@
 //! and the second has a dot, `call` is put before them.
 
 mod certs;
+mod deploy;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub(crate) use certs::{
     CertsCleanArgs, CertsCommand, CertsInitArgs, CertsIssueArgs, CertsRejectArgs, CertsRevokeArgs, CertsServeArgs, CertsSignArgs,
     CertsTokenArgs, IssuedRole,
 };
+pub(crate) use deploy::DeployArgs;
 
 const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KEY=VALUE]...";
 
@@ -88,6 +90,8 @@ pub(crate) enum Command {
     Hosts(HostsArgs),
     /// Describe the methods that minions of this version have
     Doc(DocArgs),
+    /// Make hosts members of the fleet over ssh: install the minion's package, enrol, start, and see that it answers; again to upgrade
+    Deploy(DeployArgs),
     /// Keep the fleet's authority: issue, sign, renew and revoke certificates
     #[command(subcommand)]
     Certs(CertsCommand),

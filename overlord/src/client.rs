@@ -7,6 +7,7 @@
 mod broken;
 mod exchange;
 mod heard;
+pub(crate) mod newer;
 mod shape;
 
 use std::sync::Arc;
@@ -82,7 +83,7 @@ impl NoAnswer {
         match self {
             Self::NotSent(reason) => Self::NotSent(kept_of(reason)),
             Self::Silent(reason) => Self::Silent(kept_of(reason)),
-            Self::Refused(Failure { code, message, data }) => Self::Refused(Failure { code, message: kept_of(message), data }),
+            Self::Refused(failure) => Self::Refused(Failure { message: kept_of(failure.message), ..failure }),
         }
     }
 
@@ -186,7 +187,10 @@ where
     let answer: Box<RawValue> = client.request(question.method, question.params).await.map_err(|error| no_answer(error, sent))?;
     shape::check(answer.get(), shape::DEPTH_MAX + shape::FRAMES_MAX)
         .map_err(|problem| NoAnswer::Silent(format!("it answered something {}", shortened(&problem))))?;
-    serde_json::from_str(answer.get()).map_err(|error| not_understood(&error.to_string()))
+    serde_json::from_str(answer.get()).map_err(|error| {
+        let newer = serde_json::from_str(answer.get()).ok().and_then(|answer| newer::unknown_state(&answer));
+        newer.map_or_else(|| not_understood(&error.to_string()), NoAnswer::Silent)
+    })
 }
 
 /// The text of a letter as it is sent now.
@@ -213,7 +217,7 @@ fn no_answer(error: RpcError, sent: &Sent) -> NoAnswer {
 
 /// The refusal stands whatever its data are like; data that cannot be kept are left out, and the message says so.
 fn refusal(code: i32, message: &str, data: Option<&RawValue>) -> Failure {
-    let mut failure = Failure { code, message: message.to_owned(), data: None };
+    let mut failure = Failure::of_code(code, message);
     if let Some(data) = data {
         match shape::check(data.get(), shape::DEPTH_MAX) {
             Ok(()) => failure.data = serde_json::from_str(data.get()).ok(),

@@ -3,6 +3,7 @@
 mod call;
 mod certs;
 mod completions;
+mod deploy;
 mod detached;
 mod doc;
 mod hosts;
@@ -28,10 +29,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::authority::OfficeError;
 use crate::authority::audit::LedgerError;
 use crate::authority::serve::ServeError;
-use crate::buckets::forks_max;
+use crate::buckets::{BucketError, forks_max};
 use crate::chain;
 use crate::cli::{Cli, Command, Options};
 use crate::daemon::DaemonError;
+use crate::deploy::DeployError;
 use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
@@ -95,6 +97,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
         Command::JobLogs(args) => job_logs::run(&open(&options)?, output, &args),
         Command::Hosts(args) => hosts::run(&open(&options)?, output, &args),
         Command::Doc(args) => doc::run(output, &args),
+        Command::Deploy(args) => deploy::run(&open(&options)?, output, args),
         Command::Certs(command) => certs::run(&open(&options)?, output, command),
         Command::Completions(args) => completions::run(output, &args),
     }
@@ -255,4 +258,4 @@ macro_rules! internal {
     )*};
 }
 
-internal!(DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);
+internal!(BucketError, DaemonError, DeployError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);

@@ -12,8 +12,8 @@ use common::job::retention::{KEPT_AT_LEAST, Retention};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-pub(crate) use self::authority::valid;
 pub use self::authority::{CertsLimits, TrustLimits};
+pub(crate) use self::authority::{authority_address, valid};
 
 /// Why a file of the home cannot be used.
 #[derive(Debug, thiserror::Error)]

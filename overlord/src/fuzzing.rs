@@ -18,6 +18,7 @@ use tower::util::service_fn;
 use crate::aggregate;
 use crate::client::{self, Exchanged, Question, Sent};
 use crate::config::{Config, ConfigError};
+use crate::deploy;
 use crate::hosts::{Host, Roster, RosterError};
 use crate::jobs::log;
 use crate::jobs::logs::answer::Asked;
@@ -61,7 +62,7 @@ pub fn compressed(names: &[&MinionName]) -> String {
 /// The lines of a job's log, or what is wrong with each, for a person; and how many bytes are whole lines.
 ///
 /// # Errors
-/// None: memory can be read.
+/// A line says that the log has a newer format.
 pub fn log_lines(text: &[u8]) -> io::Result<(Vec<Result<LogLine, String>>, u64)> {
     let mut lines = Vec::new();
     let mut each = |line: Result<LogLine, log::Damage>| lines.push(line.map_err(|damage| damage.problem));
@@ -99,6 +100,20 @@ pub async fn answer<R: DeserializeOwned>(body: &[u8]) -> Result<R, Verdict> {
 pub fn pieces(asked: (JobId, MinionJobId), offsets: [u64; 2], max_bytes: u32, logs: JobLogs) -> Result<([Vec<u8>; 2], [u64; 2]), String> {
     let (job, minion_job_id) = asked;
     Asked { job, minion_job_id, offsets, max_bytes }.check(logs).map(|answer| (answer.bytes, answer.offsets))
+}
+
+/// What the bytes of a package say of it: its name, version and architecture; or what is wrong with them, for a person.
+///
+/// # Errors
+/// They are no package.
+pub fn package(bytes: &[u8]) -> Result<[String; 3], String> {
+    deploy::describe_package(bytes)
+}
+
+/// What `overlord deploy` makes of all that a host says to it: how many bytes are kept of it, and the verdict if the script has failed.
+#[must_use]
+pub fn deploy_report(said: &[u8]) -> (usize, Option<Verdict>) {
+    deploy::read_report(said)
 }
 
 /// A text of a host as a terminal may have it.

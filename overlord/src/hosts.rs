@@ -1,5 +1,7 @@
 //! `hosts.toml`: the roster of hosts, with their addresses, groups and variables. Says nothing of which are meant: see `targets`.
 
+pub(crate) mod enlist;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;

@@ -23,6 +23,7 @@ mod clock;
 mod commands;
 mod config;
 mod daemon;
+mod deploy;
 mod envelope;
 #[cfg(test)]
 mod fake_minion;

@@ -2,11 +2,12 @@
 //!
 //! It is open for as long as one piece of work takes, never while hosts are asked. It can always be rebuilt: with each job it
 //! keeps how many bytes of the log are folded, so what is missing is read from the log before anything is answered. A store
-//! that is damaged is set aside, and where it cannot be used the logs are folded in memory.
+//! that is damaged is set aside, one of a newer version is left alone, and where none can be used the logs are folded in memory.
 
 mod access;
 mod db;
 mod fold;
+mod format;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -206,7 +207,7 @@ fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobR
         Ok(line) => fold.add(&line),
         Err(damage) => {
             warn(&damage.problem);
-            fold.doubt_sending();
+            fold.miss(&damage);
             if damage.is_header {
                 header_problem = Some(damage.problem);
             }

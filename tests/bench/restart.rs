@@ -84,7 +84,7 @@ fn make_spool(spools: &Path, number: u32) {
         accepted_at: at,
         starts_at_once: false,
     };
-    let outcome = Outcome { verdict: Verdict::Ok { result: json!("x".repeat(100)) }, started_at: Some(at), finished_at: Some(at) };
+    let outcome = Outcome::ran(Verdict::Ok { result: json!("x".repeat(100)) }, at, at);
     fs::write(dir.join("lock"), "").unwrap();
     fs::write(dir.join("request.json"), seal::seal(&request).unwrap()).unwrap();
     fs::write(dir.join("outcome.json"), seal::seal(&outcome).unwrap()).unwrap();

@@ -43,7 +43,8 @@ impl CapturedServer {
     /// It cannot be reached.
     #[must_use]
     pub fn order(&self, order: &Value) -> Option<Value> {
-        self.say(format!("{order}\n").as_bytes())
+        let said = json!({ "protocol": minion::spawner::PROTOCOL, "by": common::format::VERSION, "order": order });
+        self.say(format!("{said}\n").as_bytes())
     }
 
     /// What it answers to these bytes.

@@ -8,6 +8,7 @@ mod arguments;
 mod authority_records;
 mod certificates;
 mod configs;
+mod deploy;
 mod job_log;
 mod requests;
 mod rules;
@@ -26,6 +27,7 @@ pub use arguments::arguments;
 pub use authority_records::authority_records;
 pub use certificates::{certificate, crl, csr};
 pub use configs::{configs, roster};
+pub use deploy::{deploy_report, package};
 pub use job_log::job_log;
 pub use requests::requests;
 pub use rules::rules;
@@ -37,7 +39,7 @@ pub use words::words;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("answers", answers),
     ("arguments", arguments),
     ("authority_records", authority_records),
@@ -45,7 +47,9 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("configs", configs),
     ("crl", crl),
     ("csr", csr),
+    ("deploy_report", deploy_report),
     ("job_log", job_log),
+    ("package", package),
     ("requests", requests),
     ("roster", roster),
     ("rules", rules),

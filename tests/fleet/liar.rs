@@ -27,6 +27,8 @@ pub struct Question {
     pub method: String,
     /// The envelope.
     pub envelope: Value,
+    /// The request's body, as it came.
+    pub body: Vec<u8>,
 }
 
 /// The connection on which it answers.
@@ -45,6 +47,18 @@ impl Fleet {
     pub fn liar(&self, name: &str, answer: impl Fn(&Question, &mut Answering) -> io::Result<()> + Send + Sync + 'static) -> Liar {
         assert!(!self.minion(name).is_running(), "{name} runs, and is honest");
         Liar::start(&self.minion(name).certs_dir(), answer)
+    }
+
+    /// A relay to the host `name`, which runs: it hands on what the overlord says with the overlord's own certificate, and what the host answers, and shows
+    /// the bodies of both to `each`. The overlord has to be told of its address.
+    #[must_use]
+    pub fn relay(&self, name: &str, each: impl Fn(&Question, &[u8]) + Send + Sync + 'static) -> Liar {
+        let host = self.raw_overlord(name);
+        Liar::start(&self.minion(name).certs_dir(), move |question, answering| {
+            let answer = host.post(&question.body)?.body;
+            each(question, &answer);
+            answering.respond("200 OK", "", answer)
+        })
     }
 }
 
@@ -104,12 +118,14 @@ fn converse(
 
 impl Answering {
     fn question(&mut self) -> io::Result<Question> {
-        let request: Value = serde_json::from_slice(&raw::read_request(&mut self.0)?)?;
+        let body = raw::read_request(&mut self.0)?;
+        let request: Value = serde_json::from_slice(&body)?;
         let envelope = request["params"]["call"].as_str().unwrap_or_default();
         Ok(Question {
             id: request["id"].clone(),
             method: request["method"].as_str().unwrap_or_default().to_owned(),
             envelope: serde_json::from_str(envelope)?,
+            body,
         })
     }
 

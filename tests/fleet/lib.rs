@@ -19,6 +19,7 @@
 
 mod addresses;
 mod authority;
+mod bare;
 mod binaries;
 mod builder;
 pub mod captured;
@@ -61,6 +62,7 @@ use common::identity::Role;
 use tempfile::TempDir;
 
 pub use authority::{Authority, ca_fingerprint};
+pub use bare::{BareHost, BareHosts};
 pub use binaries::{Binaries, binaries};
 pub use builder::Builder;
 use clock::Clock;
@@ -188,9 +190,15 @@ impl Fleet {
     /// Runs `minion` with these words on a host's configuration, to its end.
     #[must_use]
     pub fn run_minion(&self, minion: &str, args: &[&str]) -> Run {
+        self.spawn_minion(minion, args).wait()
+    }
+
+    /// Starts `minion` with these words on a host's configuration.
+    #[must_use]
+    pub fn spawn_minion(&self, minion: &str, args: &[&str]) -> Running {
         let mut command = std::process::Command::new(&binaries().minion);
         command.arg("--config").arg(self.minion(minion).config_file()).args(args).env(processes::MARK, self.root());
-        Running::start(command).wait()
+        Running::start(command)
     }
 
     /// The process that holds the log of a job open: its dispatcher, while that lives.

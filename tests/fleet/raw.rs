@@ -76,6 +76,12 @@ impl Client {
         }
     }
 
+    /// A client that shows no certificate, of any server.
+    #[must_use]
+    pub fn stranger(address: SocketAddr, name: &str) -> Self {
+        Self::with(address, name, None)
+    }
+
     /// A client that shows this certificate.
     #[must_use]
     pub fn showing(address: SocketAddr, name: &str, cert: &Path, key: &Path) -> Self {

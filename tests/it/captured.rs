@@ -273,6 +273,10 @@ fn nothing_that_it_says_stops_the_spawner() {
     {
         assert_eq!(scene.server.say(bytes), None);
     }
+    for order in [json!(null), json!({ "run": null }), json!({ "remove": ["../../etc"] })] {
+        let told = scene.server.order(&order).unwrap();
+        assert!(told["refused"]["message"].as_str().is_some_and(|message| message.contains("nothing was done")), "{told}");
+    }
     let huge = Envelope { args: Arguments::Words(vec!["x".repeat(1 << 20)]), ..scene.call("witness") };
     let mut ask = scene.server.ask(&scene.admin, &huge);
     ask["proof"]["signed"]["certificate"] = json!("A".repeat(1 << 20));

@@ -9,6 +9,7 @@
 )]
 
 mod cables;
+mod deploy;
 mod harness;
 mod install;
 mod power;

@@ -15,15 +15,18 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::format::Age;
 use common::identity::{MinionName, Role};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::records::{Folder, read_sealed};
 use super::revoked::Revoked;
 use super::token::{self, Token};
-use super::{Authority, AuthorityError, ISSUED_FOLDER, Issued, IssuedEntry, folder, read_record};
+use super::{Authority, AuthorityError, FORMAT, FORMAT_MODE, ISSUED_FOLDER, Issued, IssuedEntry, folder, read_record};
 use crate::files::{self, FileError};
+use crate::format;
 use crate::leaf::fingerprint;
 
 pub use super::refusal::Refused;
@@ -84,6 +87,9 @@ pub(super) struct Request {
     /// Where it came from.
     from: String,
     answer: Answer,
+    /// What a newer version has written besides: it is kept.
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,7 +191,13 @@ impl Desk {
 
     /// Takes the lock, reads what has changed, and finishes what a kill has left half done.
     fn hold(&mut self) -> Result<Held, AuthorityError> {
+        // A newer version may have been here since it was opened: then even the lock is left alone.
+        format::age(&self.authority.dir, &FORMAT)?;
         let held = self.lock()?;
+        if format::age(&self.authority.dir, &FORMAT)? != Age::Ours {
+            // The first format is what was there before formats had numbers: nothing but the mark is missing.
+            format::mark(&self.authority.dir, &FORMAT, FORMAT_MODE)?;
+        }
         for folder in [REQUESTS_FOLDER, REVOKED_FOLDER, TOKENS_FOLDER] {
             let folder = self.authority.dir.join(folder);
             if !folder.is_dir() {
@@ -202,6 +214,7 @@ impl Desk {
 
     /// Reads what has changed, without the lock: for answers that change nothing.
     fn refresh(&mut self) -> Result<(), AuthorityError> {
+        format::age(&self.authority.dir, &FORMAT)?;
         // Requests before what is made of them, so that none is missed on its way.
         self.requests.refresh()?;
         self.tokens.refresh()?;

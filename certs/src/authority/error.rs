@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::files::FileError;
+use crate::format::MarkError;
 use crate::request::RequestError;
 
 /// Why the authority cannot do what was asked.
@@ -30,6 +31,9 @@ pub enum AuthorityError {
         /// Its folder.
         dir: PathBuf,
     },
+    /// It is of a newer version, or that cannot be told.
+    #[error(transparent)]
+    Format(#[from] MarkError),
     /// Its certificate is there, and its key is not: it is another machine's.
     #[error("the authority's key is not in {dir}: run this on the machine where the authority is", dir = .dir.display())]
     Elsewhere {

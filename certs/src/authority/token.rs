@@ -7,6 +7,7 @@ use common::identity::MinionName;
 use globset::{GlobBuilder, GlobSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::leaf::{fingerprint, hex};
 use crate::request::{RequestError, random};
@@ -25,6 +26,9 @@ pub(super) struct Token {
     /// By whom and when it was used up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) used: Option<Used>,
+    /// What a newer version has written besides: it is kept.
+    #[serde(flatten)]
+    pub(super) more: Map<String, Value>,
 }
 
 /// The one request that a token has signed.
@@ -87,7 +91,7 @@ pub fn digest(token: &str) -> String {
 impl Token {
     pub(super) fn new(names: Option<String>, now: Timestamp, ttl: Duration) -> Result<Self, RequestError> {
         let expires_at = now.checked_add(ttl).map_err(|_| RequestError::Range)?;
-        Ok(Self { names, made_at: now, expires_at, used: None })
+        Ok(Self { names, made_at: now, expires_at, used: None, more: Map::new() })
     }
 
     /// Whether it signs a request of `name` at `now`.

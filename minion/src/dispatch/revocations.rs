@@ -16,7 +16,7 @@ use crate::modules::RevocationsAsked;
 impl Door {
     /// Takes the list that was brought, if it is newer than ours, and says which one we go by; its text too, if the asker's is older.
     pub(super) async fn revocations(&self, bearer: Bearer<'_>, asked: RevocationsAsked) -> Result<Outcome, Failure> {
-        let started_at = Some(Timestamp::now());
+        let started_at = Timestamp::now();
         if let Some(crl) = asked.crl {
             self.take_list(bearer, crl).await?;
         }
@@ -25,7 +25,7 @@ impl Door {
         let crl = trusted.crl().filter(|crl| crl.number() > asked.have).map(|crl| crl.pem().to_owned());
         let answer = serde_json::to_value(Revocations { number, crl });
         let answer = answer.map_err(|error| self.no_list(ErrorCode::Internal, &error.to_string()))?;
-        Ok(Outcome { verdict: Ok(answer).into(), started_at, finished_at: Some(Timestamp::now()) })
+        Ok(Outcome::ran(Ok(answer).into(), started_at, Timestamp::now()))
     }
 
     async fn take_list(&self, bearer: Bearer<'_>, crl: String) -> Result<(), Failure> {

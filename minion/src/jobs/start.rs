@@ -71,7 +71,7 @@ impl Jobs {
                 accepted(HostState::Queued)
             }
             Ok(Reply::Refused(failure)) if !failure.is(ErrorCode::Internal) => self.settle_start(&id, &caller, &call_id, failure).await,
-            Err(error @ SpawnError::Unreachable { .. }) => {
+            Err(error @ (SpawnError::Unreachable { .. } | SpawnError::OtherVersion(_))) => {
                 let failure = Failure::new(ErrorCode::Undelivered, error.to_string());
                 self.settle_start(&id, &caller, &call_id, failure).await
             }

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use common::format::VERSION;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tracing::warn;
 
-use super::order::{LINE_MAX_BYTES, Look, Order, Reply};
+use super::order::{LINE_MAX_BYTES, Look, Order, Reply, Said, Speaker};
 use super::{Origin, READY};
 use crate::config::Config;
 
@@ -23,6 +25,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait between two attempts to reach a spawner that is a unit of its own and being restarted.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a spawner of another version is waited for to be replaced: a package starts the two units one after the other.
+const OTHER_VERSION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long to wait until it is asked again.
+const OTHER_VERSION_PAUSE: Duration = Duration::from_millis(200);
 
 /// Looks that are under way at once, each with a connection, and so a process of the spawner's.
 const LOOKS_MAX: usize = 8;
@@ -41,6 +49,11 @@ pub enum SpawnError {
         /// Why.
         source: std::io::Error,
     },
+    /// It is of another version, and stays so: it has done nothing.
+    #[error(
+        "the spawner is minion {}, and this server is minion {VERSION}, and they do not understand each other: one of the two has not been          started again; run `systemctl restart minion-spawner minion`", .0.by.escape_debug()
+    )]
+    OtherVersion(Speaker),
     /// Its child died, or was silent: what became of the order must be looked up.
     #[error("the spawner's child gave no answer: {0}")]
     NoAnswer(std::io::Error),
@@ -92,7 +105,7 @@ impl Spawner {
         if let Some(Err(error)) = ready {
             child.kill()?;
             child.wait()?;
-            return Err(std::io::Error::new(error.kind(), format!("the spawner did not start: {error}")));
+            return Err(std::io::Error::new(error.kind(), format!("the spawner did not start, and its own words say why: {error}")));
         }
         Ok(child)
     }
@@ -102,8 +115,27 @@ impl Spawner {
     /// # Errors
     /// See [`SpawnError`].
     pub async fn order(&self, order: &Order, patience: Duration) -> Result<Reply, SpawnError> {
-        let mut stream = self.connect().await?;
-        exchange(&mut stream, order, patience).await.map_err(SpawnError::NoAnswer)
+        let (reply, _) = self.exchange_anew(order, patience).await?;
+        Ok(reply)
+    }
+
+    /// Over a connection of its own. One who does not speak our protocol has done nothing, and another is about to take his place.
+    async fn exchange_anew(&self, order: &Order, patience: Duration) -> Result<(Reply, UnixStream), SpawnError> {
+        let deadline = tokio::time::Instant::now() + OTHER_VERSION_TIMEOUT;
+        let mut is_told = false;
+        loop {
+            let mut stream = self.connect().await?;
+            match exchange(&mut stream, order, patience).await.map_err(SpawnError::NoAnswer)? {
+                Reply::OtherVersion(other) if tokio::time::Instant::now() >= deadline => return Err(SpawnError::OtherVersion(other)),
+                Reply::OtherVersion(other) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        warn!(version = %other.by.escape_debug(), "the spawner is of another version; it is asked again until it has been replaced");
+                    }
+                    tokio::time::sleep(OTHER_VERSION_PAUSE).await;
+                }
+                reply => return Ok((reply, stream)),
+            }
+        }
     }
 
     /// Has the spawner look at something.
@@ -118,12 +150,12 @@ impl Spawner {
         let kept = self.kept().pop();
         if let Some(mut kept) = kept
             && let Ok(reply) = exchange(&mut kept, &order, LOOK_TIMEOUT).await
+            && !matches!(reply, Reply::OtherVersion(_))
         {
             self.kept().push(kept);
             return Ok(reply);
         }
-        let mut stream = self.connect().await?;
-        let reply = exchange(&mut stream, &order, LOOK_TIMEOUT).await.map_err(SpawnError::NoAnswer)?;
+        let (reply, stream) = self.exchange_anew(&order, LOOK_TIMEOUT).await?;
         self.kept().push(stream);
         Ok(reply)
     }
@@ -160,7 +192,7 @@ fn wait_readable(fd: &impl std::os::fd::AsFd) -> std::io::Result<()> {
 
 /// Says `order`, and waits for the reply.
 async fn exchange(stream: &mut UnixStream, order: &Order, patience: Duration) -> std::io::Result<Reply> {
-    let mut line = serde_json::to_vec(order)?;
+    let mut line = serde_json::to_vec(&Said::of(order))?;
     line.push(b'\n');
     let reply = async {
         stream.write_all(&line).await?;

@@ -1,26 +1,68 @@
 //! What the server asks of the spawner, and the replies: lines of JSON, a reply to each order. A connection is for one order that does
 //! something, or for any number that only look.
+//!
+//! With each order the server says in which protocol it speaks. While a package is replaced the two may be of different versions for a moment: a
+//! spawner does nothing that is said in another protocol than its own, and says so.
 
 use std::io::{self, Read as _, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use common::format::VERSION;
 use common::identity::CallerName;
 use common::job::MinionJobId;
-use common::outcome::{Failure, Outcome};
+use common::outcome::{ErrorCode, Failure, Outcome};
 use common::protocol::LogPiece;
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::call::Ask;
+use crate::call::{Ask, said};
 use crate::spool::{Glance, Seen};
+
+/// The number of the protocol. It goes up when a spawner, or a server, would misunderstand one of the version before; with an order that is merely
+/// added it does not.
+pub const PROTOCOL: u32 = 1;
 
 /// The longest reply. A result has a limit far below.
 pub(super) const LINE_MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What is read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// An order as it is said.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Said<O> {
+    protocol: u32,
+    by: String,
+    order: O,
+}
+
+impl<'o> Said<&'o Order> {
+    /// As this version says it.
+    pub(super) fn of(order: &'o Order) -> Self {
+        Self { protocol: PROTOCOL, by: VERSION.to_owned(), order }
+    }
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speaker {
+    /// The number of the protocol.
+    pub protocol: u32,
+    /// The version of the program.
+    pub by: String,
+}
+
+/// What was heard.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// An order.
+    Order(Box<Order>),
+    /// Something else, to which this is the reply.
+    Strange(Reply),
+    /// The end of the stream.
+    End,
+}
 
 /// One wish of the server. Where it is a caller's wish, the order is what he wrote, and what to do follows from that alone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -111,6 +153,8 @@ pub enum Reply {
     Logs(Glance, [LogPiece; 2]),
     /// It was not done, and nothing has changed.
     Refused(Failure),
+    /// It was not done, and nothing has changed, because it was said in another protocol than this spawner's. Every version understands this.
+    OtherVersion(Speaker),
 }
 
 /// Writes one line.
@@ -123,12 +167,34 @@ pub(super) fn send(mut stream: impl Write, message: &impl Serialize) -> io::Resu
     stream.write_all(&line)
 }
 
-/// Reads one line of at most `max_bytes`, which must be there `within` a time; none at the stream's end. Nobody says a second line before he has the
-/// reply to the first.
+/// Hears one order of at most `max_bytes`, which must be there `within` a time. Nobody says a second one before he has the reply to the first.
 ///
 /// # Errors
-/// The other side is slow, says more than that, or says something else.
-pub(super) fn receive<T: DeserializeOwned>(mut stream: &UnixStream, within: Duration, max_bytes: usize) -> io::Result<Option<T>> {
+/// The other side is slow, says more than that, or says nothing that could be an order.
+pub(super) fn hear(stream: &UnixStream, within: Duration, max_bytes: usize) -> io::Result<Heard> {
+    let line = line(stream, within, max_bytes)?;
+    if line.is_empty() {
+        return Ok(Heard::End);
+    }
+    let problem = match serde_json::from_slice::<Said<Box<Order>>>(&line) {
+        Ok(Said { protocol: PROTOCOL, order, .. }) => return Ok(Heard::Order(order)),
+        Ok(_) => String::new(),
+        Err(error) => said(&error),
+    };
+    // All that every version says in the same way.
+    Ok(Heard::Strange(match serde_json::from_slice::<Speaker>(&line)? {
+        Speaker { protocol: PROTOCOL, by } => {
+            let by = by.escape_debug();
+            let message =
+                format!("nothing was done: the spawner, minion {VERSION}, does not know this order of the server, minion {by}: {problem}");
+            Reply::Refused(Failure::new(ErrorCode::Undelivered, message))
+        }
+        _another => Reply::OtherVersion(Speaker { protocol: PROTOCOL, by: VERSION.to_owned() }),
+    }))
+}
+
+/// One line; nothing at the stream's end.
+fn line(mut stream: &UnixStream, within: Duration, max_bytes: usize) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + within;
     let (mut line, mut chunk) = (Vec::new(), vec![0; CHUNK_BYTES]);
     while !line.ends_with(b"\n") {
@@ -138,7 +204,7 @@ pub(super) fn receive<T: DeserializeOwned>(mut stream: &UnixStream, within: Dura
         }
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut chunk)? {
-            0 if line.is_empty() => return Ok(None),
+            0 if line.is_empty() => break,
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             count => line.extend_from_slice(chunk.get(..count).unwrap_or_default()),
         }
@@ -146,5 +212,42 @@ pub(super) fn receive<T: DeserializeOwned>(mut stream: &UnixStream, within: Dura
             return Err(io::ErrorKind::FileTooLarge.into());
         }
     }
-    Ok(Some(serde_json::from_slice(&line)?))
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn heard(said: &Value) -> Heard {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        send(&ours, said).unwrap();
+        hear(&theirs, Duration::from_secs(5), 1 << 20).unwrap()
+    }
+
+    #[test]
+    fn what_the_server_says_is_heard() {
+        let said = serde_json::to_value(Said::of(&Order::Look(Look::Ids))).unwrap();
+        assert_eq!(said, json!({ "protocol": 1, "by": VERSION, "order": { "look": "ids" } }));
+        assert!(matches!(heard(&said), Heard::Order(order) if matches!(*order, Order::Look(Look::Ids))));
+        let mut newer = said;
+        newer.as_object_mut().unwrap().insert("trace".to_owned(), json!(7));
+        assert!(matches!(heard(&newer), Heard::Order(_)), "what is added is passed over");
+    }
+
+    #[test]
+    fn another_protocol_is_told_and_nothing_is_done() {
+        for said in
+            [json!({ "protocol": 2, "by": "9.0.0", "order": { "look": "ids" } }), json!({ "protocol": 2, "by": "9.0.0", "orders": [] })]
+        {
+            let Heard::Strange(reply) = heard(&said) else { unreachable!("{said}") };
+            assert_eq!(serde_json::to_value(reply).unwrap(), json!({ "other_version": { "protocol": 1, "by": VERSION } }), "{said}");
+        }
+        let Heard::Strange(Reply::Refused(failure)) = heard(&json!({ "protocol": 1, "by": "9.0.0", "order": { "rename": 1 } })) else {
+            unreachable!("an order that is not known is refused")
+        };
+        assert!(failure.is(ErrorCode::Undelivered) && failure.message.contains("minion 9.0.0: unknown variant `rename`"), "{failure:?}");
+    }
 }

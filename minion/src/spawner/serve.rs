@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::claims::Claimant;
 use super::look::not_what_it_says;
-use super::order::{self, Look, Order, Place, Reply};
+use super::order::{self, Heard, Look, Order, Place, Reply};
 use super::verify::Warrant;
 use super::{Post, daemon, no_process};
 use crate::acl::Scope;
@@ -39,11 +39,14 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 /// Serves the orders that come over `server`; the child's exit status.
 pub(super) fn serve(post: &Post, claimant: Claimant, server: UnixStream) -> u8 {
     let max_bytes = order_max_bytes(post);
-    match order::receive(&server, ORDER_TIMEOUT, max_bytes) {
-        Ok(Some(Order::Look(look))) => serve_looks(post, look, &claimant, &server, max_bytes),
-        Ok(Some(order)) => act(post, order, claimant, server),
+    match order::hear(&server, ORDER_TIMEOUT, max_bytes) {
+        Ok(Heard::Order(order)) => match *order {
+            Order::Look(look) => serve_looks(post, look, &claimant, &server, max_bytes),
+            order => act(post, order, claimant, server),
+        },
+        Ok(Heard::Strange(answer)) => reply(&server, Ok(answer)),
         // The server is gone, or died in the middle of a word: there is nobody to answer, and nothing was asked.
-        Ok(None) | Err(_) => 1,
+        Ok(Heard::End) | Err(_) => 1,
     }
 }
 
@@ -62,10 +65,9 @@ fn serve_looks(post: &Post, first: Look, claimant: &Claimant, server: &UnixStrea
         if order::send(server, &reply).is_err() || is_refused || !another_comes(claimant, server) {
             return 0;
         }
-        look = match order::receive(server, ORDER_TIMEOUT, max_bytes) {
-            Ok(Some(Order::Look(look))) => look,
-            _another_order_or_the_end => return 0,
-        };
+        let Ok(Heard::Order(order)) = order::hear(server, ORDER_TIMEOUT, max_bytes) else { return 0 };
+        let Order::Look(next) = *order else { return 0 };
+        look = next;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use certs::format::MarkError;
 use common::outcome::{ErrorCode, Failure};
 use common::seal::SealError;
 
@@ -35,6 +36,9 @@ pub enum SpoolError {
         /// Why.
         source: io::Error,
     },
+    /// The folder of the spools is of a newer version, or cannot be marked.
+    #[error(transparent)]
+    Format(Box<MarkError>),
     /// A value cannot be written as JSON.
     #[error("writing {path}: {source}")]
     Unwritable {
@@ -59,7 +63,7 @@ impl SpoolError {
         match self {
             Self::Damaged { .. } => true,
             Self::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Unwritable { .. } | Self::Doubtful { .. } => false,
+            Self::Unwritable { .. } | Self::Doubtful { .. } | Self::Format(_) => false,
         }
     }
 }

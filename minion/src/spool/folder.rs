@@ -6,20 +6,21 @@ use std::path::Path;
 use common::job::MinionJobId;
 use jiff::Timestamp;
 
-use super::{Forgotten, SpoolError, sync_dir};
+use super::{Forgotten, SpoolError, format, sync_dir};
 
-/// Makes the folder that holds all spools, for root alone.
+/// Makes the folder that holds all spools, for root alone; one that is there is brought to this version's format.
 ///
 /// # Errors
-/// It cannot be made.
+/// It cannot be made, or is of a newer version; then nothing in it is touched.
 pub fn prepare(spools: &Path) -> Result<(), SpoolError> {
     if spools.is_dir() {
-        return Ok(());
+        return format::carry_forward(spools);
     }
     let failed = |source| SpoolError::File { doing: "making", path: spools.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(spools).map_err(failed)?;
     // Another folder may have been here, with jobs that nobody knows of now: a disk that is not mounted, or was wiped.
-    Forgotten::everything_until(Timestamp::now()).save(spools)
+    Forgotten::everything_until(Timestamp::now()).save(spools)?;
+    format::carry_forward(spools)
 }
 
 /// Sweeps out of the folder of all spools what a crash left half-made, or half-removed, longer than `age` ago.

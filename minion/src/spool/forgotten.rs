@@ -11,6 +11,7 @@ use common::job::CallId;
 use common::seal;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{SpoolError, draft_name, sync_dir};
 
@@ -26,6 +27,9 @@ pub struct Forgotten {
     everyone_until: Timestamp,
     /// By caller: no job of his that was given up has an id that was made later than this.
     made_until: BTreeMap<CallerName, Timestamp>,
+    /// What a newer version has written besides: it is kept.
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 impl Forgotten {
@@ -45,7 +49,7 @@ impl Forgotten {
     /// What can be said at `now` where the file is damaged: anything may have been given up.
     #[must_use]
     pub fn everything_until(now: Timestamp) -> Self {
-        Self { start_before: now, everyone_until: now, made_until: BTreeMap::new() }
+        Self { start_before: now, everyone_until: now, ..Self::default() }
     }
 
     /// Writes it down beside the spools, with what stands there already. Durable on return.

@@ -86,9 +86,16 @@ pub(crate) fn valid(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn address<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
-    let text = String::deserialize(input)?;
-    let whole = whole_address(&text, AUTHORITY_PORT);
-    whole.map(Some).ok_or_else(|| D::Error::custom(format!("\"{}\" is not HOST:PORT, like 10.0.0.1:{AUTHORITY_PORT}", text.escape_debug())))
+    authority_address(&String::deserialize(input)?).map(Some).map_err(D::Error::custom)
+}
+
+/// Where an authority is asked, as a person gives it, on the command line as in the file: whole, with its port.
+///
+/// # Errors
+/// It is no address.
+pub(crate) fn authority_address(text: &str) -> Result<String, String> {
+    let whole = whole_address(text, AUTHORITY_PORT);
+    whole.ok_or_else(|| format!("\"{}\" is not HOST:PORT, like 10.0.0.1:{AUTHORITY_PORT}", text.escape_debug()))
 }
 
 fn life<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {

@@ -1,5 +1,5 @@
 //! `jobs/ID.log`: all that became known of a job, one sealed JSON line an event, appended and never changed. What it says, the store
-//! only repeats. Its lock is the sign of life of the job's dispatcher; reading and appending need no lock.
+//! only repeats. Its lock is the sign of life of the job's dispatcher; reading and appending need no lock. The first line says which format the log has.
 
 mod read;
 
@@ -11,11 +11,17 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::format::{Format, Program, Stamp};
 use common::job::{Event, JobHeader, JobId, LogLine, News};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::home::Home;
 pub(crate) use read::{Damage, read, whole_lines};
+
+/// The format of a log. A log of a newer one is refused, and no other with it. It goes up, in the first line or in one of a new kind, when older versions
+/// must not pass over what follows; what they may pass over, and go on without, needs no number.
+const FORMAT: Format = Format { number: 1, program: Program::Overlord };
 
 /// How long a lock that may merely be probed by someone is tried for: a probe holds it for microseconds.
 const PROBED_WITHIN: Duration = Duration::from_millis(500);
@@ -239,7 +245,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 /// The sealed line that reads back as it is. What a host said may not: it is nested too deep, or is made to mislead a parser.
 /// Then the line says so instead; nothing else is known of the job there by that.
 pub(crate) fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
-    let text = common::seal::seal(line)?;
+    let text = sealed(line)?;
     let problem = match common::seal::open::<LogLine>(&text) {
         Ok(read) if read == *line => return Ok(text),
         Ok(_) => "it reads back as something else".to_owned(),
@@ -251,6 +257,22 @@ pub(crate) fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
             Ok(common::seal::seal(&LogLine { at: line.at, event: Event::Heard { host: host.clone(), attempt: *attempt, news } })?)
         }
         Event::Created(_) | Event::Resumed { .. } | Event::Heard { .. } => Err(io::Error::new(io::ErrorKind::InvalidData, problem)),
+    }
+}
+
+/// A line, and which format the log has.
+#[derive(Serialize)]
+struct First<'l> {
+    #[serde(flatten)]
+    line: &'l LogLine,
+    #[serde(flatten)]
+    stamp: Stamp,
+}
+
+fn sealed(line: &LogLine) -> serde_json::Result<Vec<u8>> {
+    match &line.event {
+        Event::Created(_) => common::seal::seal(&First { line, stamp: FORMAT.stamp() }),
+        Event::Resumed { .. } | Event::Heard { .. } => common::seal::seal(line),
     }
 }
 

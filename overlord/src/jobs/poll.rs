@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::JobError;
 use crate::buckets::fan_out;
-use crate::client::{NoAnswer, Sent};
+use crate::client::{NoAnswer, Sent, newer};
 use crate::envelope::{Letter, Message, later};
 use crate::fleet::{Fleet, Link, Stop, gossip};
 
@@ -152,9 +152,10 @@ fn problem_of(record: &JobRecord, inquiry: &Inquiry, report: &JobReport) -> Opti
 /// The result within the answer to a question about a job; `what` it should be is told where it is not.
 pub(super) fn result<R: DeserializeOwned>(outcome: Outcome, what: &str) -> Result<R, NoAnswer> {
     match outcome.verdict {
-        Verdict::Ok { result } => {
-            serde_json::from_value(result).map_err(|error| NoAnswer::Silent(format!("it answered something that is not {what}: {error}")))
-        }
+        Verdict::Ok { result } => R::deserialize(&result).map_err(|error| {
+            let newer = newer::unknown_state(&result);
+            NoAnswer::Silent(newer.unwrap_or_else(|| format!("it answered something that is not {what}: {error}")))
+        }),
         Verdict::Failed { error }
         | Verdict::Denied { error }
         | Verdict::Cancelled { error }

@@ -24,7 +24,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, state: HostState) {
+    pub(crate) fn count(&mut self, state: HostState) {
         *self.counts.entry(state).or_default() += 1;
     }
 

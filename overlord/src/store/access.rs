@@ -16,6 +16,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::StoreError;
 use super::db::Store;
+use super::format::{bring_forward, place};
 use crate::fleet::Fleet;
 
 /// How long work on the store may take, waiting for others aside. On a full disk, or one that hangs, sled waits for ever.
@@ -50,16 +51,19 @@ pub(super) fn with_store<R: Send + 'static>(
 }
 
 fn open_and<R>(fleet: &Fleet, work: &impl Fn(&Store) -> Result<R, StoreError>, warnings: &mut Vec<String>) -> Result<R, StoreError> {
-    let path = fleet.home().store_dir();
+    let usual = fleet.home().store_dir();
     let deadline = Instant::now() + fleet.config().store_wait;
-    let busy = || StoreError::Busy { path: path.clone(), waited: fleet.config().store_wait };
-    // Our own lock is held longer than sled's: it also covers setting a damaged store aside.
-    let _lock = lock(fleet.home().state_dir(), &path.with_extension("lock"), deadline)?.ok_or_else(busy)?;
+    let busy = || StoreError::Busy { path: usual.clone(), waited: fleet.config().store_wait };
+    // Our own lock is held longer than sled's: it also covers setting a damaged store aside. It is the same for every version.
+    let _lock = lock(fleet.home().state_dir(), &usual.with_extension("lock"), deadline)?.ok_or_else(busy)?;
     has_room(fleet.home().state_dir())?;
+    let (path, newer) = place(&usual);
+    warnings.extend(newer);
     let mut attempt = || {
         let is_new = !path.exists();
         let done = catch_unwind(AssertUnwindSafe(|| {
-            let store = Store::open(fleet, deadline)?.ok_or_else(busy)?;
+            bring_forward(&path)?;
+            let store = Store::open(fleet, &path, deadline)?.ok_or_else(busy)?;
             let done = work(&store)?;
             store.save()?;
             warnings.extend(store.warnings.take());
@@ -117,8 +121,9 @@ pub(super) fn pause() {
 }
 
 fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let now = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ").to_string();
-    let aside = path.with_extension(format!("sled.damaged-{now}"));
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".damaged-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ")));
+    let aside = PathBuf::from(aside);
     let renamed = fs::rename(path, &aside);
     renamed.map(|()| aside).map_err(|source| StoreError::File { doing: "setting aside the damaged", path: path.to_owned(), source })
 }

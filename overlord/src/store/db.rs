@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::identity::MinionName;
@@ -32,6 +32,7 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// The store, open.
 pub(super) struct Store {
     home: Home,
+    path: PathBuf,
     /// Told once it is closed: standard error may be slow to take them.
     pub(super) warnings: RefCell<Vec<String>>,
     pub(super) db: Db,
@@ -56,10 +57,9 @@ struct Known {
 
 impl Store {
     /// None if it is open elsewhere until the deadline: sled says so at once, and closing takes it a moment.
-    pub(super) fn open(fleet: &Fleet, deadline: Instant) -> Result<Option<Self>, StoreError> {
-        let path = fleet.home().store_dir();
-        let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        let failed = |error| store_error(&path, error);
+    pub(super) fn open(fleet: &Fleet, path: &Path, deadline: Instant) -> Result<Option<Self>, StoreError> {
+        let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+        let failed = |error| store_error(path, error);
         let db = loop {
             match config.open() {
                 Ok(db) => break db,
@@ -70,8 +70,9 @@ impl Store {
         };
         let tree = |name: &str| db.open_tree(name).map_err(failed);
         let (jobs, marks, ids, hosts) = (tree("jobs")?, tree("marks")?, tree("ids")?, tree("hosts")?);
-        let (home, warnings, has_changed) = (fleet.home().clone(), RefCell::default(), Cell::new(false));
-        Ok(Some(Self { home, warnings, db, jobs, marks, ids, hosts, has_changed }))
+        let (home, path) = (fleet.home().clone(), path.to_owned());
+        let (warnings, has_changed) = (RefCell::default(), Cell::new(false));
+        Ok(Some(Self { home, path, warnings, db, jobs, marks, ids, hosts, has_changed }))
     }
 
     /// sled's own flush is enough for a killed process; a power cut needs the file synced besides.
@@ -80,7 +81,7 @@ impl Store {
             return Ok(());
         }
         self.db.flush().map_err(|error| self.failed(error))?;
-        let path = self.home.store_dir().join("db");
+        let path = self.path.join("db");
         File::open(&path).and_then(|file| file.sync_data()).map_err(|source| StoreError::File { doing: "syncing", path, source })
     }
 
@@ -224,11 +225,7 @@ impl Store {
         let path = self.home.job_log(job);
         if folded > length {
             let lost = folded - length;
-            self.warn(format!(
-                "{} lost its last {lost} bytes; what they said is kept in {}",
-                path.display(),
-                self.home.store_dir().display()
-            ));
+            self.warn(format!("{} lost its last {lost} bytes; what they said is kept in {}", path.display(), self.path.display()));
         }
         // What is appended now may lie before the mark.
         let from = if folded > length { 0 } else { folded };
@@ -237,14 +234,14 @@ impl Store {
             Ok(line) => fold.add(&line),
             Err(damage) => {
                 self.warn(damage.problem.clone());
-                fold.doubt_sending();
+                fold.miss(&damage);
                 if damage.is_header {
                     header_problem = Some(damage.problem);
                 }
             }
         })?;
         if header_problem.is_some() && fold.record.is_some() {
-            self.warn(format!("what the job {job} is stands in {} all the same", self.home.store_dir().display()));
+            self.warn(format!("what the job {job} is stands in {} all the same", self.path.display()));
         }
         Ok((end, header_problem))
     }
@@ -359,11 +356,11 @@ impl Store {
     }
 
     fn unwritable(&self, error: serde_json::Error) -> StoreError {
-        StoreError::File { doing: "writing to", path: self.home.store_dir(), source: error.into() }
+        StoreError::File { doing: "writing to", path: self.path.clone(), source: error.into() }
     }
 
     fn failed(&self, error: sled::Error) -> StoreError {
-        store_error(&self.home.store_dir(), error)
+        store_error(&self.path, error)
     }
 
     fn warn(&self, text: String) {

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
+use crate::jobs::log::Damage;
 
 /// How far a job's log is folded, and what that came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,8 +125,15 @@ impl Fold {
         }
     }
 
+    /// A line could not be read.
+    pub(super) fn miss(&mut self, line: &Damage) {
+        if !line.is_unknown {
+            self.doubt_sending();
+        }
+    }
+
     /// A line is missing that may have told of a further sending.
-    pub(super) fn doubt_sending(&mut self) {
+    fn doubt_sending(&mut self) {
         let doubted = self.record.as_mut().map(JobRecord::doubt_sending).unwrap_or_default();
         if !doubted.is_empty() {
             self.open += doubted.len();

@@ -16,7 +16,7 @@ pub fn job_log(data: &[u8]) {
     let is_sealed = |line: &[u8]| line.starts_with(b"{\"crc32\":");
     let lines = data.split(|byte| *byte == b'\n').take(LINES_MAX);
     let text = lines.map(|line| if is_sealed(line) { line.to_vec() } else { sealed(line) }).collect::<Vec<_>>().join(&b'\n');
-    let (lines, end) = overlord::fuzzing::log_lines(&text).expect("memory can be read");
+    let Ok((lines, end)) = overlord::fuzzing::log_lines(&text) else { return };
     assert!(lines.len() <= LINES_MAX && end <= text.len() as u64);
     for problem in lines.iter().filter_map(|line| line.as_ref().err()) {
         assert!(!problem.contains('\n'), "{problem}");

@@ -23,6 +23,8 @@ fn a_spawner_that_is_killed_is_started_again_and_nothing_else_is() {
     for _ in 0..4 {
         let spawner = web1.spawner().unwrap();
         signal(spawner.pid, Signal::SIGKILL);
+        // Until it is dead it takes a call, which is lost with it.
+        wait_until("the spawner to be dead", PATIENCE, || !spawner.is_there());
         let _ = fleet.overlord(["web1", "test.add", "1", "2"]).ok();
         assert_ne!(another_spawner(web1, &spawner).pid, spawner.pid);
     }

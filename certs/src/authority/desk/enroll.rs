@@ -4,6 +4,7 @@ use common::identity::{MinionName, Role};
 use jiff::Timestamp;
 use rayon::prelude::*;
 use rustls::pki_types::CertificateDer;
+use serde_json::Map;
 
 use super::decide::{Decision, decide, require_bound, require_known_bindings};
 use super::{Answer, Desk, Refused, Request, request_file};
@@ -192,6 +193,7 @@ impl Desk {
             since: now,
             from: asked.from.clone(),
             answer,
+            more: Map::new(),
         };
         self.requests.note(&request_file(&asked.name), request);
         Ok(decision)

@@ -43,6 +43,7 @@ enum End {
 
 /// What is true on the host of one attempt.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each host of a test")]
 enum Truth {
     NotHere,
     Queued,
@@ -155,7 +156,7 @@ impl World {
             }
             Step::End(end) => {
                 if *self.truth() == Truth::Running {
-                    *self.truth() = Truth::Ended(Outcome { verdict: verdict(*end), started_at: Some(now), finished_at: Some(now) });
+                    *self.truth() = Truth::Ended(Outcome::ran(verdict(*end), now, now));
                 }
             }
             Step::Fence => {

@@ -1,4 +1,5 @@
-//! Reading a job's log, whatever became of its bytes: a line is what was written, or it is passed over and told of.
+//! Reading a job's log, whatever became of its bytes: a line is what was written, or it is passed over and told of. Of a log that a newer version has
+//! marked as one that this must not read, nothing is told but that.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -6,10 +7,11 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use common::format::Stamp;
 use common::job::LogLine;
-use common::seal;
+use common::seal::{self, SealError};
 
-use super::LogError;
+use super::{FORMAT, LogError};
 
 /// The longest line that is read. It holds one answer of a host, with all its quotes escaped.
 const LINE_MAX_BYTES: u64 = 256 << 20;
@@ -26,10 +28,15 @@ pub(crate) struct Damage {
     pub(crate) problem: String,
     /// It is the first line, which says what the job is.
     pub(crate) is_header: bool,
+    /// It is whole, and tells of what this version does not know: of no sending then, as a newer version marks what must not be passed over.
+    pub(crate) is_unknown: bool,
 }
 
 /// Reads the whole lines from byte `from` on, and gives the byte behind the last of them. A line that cannot be believed is given as
 /// [`Damage`], and so is what is left of a last line that was cut off.
+///
+/// # Errors
+/// It cannot be read, or a line says that it has a newer format.
 pub(crate) fn read(path: &Path, from: u64, mut each: impl FnMut(Result<LogLine, Damage>)) -> Result<u64, LogError> {
     let failed = |source| LogError { doing: "reading", path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
@@ -43,7 +50,7 @@ pub(crate) fn read(path: &Path, from: u64, mut each: impl FnMut(Result<LogLine, 
         }
         sleep(TORN_AFTER);
         if file.metadata().map_err(failed)?.len() == length {
-            each(Err(Damage::at(path, offset, &seal::SealError::Torn)));
+            each(Err(Damage::at(path, offset, &SealError::Torn)));
             return Ok(offset);
         }
     }
@@ -77,15 +84,34 @@ pub(crate) fn whole_lines(
             return Ok((offset, line));
         }
         if !line.trim_ascii().is_empty() {
-            each(seal::open(&line).map_err(|error| Damage::at(path, offset, &error)));
+            each(understood(path, offset, &line)?);
         }
         offset += length;
     }
 }
 
+/// What a line says. Which format the log has stands in its first line, and in one that raises it, which is of a kind that was not known before.
+fn understood(path: &Path, offset: u64, line: &[u8]) -> io::Result<Result<LogLine, Damage>> {
+    let read = seal::open(line);
+    let may_raise_format = offset == 0 || matches!(read, Err(SealError::Content(_)));
+    if may_raise_format && let Ok(stamp) = seal::open::<Stamp>(line) {
+        FORMAT.age("it", &stamp).map_err(io::Error::other)?;
+    }
+    Ok(read.map_err(|error| Damage::at(path, offset, &error)))
+}
+
 impl Damage {
-    fn at(path: &Path, offset: u64, why: &seal::SealError) -> Self {
-        Self { problem: format!("{}: the line at byte {offset} is damaged and passed over: {why}", path.display()), is_header: offset == 0 }
+    fn at(path: &Path, offset: u64, why: &SealError) -> Self {
+        let (path, is_header) = (path.display(), offset == 0);
+        let is_unknown = !is_header && matches!(why, SealError::Content(_));
+        let problem = if is_unknown {
+            format!(
+                "{path}: the line at byte {offset} is passed over, as a newer overlord has written it, and this version does not know it: {why}"
+            )
+        } else {
+            format!("{path}: the line at byte {offset} is damaged and passed over: {why}")
+        };
+        Self { problem, is_header, is_unknown }
     }
 }
 
@@ -143,5 +169,20 @@ mod tests {
         let (lines, damages) = damages(&whole[..whole.len() - 5]);
         assert_eq!((lines.len(), damages.len()), (1, 1));
         assert!(damages[0].problem.contains("torn"), "{damages:?}");
+    }
+
+    #[test]
+    fn what_a_newer_version_adds_is_passed_over_and_what_it_marks_is_refused() {
+        let body = |more: serde_json::Value| seal::seal(&more).unwrap();
+        let unknown = body(serde_json::json!({ "at": "2026-01-01T00:00:00Z", "event": "paused", "by": "9.0.0" }));
+        let text = [heard("a"), unknown, heard("b"), Vec::new()].join(&b'\n');
+        let (lines, damages) = damages(&text);
+        assert_eq!((lines.len(), damages.len()), (2, 1));
+        assert!(damages[0].is_unknown && damages[0].problem.contains("a newer overlord has written it"), "{damages:?}");
+        let raised = body(serde_json::json!({ "at": "2026-01-01T00:00:00Z", "event": "format", "format": 2, "by": "9.0.0" }));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), [heard("a"), raised, Vec::new()].join(&b'\n')).unwrap();
+        let error = crate::chain(&read(file.path(), 0, |_| ()).unwrap_err());
+        assert!(error.contains("it has format 2, which overlord 9.0.0 has written") && error.contains("install overlord 9.0.0"), "{error}");
     }
 }
