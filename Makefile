@@ -12,7 +12,7 @@ RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 # The version that follows this one: what the lab upgrades to.
 NEXT_VERSION := $(shell awk -F '[".]' '/^version = / { print $$2 "." $$3 + 1 ".0"; exit }' Cargo.toml)
 
-.PHONY: help build demo test lab-test lint bench soak fuzz units packages lint-packages packages-twice tools fault-tools fuzz-tools lab-tools
+.PHONY: help build demo test lab-test lint bench soak fuzz units packages next-packages lint-packages packages-twice tools fault-tools fuzz-tools lab-tools
 
 help:
 	@echo 'make demo   a fleet of three minions on this machine: a call, a job, a kill -9, and the result all the same'
@@ -39,8 +39,7 @@ test: tools fault-tools
 
 # Real hosts, on which the packages of target/packages are installed, and those of the next version in target/packages/next. LAB_PACKAGES=DIR names a
 # folder with others. The root of the hosts is made once and kept in /var/tmp/overlord-lab, or what LAB_CACHE names.
-lab-test: tools lab-tools
-	$(if $(LAB_PACKAGES),,$(MAKE) --no-print-directory packages && packaging/build --version $(NEXT_VERSION) --out target/packages/next)
+lab-test: tools lab-tools $(if $(LAB_PACKAGES),,next-packages)
 	$(CARGO) test --locked -p fleet --test lab
 
 lint: tools units
@@ -52,6 +51,9 @@ lint: tools units
 
 packages: tools
 	packaging/build $(if $(ARCH),--arch $(ARCH)) $(if $(VERSION),--version $(VERSION))
+
+next-packages: packages
+	packaging/build --version $(NEXT_VERSION) --out target/packages/next
 
 lint-packages:
 	packaging/lint
