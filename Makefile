@@ -38,9 +38,9 @@ test: tools fault-tools
 	$(CARGO) test --workspace --locked
 
 # Real hosts, on which the packages of target/packages are installed, and those of the next version in target/packages/next. LAB_PACKAGES=DIR names a
-# folder with others. The root of the hosts is made once and kept in /var/tmp/overlord-lab, or what LAB_CACHE names.
+# folder with others. Most of the time hosts wait for each other, so there are more labs at once than cores. The root of the hosts is made once and kept in /var/tmp/overlord-lab, or what LAB_CACHE names.
 lab-test: tools lab-tools $(if $(LAB_PACKAGES),,next-packages)
-	$(CARGO) test --locked -p fleet --test lab
+	$(CARGO) test --locked -p fleet --test lab -- --test-threads=4
 
 lint: tools units
 	@$(CARGO) deny --version >/dev/null 2>&1 || { echo 'make: cargo-deny is missing: cargo install cargo-deny --locked' >&2; exit 1; }

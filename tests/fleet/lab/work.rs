@@ -29,6 +29,11 @@ impl Lab {
         let hosts = self.hosts().iter().filter(|host| target == "*" || target == host.name()).collect();
         Work { lab: self, hosts, id, tag: tag.to_owned() }
     }
+
+    /// Lets the job with the traces `tag` end as soon as it begins, on every host, on or off.
+    pub fn let_go(&self, tag: &str) {
+        self.hosts().iter().for_each(|host| let_go(host, tag));
+    }
 }
 
 /// What is run on each host.
@@ -37,6 +42,11 @@ fn work_line(tag: &str) -> String {
     format!(
         "mkdir -p {FOLDER}; echo start >> {file}; while ! [ -e {file}.go ]; do sleep 0.05; done; echo end >> {file}; echo \"$MINION_NAME\" is done"
     )
+}
+
+fn let_go(host: &Host, tag: &str) {
+    std::fs::create_dir_all(host.path(FOLDER)).unwrap();
+    host.write(&format!("{FOLDER}/{tag}.go"), "");
 }
 
 impl Work<'_> {
@@ -59,8 +69,7 @@ impl Work<'_> {
 
     /// Lets it end on a host.
     pub fn let_go_on(&self, host: &Host) {
-        std::fs::create_dir_all(host.path(FOLDER)).unwrap();
-        host.write(&format!("{FOLDER}/{}.go", self.tag), "");
+        let_go(host, &self.tag);
     }
 
     /// The starts and ends on a host.
