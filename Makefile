@@ -34,7 +34,7 @@ demo: tools
 	tests/demo.sh
 
 test: tools fault-tools
-	$(CARGO) build --locked -p overlord -p minion --bins --examples
+	$(CARGO) build --locked -p overlord -p minion -p pages --bins --examples
 	$(CARGO) test --workspace --locked
 
 # Real hosts, on which the packages of target/packages are installed, and those of the next version in target/packages/next. LAB_PACKAGES=DIR names a

@@ -2,12 +2,12 @@
 
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::manual::see_also;
+use crate::manual::{Edition, see_also};
 
 /// The page.
-pub(crate) fn page(file: &str, date: &str) -> String {
+pub(crate) fn page(file: &str, edition: Edition<'_>) -> String {
     let mut page = Roff::new();
-    page.control("TH", ["minion.toml", "5", date, concat!("Overlord ", env!("CARGO_PKG_VERSION")), "Overlord"]);
+    page.control("TH", ["minion.toml", "5", edition.date, &edition.source(), "Overlord"]);
     page.control("SH", ["NAME"]).text([roman("minion.toml - configuration of the minion")]);
     page.control("SH", ["DESCRIPTION"]);
     let mut entry = Entry::default();

@@ -1,7 +1,8 @@
-//! `pages FOLDER DATE`: the manual pages and the completion scripts of both programs, from the definitions of their command lines, and
+//! `pages FOLDER VERSION DATE`: the manual pages and the completion scripts of both programs, from the definitions of their command lines, and
 //! minion.toml(5) from the configuration that is packaged. `packaging/build` runs it; it is in no package.
 //!
-//! Writes FOLDER/overlord and FOLDER/minion, and in each `man`, `bash`, `zsh` and `fish`. DATE is what the pages show.
+//! Writes FOLDER/overlord and FOLDER/minion, and in each `man`, `bash`, `zsh` and `fish`. VERSION and DATE are what the pages
+//! show.
 
 mod configuration;
 mod manual;
@@ -14,7 +15,7 @@ use anyhow::{Context as _, bail};
 use clap::Command;
 use clap_complete::{Shell, generate_to};
 
-use manual::Book;
+use manual::{Book, Edition};
 
 /// What each program's own page has beside what its command line says.
 const OVERLORD: Book = Book {
@@ -43,16 +44,17 @@ const MINION_TOML: &str = include_str!("../../minion.toml");
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
-    let [folder, date] = words.as_slice() else { bail!("usage: pages FOLDER DATE") };
+    let [folder, version, date] = words.as_slice() else { bail!("usage: pages FOLDER VERSION DATE") };
+    let edition = Edition { version, date };
     let folder = Path::new(folder);
-    program(&folder.join("overlord"), date, &OVERLORD, overlord::definitions())?;
-    program(&folder.join("minion"), date, &MINION, minion::cli::definitions())?;
-    write(&folder.join("minion/man/minion.toml.5"), &configuration::page(MINION_TOML, date))
+    program(&folder.join("overlord"), edition, &OVERLORD, overlord::definitions())?;
+    program(&folder.join("minion"), edition, &MINION, minion::cli::definitions())?;
+    write(&folder.join("minion/man/minion.toml.5"), &configuration::page(MINION_TOML, edition))
 }
 
-fn program(folder: &Path, date: &str, book: &Book, definitions: Command) -> anyhow::Result<()> {
+fn program(folder: &Path, edition: Edition<'_>, book: &Book, definitions: Command) -> anyhow::Result<()> {
     let name = definitions.get_name().to_owned();
-    for (page, text) in book.pages(date, definitions.clone())? {
+    for (page, text) in book.pages(edition, definitions.clone())? {
         write(&folder.join("man").join(page), &text)?;
     }
     for (shell, of_shell) in [(Shell::Bash, "bash"), (Shell::Zsh, "zsh"), (Shell::Fish, "fish")] {
@@ -80,17 +82,19 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
+    const EDITION: Edition<'_> = Edition { version: "1.2.3", date: "2026-01-02" };
+
     fn names(pages: &[(String, String)]) -> Vec<&str> {
         pages.iter().map(|(name, _)| name.as_str()).collect()
     }
 
     #[test]
     fn each_command_has_a_page_and_what_is_hidden_has_none() {
-        let overlord = OVERLORD.pages("2026-01-02", overlord::definitions()).unwrap();
+        let overlord = OVERLORD.pages(EDITION, overlord::definitions()).unwrap();
         for page in ["overlord.1", "overlord-call.1", "overlord-job-status.1", "overlord-certs.1", "overlord-certs-init.1"] {
             assert!(names(&overlord).contains(&page), "{page}: {:?}", names(&overlord));
         }
-        let minion = MINION.pages("2026-01-02", minion::cli::definitions()).unwrap();
+        let minion = MINION.pages(EDITION, minion::cli::definitions()).unwrap();
         for page in ["minion.8", "minion-serve.8", "minion-enroll.8", "minion-check.8", "minion-submit.8"] {
             assert!(names(&minion).contains(&page), "{page}: {:?}", names(&minion));
         }
@@ -103,7 +107,7 @@ mod tests {
 
     #[test]
     fn each_key_of_the_configuration_is_on_its_page() {
-        let page = configuration::page(MINION_TOML, "2026-01-02");
+        let page = configuration::page(MINION_TOML, EDITION);
         for key in ["name", "user", "listen", "authority", "stale_crl", "calls_max", "queue_max", "age", "max_bytes"] {
             assert!(page.lines().any(|line| line.starts_with(&format!("\\fB{key} = "))), "{key}: {page}");
         }

@@ -6,6 +6,21 @@ use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
+/// Of what, and of when, a page is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Edition<'a> {
+    pub(crate) version: &'a str,
+    /// `2026-01-02`.
+    pub(crate) date: &'a str,
+}
+
+impl Edition<'_> {
+    /// What stands at the foot of a page.
+    pub(crate) fn source(self) -> String {
+        format!("Overlord {}", self.version)
+    }
+}
+
 /// What a program's pages have beside what its command line says.
 #[derive(Debug)]
 pub(crate) struct Book {
@@ -22,28 +37,24 @@ impl Book {
     ///
     /// # Errors
     /// None: what is written goes into memory.
-    pub(crate) fn pages(&self, date: &str, definitions: Command) -> io::Result<Vec<(String, String)>> {
+    pub(crate) fn pages(&self, edition: Edition<'_>, definitions: Command) -> io::Result<Vec<(String, String)>> {
         let mut program = definitions.disable_help_subcommand(true);
         program.build();
-        let mut pages = vec![self.page(date, &program, None)?];
-        self.of_commands(date, &program, &mut pages)?;
+        let mut pages = vec![self.page(edition, &program, None)?];
+        self.of_commands(edition, &program, &mut pages)?;
         Ok(pages)
     }
 
-    fn of_commands(&self, date: &str, parent: &Command, pages: &mut Vec<(String, String)>) -> io::Result<()> {
+    fn of_commands(&self, edition: Edition<'_>, parent: &Command, pages: &mut Vec<(String, String)>) -> io::Result<()> {
         for command in parent.get_subcommands().filter(|command| !command.is_hide_set()) {
-            pages.push(self.page(date, command, Some(parent))?);
-            self.of_commands(date, command, pages)?;
+            pages.push(self.page(edition, command, Some(parent))?);
+            self.of_commands(edition, command, pages)?;
         }
         Ok(())
     }
 
-    fn page(&self, date: &str, command: &Command, parent: Option<&Command>) -> io::Result<(String, String)> {
-        let man = Man::new(command.clone())
-            .section(self.section)
-            .date(date)
-            .source(concat!("Overlord ", env!("CARGO_PKG_VERSION")))
-            .manual("Overlord");
+    fn page(&self, edition: Edition<'_>, command: &Command, parent: Option<&Command>) -> io::Result<(String, String)> {
+        let man = Man::new(command.clone()).section(self.section).date(edition.date).source(edition.source()).manual("Overlord");
         let mut text = Vec::new();
         man.render_title(&mut text)?;
         man.render_name_section(&mut text)?;
