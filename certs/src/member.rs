@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn a_certificate_is_good_for_its_own_name_in_its_own_fleet_and_time() {
         let dir = tempfile::tempdir().unwrap();
-        let [ours, theirs] = ["ours", "theirs"].map(|folder| Authority::init(&dir.path().join(folder), HOUR).unwrap());
+        let [ours, theirs] = ["ours", "theirs"].map(|folder| Authority::init(&dir.path().join(folder), 2 * HOUR).unwrap());
         let folder = write_overlord_folder(dir.path(), ours.ca_pem(), None, &issue(&ours, "fleet:overlord/admin")).unwrap();
         let [ca, cert, key] = ["ca.pem", "overlord.pem", "overlord.key"].map(|file| folder.join(file));
         let credentials = Credentials::load(&ca, &cert, &key).unwrap();
