@@ -250,12 +250,16 @@ impl Fleet {
         processes::of(self.root())
     }
 
-    /// The processes of this fleet with `words` in their command lines; the overlord's own, which has everything that it was asked for in
-    /// its, do not count.
+    /// The processes of this fleet with `words` in their command lines; those of an overlord and of `minion submit`, which have everything that they
+    /// ask for in theirs, do not count.
     #[must_use]
     pub fn running(&self, words: &str) -> Vec<Process> {
-        let is_overlord = |command: &str| command.split(' ').next().is_some_and(|program| program.ends_with("/overlord"));
-        self.processes().into_iter().filter(|process| process.command.contains(words) && !is_overlord(&process.command)).collect()
+        let asks = |command: &str| {
+            let mut words = command.split(' ');
+            let program = words.next().unwrap_or_default();
+            program.ends_with("/overlord") || program.ends_with("/minion") && words.next() == Some("submit")
+        };
+        self.processes().into_iter().filter(|process| process.command.contains(words) && !asks(&process.command)).collect()
     }
 
     /// Stops every minion, and fails the test if any process of the fleet is left after that.
