@@ -28,7 +28,7 @@ pub fn age(folder: &Path, format: &Format) -> Result<Age, MarkError> {
     let path = folder.join(FORMAT_FILE);
     let failed = |source| FileError::Read { path: path.clone(), source };
     let found = match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Age::Unmarked),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(format.age_of_unmarked()),
         found => found.map_err(failed)?,
     };
     if !found.is_file() {
@@ -63,6 +63,7 @@ mod tests {
     fn a_folder_says_what_was_written_last() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(age(dir.path(), &FIRST).unwrap(), Age::Unmarked);
+        assert_eq!(age(dir.path(), &Format { number: 2, ..FIRST }).unwrap(), Age::Older, "what says nothing has format 1");
         mark(dir.path(), &Format { number: 2, ..FIRST }, 0o600).unwrap();
         assert!(matches!(age(dir.path(), &FIRST), Err(MarkError::Format(FormatError::Newer { number: 2, .. }))));
         mark(dir.path(), &FIRST, 0o600).unwrap();

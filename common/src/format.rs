@@ -52,7 +52,7 @@ pub struct Stamp {
 /// How old what was found is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
-    /// It says nothing, and is from before there were numbers.
+    /// It says nothing, which is what the first format is written with until it is marked.
     Unmarked,
     /// It is older than what is written now.
     Older,
@@ -104,7 +104,7 @@ pub struct Writer {
 impl Program {
     /// The name of its package.
     #[must_use]
-    pub fn package(self) -> &'static str {
+    pub const fn package(self) -> &'static str {
         match self {
             Self::Minion => "overlord-minion",
             Self::Overlord => "overlord",
@@ -171,6 +171,12 @@ impl Format {
     pub fn age_of_text(&self, at: impl fmt::Display, text: &[u8]) -> Result<Age, FormatError> {
         let stamp = seal::open(text).map_err(|source| FormatError::Damaged { at: at.to_string(), source, program: self.program })?;
         self.age(at, &stamp)
+    }
+
+    /// How old is what says nothing: it has format 1, as what was written before there were numbers.
+    #[must_use]
+    pub fn age_of_unmarked(&self) -> Age {
+        if self.number == 1 { Age::Unmarked } else { Age::Older }
     }
 
     /// How old `at` is, which bears this stamp.

@@ -84,6 +84,12 @@ enum Verb {
         /// Where it was prepared.
         folder: PathBuf,
     },
+    /// Make a package of what is installed.
+    #[command(hide = true)]
+    Repack {
+        /// The file of the package.
+        to: PathBuf,
+    },
     /// Fork what runs methods.
     #[command(hide = true)]
     Spawner {
@@ -105,9 +111,8 @@ pub fn main() -> ExitCode {
             serve(config, if spawner_unit { Beside::Unit } else { Beside::Nothing }, await_enrolment)
         }
         Verb::Spawner { of_server } => spawn(config, if of_server { Origin::Server } else { Origin::Unit }),
-        Verb::UpgradeWorker { folder } => {
-            upgrade::work(&folder).map(|()| ExitCode::SUCCESS).context("writing down what became of the upgrade")
-        }
+        Verb::UpgradeWorker { folder } => upgrade::work(&folder).map(|()| ExitCode::SUCCESS).context("the upgrade has not come to its end"),
+        Verb::Repack { to } => upgrade::repack(&to).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::msg),
         Verb::Enroll(request) => return enroll::run(config, request),
         Verb::Check => return report(config),
         Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),

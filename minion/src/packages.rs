@@ -64,6 +64,10 @@ impl Packages {
             .map_err(|error| failed("opening", &part, &error))?;
         // Two pieces at once, of two who bring the same, come one after the other.
         file.lock().map_err(|error| failed("locking", &part, &error))?;
+        // And the last of the other's may have made it whole: then this file is that, which nobody writes to any more.
+        if whole.is_file() {
+            return Ok(piece.bytes);
+        }
         let have = file.metadata().map_err(|error| failed("looking at", &part, &error))?.len();
         if piece.offset > have {
             return Ok(have);
@@ -84,8 +88,11 @@ impl Packages {
     /// It is not here, or not complete.
     pub(crate) fn find(&self, id: &PackageId) -> Result<PathBuf, Failure> {
         let path = self.path(id, WHOLE);
-        if path.is_file() {
-            return Ok(path);
+        match fs::read(&path) {
+            Ok(bytes) if PackageId::of(&bytes) == *id => return Ok(path),
+            // The disk has lost something of it.
+            Ok(_) => drop(fs::remove_file(&path)),
+            Err(_) => {}
         }
         Err(Failure::of_kind("no_package", format!("the package {id} was not brought to this host whole: send the upgrade again")))
     }
@@ -206,6 +213,31 @@ mod tests {
         assert_eq!(packages.stage(&piece(whole, 6, 10)).unwrap(), 10);
         assert_eq!(fs::read(packages.find(&PackageId::of(whole)).unwrap()).unwrap(), whole);
         assert_eq!(packages.stage(&piece(whole, 0, 0)).unwrap(), 10, "who asks again hears that it is there");
+    }
+
+    /// One has opened the part before another made it whole: what is whole is not written to.
+    #[test]
+    fn a_piece_that_comes_too_late_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (packages, whole) = (Packages::at(folder.path()), b"0123456789");
+        assert_eq!(packages.stage(&piece(whole, 0, 4)).unwrap(), 4);
+        let part = File::open(packages.path(&PackageId::of(whole), PART)).unwrap();
+        part.lock().unwrap();
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| packages.stage(&Piece { data: b"wrong".to_vec(), ..piece(whole, 4, 9) }));
+            let waits = || fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains("-> FLOCK"));
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while !waits() {
+                assert!(std::time::Instant::now() < deadline);
+                std::thread::yield_now();
+            }
+            // As the other does it.
+            fs::write(packages.path(&PackageId::of(whole), PART), whole).unwrap();
+            fs::rename(packages.path(&PackageId::of(whole), PART), packages.path(&PackageId::of(whole), WHOLE)).unwrap();
+            drop(part);
+            assert_eq!(late.join().unwrap().unwrap(), 10);
+        });
+        assert_eq!(fs::read(packages.find(&PackageId::of(whole)).unwrap()).unwrap(), whole);
     }
 
     #[test]

@@ -334,8 +334,8 @@ fn bring_forward(path: &Path) -> Result<(), Unopened> {
     let refused = |error: MarkError| Unopened::Refused(common::shown::chain(&error));
     match format::age(path, &FORMAT) {
         Ok(Age::Ours) => return Ok(()),
-        // The first format is what was there before formats had numbers.
         Ok(Age::Unmarked) => {}
+        // There is a folder, though it may have been made a moment ago.
         Ok(Age::Older) => {
             let emptied = std::fs::remove_dir_all(path).and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(path));
             emptied.map_err(|error| Unopened::Refused(error.to_string()))?;

@@ -1,47 +1,51 @@
 //! Another package of the minion in the place of the one that runs, with a way back.
 //!
 //! A job asks for it, and must not be what does it: the minion is restarted meanwhile, and a job can be cancelled, or killed at its time limit, in the
-//! middle of an installation. So the work is a transient unit of systemd's own, a copy of the program that runs now (`worker`). The job prepares it,
-//! starts it, and waits for what it writes.
+//! middle of an installation. So the work is done by a unit of its own, a copy of the program that runs now (`unit`, `worker`), which a boot starts again
+//! where the host went down meanwhile. The job prepares it, starts it, and waits for what it writes.
 
 mod command;
 mod manager;
 mod repack;
+mod unit;
 mod units;
 mod worker;
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::format::Program;
 use common::outcome::Failure;
 use common::protocol::package::PackageId;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::packages::Packages;
-use command::Command;
 use manager::{Manager, Package};
+pub(crate) use repack::repack;
 pub(crate) use worker::work;
 
 /// The package of which there is another.
-const PACKAGE: &str = "overlord-minion";
+const PACKAGE: &str = Program::Minion.package();
 /// The program as the package installs it.
 const PROGRAM: &str = "/usr/bin/minion";
-/// The transient unit. There is one at a time, whoever asks.
-const UNIT: &str = "minion-upgrade.service";
-/// Installing twice and looking twice whether it came up, and a little more.
-const ENDS_WITHIN: Duration = Duration::from_secs(240);
+/// Installing twice, for which it may have to wait for others, and looking twice whether it came up.
+const ENDS_WITHIN: Duration = worker::FORMER_WITHIN.saturating_mul(2);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// It is made by the unit once it has ended, whole.
 const RESULT: &str = "result.json";
-/// The package that is to be installed, the former one, and the program that does it.
+/// The package that is to be installed, and the former one.
 const NEW: &str = "new";
 const FORMER: &str = "former";
-const WORKER: &str = "minion";
+/// The package that was installed last, here or by `overlord deploy`: the way back from the next.
+const KEPT: &str = "installed";
+/// Locked by whoever installs: the worker here, and the script of `overlord deploy`.
+const HOST_LOCK: &str = "/run/overlord-minion.lock";
+const AT_WORK: &str = "another upgrade, or an `overlord deploy`, of this host is under way: try again once it has ended";
 
 /// What became of it.
 #[derive(Debug, Serialize)]
@@ -60,8 +64,12 @@ pub(crate) struct Upgraded {
 enum Ended {
     /// The new one runs.
     Up,
+    /// Nothing was done.
+    Untouched { why: String },
     /// It did not come up, and the former one runs again.
     RolledBack { why: String },
+    /// It could not be taken back as it should, and yet the minion runs.
+    Stuck { why: String, and: String },
     /// It did not come up, and neither does the former one.
     Down { why: String, and: String },
 }
@@ -73,25 +81,36 @@ enum Ended {
 pub(crate) fn upgrade(packages: &Packages, id: &PackageId) -> Result<Upgraded, Failure> {
     let file = packages.find(id)?;
     require_place()?;
-    let Some(_lock) = packages.try_lock()? else { return Err(refused("another upgrade of this host is under way")) };
+    let Some(_lock) = packages.try_lock()? else { return Err(refused(AT_WORK)) };
+    drop(lock_host(Duration::ZERO).map_err(|why| refused(&why))?);
     let manager = Manager::of_minion().map_err(|why| refused(&why))?;
     let (installed, new) = describe(manager, &file)?;
-    let folder = packages.make()?.join("upgrade");
-    if installed.version == new.version {
-        keep(&file, &packages.make()?.join(KEPT))?;
+    let (folder, kept) = (packages.make()?.join("upgrade"), packages.make()?.join(KEPT));
+    if manager.has(&file) {
+        keep(&file, &kept)?;
         return Ok(Upgraded { from: installed.version, to: new.version, changed: false });
     }
-    prepare(&folder, &file, manager, &installed, &packages.make()?.join(KEPT))?;
-    start(&folder)?;
+    prepare(&folder, &file, manager, &kept)?;
+    unit::place(&folder).map_err(|error| refused(&format!("making {}: {error}", unit::NAME)))?;
+    unit::start().map_err(|why| refused(&why))?;
     match wait(&folder)? {
         Ended::Up => {
             // It is the way back from the next one. Without it that is made of the files that are installed, where that can be done.
-            let _no_way_back_by_it = keep(&file, &packages.make()?.join(KEPT));
+            let _no_way_back_by_it = keep(&file, &kept);
             Ok(Upgraded { from: installed.version, to: new.version, changed: true })
         }
+        Ended::Untouched { why } => Err(refused(&why)),
         Ended::RolledBack { why } => {
             let message = format!("{} did not come up and was taken back: {why}; {} runs again", new.version, installed.version);
             Err(Failure::of_kind("rolled_back", message))
+        }
+        Ended::Stuck { why, and } => {
+            let message = format!(
+                "{} could not be installed ({why}), nor {} again ({and}); the minion runs. Mend the package on the host: `dpkg --configure -a`, \
+                 `apt-get -f install`",
+                new.version, installed.version
+            );
+            Err(Failure::of_kind("stuck", message))
         }
         Ended::Down { why, and } => {
             let message = format!(
@@ -102,9 +121,6 @@ pub(crate) fn upgrade(packages: &Packages, id: &PackageId) -> Result<Upgraded, F
         }
     }
 }
-
-/// The package that was installed last by an upgrade.
-const KEPT: &str = "installed";
 
 /// Only root installs, and only systemd has units.
 fn require_place() -> Result<(), Failure> {
@@ -120,10 +136,22 @@ fn require_place() -> Result<(), Failure> {
         let message = format!("the minion that runs is {}, and not the package's {PROGRAM}: install it by other means", runs.display());
         return Err(refused(&message));
     }
-    if units::is_running(UNIT) {
-        return Err(refused("another upgrade of this host is under way, begun by a job that has ended: try again in a minute"));
-    }
     Ok(())
+}
+
+/// Held by whoever changes what is installed here; waited for `within` a time.
+fn lock_host(within: Duration) -> Result<File, String> {
+    let failed = |error: io::Error| format!("locking {HOST_LOCK}: {error}");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(HOST_LOCK).map_err(failed)?;
+    let deadline = Instant::now() + within;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOOK_EVERY),
+            Err(TryLockError::WouldBlock) => return Err(AT_WORK.to_owned()),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+    }
 }
 
 /// What is installed, and what is to be.
@@ -140,32 +168,23 @@ fn describe(manager: Manager, file: &Path) -> Result<(Package, Package), Failure
 }
 
 /// Puts together all that the unit needs, so that nothing is missing once it has begun.
-fn prepare(folder: &Path, file: &Path, manager: Manager, installed: &Package, kept: &Path) -> Result<(), Failure> {
+fn prepare(folder: &Path, file: &Path, manager: Manager, kept: &Path) -> Result<(), Failure> {
     let failed = |doing: &'static str| move |error: io::Error| refused(&format!("{doing} {}: {error}", folder.display()));
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("emptying")(error)),
         _it_is_gone => {}
     }
     DirBuilder::new().mode(0o700).create(folder).map_err(failed("making"))?;
-    fs::copy(file, folder.join(NEW)).map_err(failed("copying the package into"))?;
-    let worker = folder.join(WORKER);
-    fs::copy("/proc/self/exe", &worker).map_err(failed("copying the program into"))?;
-    fs::set_permissions(&worker, fs::Permissions::from_mode(0o700)).map_err(failed("copying the program into"))?;
+    // A name more, and no copy: what is complete is never written again.
+    fs::hard_link(file, folder.join(NEW)).map_err(failed("putting the package into"))?;
     let former = folder.join(FORMER);
-    let is_kept = manager.describe(kept).is_ok_and(|kept| kept.name == installed.name && kept.version == installed.version);
-    if is_kept {
-        fs::copy(kept, &former).map_err(failed("copying the former package into"))?;
+    // One that is there by half is no way back.
+    if manager.has(kept) || !manager.has_whole() && kept.is_file() {
+        fs::hard_link(kept, &former).map_err(failed("putting the former package into"))?;
     } else {
-        manager.repack(folder, &former).map_err(|why| refused(&format!("there would be no way back: {why}")))?;
+        manager.repack(&former).map_err(|why| refused(&format!("there would be no way back: {why}")))?;
     }
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("syncing"))
-}
-
-fn start(folder: &Path) -> Result<(), Failure> {
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--collect", "--unit", UNIT, "--description", "Upgrade of the Overlord minion"]);
-    command.arg(folder.join(WORKER)).arg("upgrade-worker").arg(folder);
-    command.run(Duration::from_secs(30)).map(drop).map_err(|why| refused(&why))
+    [&former, folder].into_iter().try_for_each(|path| File::open(path)?.sync_all()).map_err(failed("syncing"))
 }
 
 /// Until the unit has written what became of it, or has ended without.
@@ -174,24 +193,32 @@ fn wait(folder: &Path) -> Result<Ended, Failure> {
     let read = || fs::read(&result).ok().and_then(|text| serde_json::from_slice(&text).ok());
     while Instant::now() < deadline {
         // Looked at before it is read: what has ended has written.
-        let is_running = units::is_running(UNIT);
+        let is_over = unit::is_over();
         if let Some(ended) = read() {
             return Ok(ended);
         }
-        if !is_running {
+        if is_over {
             break;
         }
         thread::sleep(LOOK_EVERY);
     }
-    let message = format!("{UNIT} ended, or hangs, without saying what became of it: look at `journalctl -u {UNIT}` on the host");
+    let unit = unit::NAME;
+    let message = format!("{unit} has ended, or goes on, without saying what became of it: look at `journalctl -u {unit}` on the host");
     Err(Failure::of_kind("unknown", message))
 }
 
 /// Keeps the package as the way back from the next.
 fn keep(file: &Path, kept: &Path) -> Result<(), Failure> {
     let draft: PathBuf = kept.with_extension("draft");
-    let copied = fs::copy(file, &draft).and_then(|_| File::open(&draft)?.sync_all()).and_then(|()| fs::rename(&draft, kept));
-    copied.map_err(|error| refused(&format!("keeping it as {}: {error}", kept.display())))
+    let again = |result: io::Result<()>| if draft.exists() { result } else { Ok(()) };
+    let keep = || {
+        again(fs::remove_file(&draft))?;
+        fs::hard_link(file, &draft)?;
+        fs::rename(&draft, kept)?;
+        // Where it was kept already, both names stay.
+        again(fs::remove_file(&draft))
+    };
+    keep().map_err(|error| refused(&format!("keeping it as {}: {error}", kept.display())))
 }
 
 fn refused(why: &str) -> Failure {

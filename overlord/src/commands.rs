@@ -210,6 +210,15 @@ impl From<StartError> for Refusal {
     }
 }
 
+impl From<DeployError> for Refusal {
+    fn from(error: DeployError) -> Self {
+        match error {
+            DeployError::Package(_) | DeployError::SshConfig { .. } => Self::of(USAGE, &error),
+            error => Self::of(INTERNAL, &error),
+        }
+    }
+}
+
 impl From<RetryError> for Refusal {
     fn from(error: RetryError) -> Self {
         match error {
@@ -224,7 +233,7 @@ impl From<RetryError> for Refusal {
 impl From<JobError> for Refusal {
     fn from(error: JobError) -> Self {
         let status = match &error {
-            JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } => USAGE,
+            JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } | JobError::NotKept { .. } => USAGE,
             JobError::Unknown { .. } | JobError::Damaged { .. } => HOST_UNKNOWN,
             JobError::Dispatching { .. } | JobError::NotEnded { .. } => NOT_ENDED,
             JobError::OtherCaller { .. }
@@ -258,4 +267,4 @@ macro_rules! internal {
     )*};
 }
 
-internal!(BucketError, DaemonError, DeployError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);
+internal!(BucketError, DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);

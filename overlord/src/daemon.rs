@@ -43,8 +43,10 @@ pub(crate) enum DaemonError {
 pub(crate) struct Word(PipeWriter);
 
 impl Word {
-    /// Says it. The command may be gone, which is no reason for the work to stop.
+    /// Says it. The command may be gone, which is no reason for the work to stop. What is done from here on holds no folder of its caller's; until then
+    /// relative paths are what the caller means by them.
     pub(crate) fn say(mut self, text: &str) {
+        let _it_stays_then = chdir("/");
         let _nobody_listens = self.0.write_all(text.as_bytes());
     }
 }
@@ -95,9 +97,8 @@ fn fork_again(writer: PipeWriter, work: impl FnOnce(Word)) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of the parent's folder, terminal and files: whoever waits for their end must not wait for us.
+/// Lets go of the parent's terminal and files: whoever waits for their end must not wait for us.
 fn forget_the_parent(keep: RawFd) -> io::Result<()> {
-    chdir("/")?;
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;

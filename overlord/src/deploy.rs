@@ -5,7 +5,6 @@
 
 mod decide;
 mod destination;
-mod package;
 mod report;
 mod session;
 mod ssh;
@@ -38,11 +37,11 @@ use crate::envelope::Message;
 use crate::fleet::{Fleet, Link, LinkError, Stop};
 use crate::hosts::enlist::enlist;
 use crate::hosts::{Host, Roster, RosterError, whole_address};
+use crate::package::{Package, PackageError};
 use decide::{Membership, decide};
 pub(crate) use destination::Destination;
-pub(crate) use package::{Package, PackageError};
-use report::{Enrolment, Facts, Report};
-use session::{Delivery, Session, Stage};
+use report::{Enrolment, Facts, Orders, Report};
+use session::{Session, Stage};
 pub(crate) use ssh::Ssh;
 use trouble::Trouble;
 
@@ -85,8 +84,9 @@ pub(crate) enum DeployError {
 pub(crate) type Arrival = (MinionName, Outcome);
 
 /// What is deployed, and all that was seen to before.
-pub(crate) struct Deployment {
-    fleet: Fleet,
+pub(crate) struct Deployment<'f> {
+    fleet: &'f Fleet,
+    link: &'f Link,
     package: Package,
     ssh: Ssh,
     authority: String,
@@ -96,14 +96,14 @@ pub(crate) struct Deployment {
     within: Duration,
 }
 
-impl Deployment {
+impl<'f> Deployment<'f> {
     /// Sees to everything that can be seen to without a host. `authority` is where hosts reach it, if not where the configuration says; each host may take
     /// `within`.
     ///
     /// # Errors
     /// Something would fail on every host.
     pub(crate) fn prepare(
-        fleet: &Fleet,
+        fleet: &'f Fleet,
         package: &Path,
         ssh: Ssh,
         authority: Option<String>,
@@ -121,8 +121,9 @@ impl Deployment {
         let office = Office::open(fleet.home(), fleet.config())?;
         let authority = authority.unwrap_or_else(|| public_address(fleet.config(), fleet.config().certs.listen));
         let pin = office.desk.authority().pin().clone();
-        require_authority(fleet.link()?, &authority)?;
-        Ok(Self { fleet: fleet.clone(), package, ssh, authority, pin, office: Arc::new(Mutex::new(office)), roster, within })
+        let link = fleet.link()?;
+        require_authority(link, &authority)?;
+        Ok(Self { fleet, link, package, ssh, authority, pin, office: Arc::new(Mutex::new(office)), roster, within })
     }
 
     /// Deploys to all of them, no more than `forks` at a time, while `collect` takes what becomes of each as it comes.
@@ -155,41 +156,36 @@ impl Deployment {
     }
 
     async fn steps(&self, to: &Destination, stage: &Cell<Stage>) -> Result<Value, Trouble> {
-        let waits = || self.fleet.warn(&format!("{}: another deploy is at work there, and is waited for", to.name));
+        let waits = || self.fleet.warn(&format!("{}: another deploy or upgrade is at work there, and is waited for", to.name));
         // Less than the host has in all, so that there is time to say that it was in vain.
-        let session = Session { ssh: &self.ssh, to, patience: self.within / 2, stage, waits: &waits };
-        let is_sent = Cell::new(false);
-        let enrols = Cell::new(false);
-        let report = session.run(async |facts: &Facts| self.delivery(to, facts, &is_sent, &enrols).await).await?;
+        let session = Session { ssh: &self.ssh, to, package: &self.package, patience: self.within / 2, stage, waits: &waits };
+        let (report, orders) = session.run(async |facts: &Facts| self.orders(to, facts).await).await?;
         stage.set(Stage::Done);
         let host = self.host(to).await;
         self.require_answer(&host).await?;
         self.enlist(&host);
-        Ok(self.result(&report, &host, is_sent.get(), enrols.get()))
+        Ok(self.result(&report, &host, &orders))
     }
 
-    /// What a host is told, and sent, once it has said how it is.
-    async fn delivery(&self, to: &Destination, facts: &Facts, is_sent: &Cell<bool>, enrols: &Cell<bool>) -> Result<Delivery, Trouble> {
-        let (mut orders, is_stranger) = decide(&to.name, facts, &self.package, &self.membership(&to.name, facts)?)?;
+    /// What a host is told to do, once it has said how it is.
+    async fn orders(&self, to: &Destination, facts: &Facts) -> Result<Orders, Trouble> {
+        let (mut orders, is_stranger) = decide(&to.name, facts, &self.package, &self.membership(&to.name, facts))?;
         if is_stranger {
             let token = self.token(&to.name).await.map_err(|reason| Trouble::Token { reason })?;
             orders.enrolment = Some(Enrolment { authority: self.authority.clone(), pin: self.pin.to_string(), token });
         }
-        is_sent.set(orders.sends_package);
-        enrols.set(is_stranger);
-        let package = orders.sends_package.then(|| self.package.bytes.clone());
-        Ok(Delivery { orders: orders.lines(&self.package), package })
+        Ok(orders)
     }
 
-    fn membership(&self, name: &MinionName, facts: &Facts) -> Result<Membership, Trouble> {
+    fn membership(&self, name: &MinionName, facts: &Facts) -> Membership {
         let pins = member::pins(&facts.ca);
         if !facts.ca.is_empty() && !pins.contains(&self.pin) {
             let pins = pins.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            return Ok(Membership::Foreign { pins: if pins.is_empty() { "one that cannot be read".to_owned() } else { pins } });
+            return Membership::Foreign { pins: if pins.is_empty() { "one that cannot be read".to_owned() } else { pins } };
         }
-        let trusted = self.link()?.trust.now();
+        let trusted = self.link.trust.now();
         let is_good = facts.has_key && member::is_good(&facts.cert, name, trusted.credentials(), Timestamp::now());
-        Ok(if is_good { Membership::Ours } else { Membership::None })
+        if is_good { Membership::Ours } else { Membership::None }
     }
 
     /// A token for this host alone. The desk may wait for others, so nobody else waits for it.
@@ -217,7 +213,7 @@ impl Deployment {
 
     /// A minion that has just got its certificate takes a moment to listen.
     async fn require_answer(&self, host: &Host) -> Result<(), Trouble> {
-        let (link, deadline) = (self.link()?, Instant::now() + ANSWERS_WITHIN.min(self.within / ANSWERS_PART));
+        let (link, deadline) = (self.link, Instant::now() + ANSWERS_WITHIN.min(self.within / ANSWERS_PART));
         let not_allowed = |reason: &str| Trouble::NotAllowed {
             address: host.address.clone(),
             caller: link.caller.to_string(),
@@ -252,26 +248,17 @@ impl Deployment {
         }
     }
 
-    fn result(&self, report: &Report, host: &Host, is_sent: bool, has_enrolled: bool) -> Value {
+    fn result(&self, report: &Report, host: &Host, orders: &Orders) -> Value {
         let former = report.facts.installed();
-        let did = match (is_sent, former) {
+        let did = match (orders.sends_package, former) {
             (false, _) => "kept",
             (true, None) => "installed",
             (true, Some(former)) if former == self.package.says.version => "reinstalled",
             (true, Some(_)) => "replaced",
         };
         let former = former.filter(|_| did == "replaced").map(str::to_owned);
-        json!({ "package": did, "version": self.package.says.version, "former_version": former, "enrolled": has_enrolled, "address": host.address })
+        json!({ "package": did, "version": self.package.says.version, "former_version": former, "enrolled": orders.enrolment.is_some(), "address": host.address })
     }
-
-    fn link(&self) -> Result<&Link, Trouble> {
-        self.fleet.link().map_err(|error| Trouble::Token { reason: chain(&error) })
-    }
-}
-
-/// For the fuzz targets: see [`crate::fuzzing::package`].
-pub(crate) fn describe_package(bytes: &[u8]) -> Result<[String; 3], String> {
-    package::describe(bytes).map(|says| [says.name, says.version, says.arch])
 }
 
 /// For the fuzz targets: see [`crate::fuzzing::deploy_report`].

@@ -24,6 +24,7 @@ use crate::jobs::log;
 use crate::jobs::logs::answer::Asked;
 use crate::output;
 use crate::output::logs::{LogText, Naming};
+use crate::package::describe;
 use crate::targets::{Expression, TargetError};
 
 /// Longer than an answer takes that is there already.
@@ -107,7 +108,7 @@ pub fn pieces(asked: (JobId, MinionJobId), offsets: [u64; 2], max_bytes: u32, lo
 /// # Errors
 /// They are no package.
 pub fn package(bytes: &[u8]) -> Result<[String; 3], String> {
-    deploy::describe_package(bytes)
+    describe(bytes).map(|says| [says.name, says.version, says.arch])
 }
 
 /// What `overlord deploy` makes of all that a host says to it: how many bytes are kept of it, and the verdict if the script has failed.

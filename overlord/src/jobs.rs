@@ -83,6 +83,12 @@ pub enum JobError {
         /// The job.
         job: JobId,
     },
+    /// It had brought a package to its hosts, which is not kept here.
+    #[error("{}", parcel::not_kept(.job))]
+    NotKept {
+        /// The job.
+        job: JobId,
+    },
     /// Somebody else's.
     #[error("the job {job} was started by {caller}, and this overlord's certificate is that of {own}")]
     OtherCaller {

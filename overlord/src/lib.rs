@@ -34,6 +34,7 @@ mod home;
 mod hosts;
 mod jobs;
 mod output;
+mod package;
 mod store;
 mod targets;
 
@@ -53,6 +54,7 @@ pub use jobs::{
     Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, ParcelError, RetryError,
     StartError,
 };
+pub use package::PackageError;
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;
 

@@ -106,12 +106,11 @@ impl BareHosts<'_> {
         log.lines().filter(|line| !line.starts_with("-V")).map(str::to_owned).collect()
     }
 
-    /// A file that is the minion's package as far as `overlord deploy` and our `apt-get` look into it.
+    /// See [`package_of`].
     #[must_use]
     pub fn package(&self, version: &str, arch: &str) -> PathBuf {
         let path = self.dir.join(format!("overlord-minion_{version}_{arch}.deb"));
-        let control = format!("Package: overlord-minion\nVersion: {version}\nArchitecture: {arch}\nInstalled-Size: 100\n");
-        fs::write(&path, deb(control.as_bytes())).unwrap();
+        fs::write(&path, package_of("overlord-minion", version, arch, 0)).unwrap();
         path
     }
 }
@@ -162,7 +161,12 @@ fn write_program(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn deb(control: &[u8]) -> Vec<u8> {
+/// The bytes of a Debian package, as far as the overlord and our `apt-get` look into it, with so many bytes in the place of its files.
+#[must_use]
+pub fn package_of(name: &str, version: &str, arch: &str, data_bytes: usize) -> Vec<u8> {
+    let control = format!("Package: {name}\nVersion: {version}\nArchitecture: {arch}\nInstalled-Size: 100\n");
+    let control = control.as_bytes();
+    let data: Vec<u8> = (0..data_bytes).map(|at| u8::try_from(at % 251).unwrap()).collect();
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(control.len() as u64);
@@ -170,7 +174,7 @@ fn deb(control: &[u8]) -> Vec<u8> {
     tar.append_data(&mut header, "./control", control).unwrap();
     let tar = tar.into_inner().unwrap();
     let mut archive = ar::Builder::new(Vec::new());
-    for (name, bytes) in [("debian-binary", b"2.0\n".as_slice()), ("control.tar", tar.as_slice()), ("data.tar", b"")] {
+    for (name, bytes) in [("debian-binary", b"2.0\n".as_slice()), ("control.tar", tar.as_slice()), ("data.tar", data.as_slice())] {
         archive.append(&ar::Header::new(name.as_bytes().to_vec(), bytes.len() as u64), bytes).unwrap();
     }
     archive.into_inner().unwrap()

@@ -4,7 +4,8 @@
 //! ```no_run
 //! let lab = fleet::lab::Lab::enrolled(3);
 //! let work = lab.start_work("*", "power");
-//! work.has_begun().power_off();
+//! work.has_begun();
+//! lab.on_all(|host| host.power_off());
 //! ```
 //!
 //! It needs root, and what `make lab-test` names. All of it lives in namespaces without a name, and is gone when the lab is dropped, or whoever holds

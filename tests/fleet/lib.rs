@@ -62,7 +62,7 @@ use common::identity::Role;
 use tempfile::TempDir;
 
 pub use authority::{Authority, ca_fingerprint};
-pub use bare::{BareHost, BareHosts};
+pub use bare::{BareHost, BareHosts, package_of};
 pub use binaries::{Binaries, binaries};
 pub use builder::Builder;
 use clock::Clock;

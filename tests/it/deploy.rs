@@ -158,7 +158,7 @@ fn what_would_fail_everywhere_is_told_before_any_host_is_touched() {
         (words(&["web1"], &other.with_file_name("gone.deb"), &authority, &[]), "gone.deb"),
         (words(&["web1"], &package, &authority, &["--ssh-config", &config]), "no-config"),
     ] {
-        let run = hosts.deploy(args).expect(1);
+        let run = hosts.deploy(args).expect(64);
         assert!(run.err().contains(says), "{}", run.err());
     }
     for word in ["web*", "-oProxyCommand=x", "web1:0"] {
@@ -236,6 +236,15 @@ fn a_package_that_does_not_come_up_leaves_what_was_there_before() {
     assert!(kind == "start" && message.contains("a reason of its own") && message.contains("is back"), "{message}");
     assert_eq!((web1.standing().as_str(), leftovers(&web1)), ("installed 0.1.0-1", vec![]));
     wait_until("the former version to answer", PATIENCE, || fleet.overlord(["web1", "test.ping"]).code() == 0);
+
+    // Where a package is by half, and may serve, it is not taken away.
+    web1.set("standing", "half-configured 0.1.0-1\n");
+    web1.set("apt-fails", "0.2.0-1\n");
+    web1.unset("dpkg.log");
+    let (_, message) = error(&hosts, "web1", &next, &authority, FAILED);
+    assert!(message.contains("could not be put back"), "{message}");
+    assert!(!web1.text("dpkg.log").contains("--remove"), "{}", web1.text("dpkg.log"));
+    let _ = fleet.overlord(["web1", "test.ping"]).ok();
 }
 
 #[test]
@@ -272,7 +281,7 @@ fn an_interrupt_ends_every_ssh_and_the_same_again_finishes_it() {
     assert!(run.out().contains("web2: lost: interrupted"), "{}", run.out());
     // What had begun on the host goes on, and who comes meanwhile waits for it.
     let mut second = hosts.deploy_spawn(words(&["web2"], &package, &authority, &[]));
-    assert!(second.next_error_line().contains("web2: another deploy is at work there"));
+    assert!(second.next_error_line().contains("web2: another deploy or upgrade is at work there"));
     fs::write(&waits, "go on\n").unwrap();
     let finished = second.wait().ok();
     assert!(finished.out().starts_with("web2: ok: 0.1.0-1 kept"), "{}", finished.out());

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fleet::lab::{Host, Lab, SERVER, SPAWNER, Version, deb};
+use fleet::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 
 /// How long it may take until a package that does not come up was taken back.
@@ -114,14 +115,19 @@ const BROKEN: &str = "dpkg-deb --raw-extract PACKAGE /root/broken
     sed -i 's/^Version: .*/Version: 9.9.9-1/' /root/broken/DEBIAN/control
     dpkg-deb --build /root/broken /root/broken.deb";
 
+fn broken(lab: &Lab) -> &'static str {
+    let _ = lab.control().run(&BROKEN.replace("PACKAGE", &deb("overlord-minion", Version::This))).ok();
+    "/root/broken.deb"
+}
+
 #[test]
 fn a_package_that_does_not_come_up_is_taken_back_by_itself() {
     let lab = Lab::enrolled(3);
     let work = lab.start_work("*", "meanwhile");
     work.has_begun();
-    let _ = lab.control().run(&BROKEN.replace("PACKAGE", &deb("overlord-minion", Version::This))).ok();
+    let broken = broken(&lab);
     let begun = Instant::now();
-    let told = upgrade_itself(&lab, "/root/broken.deb");
+    let told = upgrade_itself(&lab, broken);
     assert!(begun.elapsed() < TAKEN_BACK_WITHIN, "it took {:?}", begun.elapsed());
     for host in lab.hosts() {
         let error = &told[host.name()]["error"];
@@ -131,4 +137,108 @@ fn a_package_that_does_not_come_up_is_taken_back_by_itself() {
     lab.is_well();
     runs(&lab, Version::This);
     work.ends_well();
+}
+
+/// There was no package to go back to, and one was made of what is installed: an administrator's rules are none of its business.
+#[test]
+fn a_way_back_and_the_next_package_leave_rules_as_they_were() {
+    const RULES: &str = "/etc/minion/acl.d/50-admin.toml";
+    let lab = Lab::enrolled(2);
+    let [changed, removed] = lab.hosts() else { panic!("two hosts") };
+    let own = format!("{}# Ours.\n", changed.read(RULES).unwrap());
+    changed.write(RULES, &own);
+    let _ = removed.run(&format!("mv {RULES} /etc/minion/acl.d/60-ours.toml")).ok();
+    let told = upgrade_itself(&lab, broken(&lab));
+    assert_eq!(
+        (&told["h1"]["error"]["data"]["type"], &told["h2"]["error"]["data"]["type"]),
+        (&json!("rolled_back"), &json!("rolled_back"))
+    );
+    let told = upgrade_itself(&lab, &deb("overlord-minion", Version::Next));
+    assert_eq!((&told["h1"]["state"], &told["h2"]["state"]), (&json!("ok"), &json!("ok")), "{told:#}");
+    runs(&lab, Version::Next);
+    assert_eq!(changed.read(RULES), Some(own));
+    assert_eq!(removed.read(RULES), None);
+}
+
+/// Somebody else installs something meanwhile, which dpkg lets one do at a time.
+#[test]
+fn an_upgrade_waits_for_others_and_says_when_that_was_in_vain() {
+    const SLOW: &str = "mkdir -p /root/slow/DEBIAN && cd /root/slow
+        printf 'Package: slow\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.com>\nDescription: slow\n' > DEBIAN/control
+        printf '#!/bin/sh\ntouch /root/begun; while ! [ -e /root/go ]; do sleep 0.1; done\n' > DEBIAN/preinst
+        chmod 755 DEBIAN/preinst; dpkg-deb --build . /root/slow.deb; systemd-run --unit slow dpkg -i /root/slow.deb";
+    let lab = Lab::enrolled(2);
+    let [waits, waits_in_vain] = lab.hosts() else { panic!("two hosts") };
+    lab.on_all(|host| {
+        let _ = host.run(SLOW).ok();
+        wait_until("somebody to install something", PATIENCE, || host.path("/root/begun").exists());
+    });
+    let next = deb("overlord-minion", Version::Next);
+    let job = lab.overlord(["*", "minion.upgrade", &next, "--async"]).ok().out();
+    wait_until("it to have begun", PATIENCE, || host_has_begun(waits));
+    waits.write("/root/go", "");
+    let told = lab.overlord(["job-status", job.trim(), "--wait", "--output", "json"]).json()["hosts"].clone();
+    assert_eq!(told[waits.name()]["state"], "ok", "{told:#}");
+    let error = &told[waits_in_vain.name()]["error"];
+    assert_eq!(error["data"]["type"], "not_upgraded", "{told:#}");
+    assert!(error["message"].as_str().unwrap().starts_with("nothing was installed: something else is installing"), "{error}");
+    lab.is_well();
+}
+
+fn host_has_begun(host: &Host) -> bool {
+    host.path("/var/lib/minion/spool/packages/upgrade/begun").exists()
+}
+
+/// How many times the power goes, each time a little later in an upgrade: the first before it has begun, the last when it is all but over.
+const MOMENTS: u32 = 5;
+const LATER: Duration = Duration::from_millis(400);
+const BROUGHT_TO_ITS_END_WITHIN: Duration = Duration::from_secs(150);
+
+/// What is begun is brought to its end when the host is back, and a package that does not come up is taken back then.
+#[test]
+fn an_upgrade_that_the_power_interrupts_is_brought_to_its_end() {
+    let lab = Lab::enrolled(3);
+    let (next, broken) = (deb("overlord-minion", Version::Next), broken(&lab));
+    for moment in 0..MOMENTS {
+        for package in [&next, broken] {
+            lab.on_all(|host| install(host, Version::This));
+            lab.is_well();
+            let job = lab.overlord(["*", "minion.upgrade", package, "--async"]).ok().out();
+            std::thread::scope(|scope| {
+                for (host, third) in lab.hosts().iter().zip(0..) {
+                    scope.spawn(move || {
+                        std::thread::sleep(LATER * (3 * moment + third));
+                        host.power_off();
+                    });
+                }
+            });
+            lab.on_all(|host| host.power_on());
+            lab.on_all(|host| {
+                let is_over = || !host.path("/etc/systemd/system/minion-upgrade.service").exists();
+                wait_until(&format!("the upgrade of {} to end", host.name()), BROUGHT_TO_ITS_END_WITHIN, is_over);
+            });
+            lab.is_well();
+            let told = lab.overlord(["job-status", job.trim(), "--wait", "--output", "json"]).json()["hosts"].clone();
+            for host in lab.hosts() {
+                assert_whole(host, package == broken, &told[host.name()]);
+            }
+        }
+    }
+}
+
+/// One of the two is installed, to the end, and what was said of it is true.
+fn assert_whole(host: &Host, is_broken: bool, told: &Value) {
+    let stands = host.run("dpkg-query -W -f '${Version} ${db:Status-Status}' overlord-minion").ok().out();
+    let [this, next] = [Version::This, Version::Next].map(|version| format!("{} installed", version.of("overlord-minion")));
+    let what = format!("{}: {stands}: {told}", host.name());
+    println!("{what}");
+    assert!(stands == this || !is_broken && stands == next, "{what}");
+    match told["state"].as_str() {
+        Some("ok") => assert_eq!(stands, next, "{what}"),
+        Some("undelivered") => assert_eq!(stands, this, "{what}"),
+        Some("failed") => assert_eq!(told["error"]["data"]["type"], "rolled_back", "{what}"),
+        Some("lost") => {}
+        _ => panic!("{what}"),
+    }
+    assert!(!host.path("/usr/bin/minion-upgrade-worker").exists(), "{what}");
 }

@@ -14,7 +14,9 @@ use nix::unistd::Pid;
 /// How much of what it writes is read.
 const SAID_MAX_BYTES: u64 = 1 << 20;
 /// How much of it stands in a message: its last lines.
-const LINES_MAX: usize = 3;
+const LINES_MAX: usize = 4;
+/// How long an answer may take of a command that changes nothing.
+const ASK_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -40,6 +42,11 @@ impl Command {
     pub(super) fn args<W: AsRef<OsStr>>(&mut self, words: impl IntoIterator<Item = W>) -> &mut Self {
         self.command.args(words);
         self
+    }
+
+    /// As [`run`](Self::run), of a command that changes nothing.
+    pub(super) fn ask(&mut self) -> Result<String, String> {
+        self.run(ASK_WITHIN)
     }
 
     /// What it writes, both streams, once it has ended well.
@@ -109,8 +116,8 @@ mod tests {
     #[test]
     fn a_command_says_what_it_wrote_or_how_it_ended() {
         assert_eq!(Command::new("sh").args(["-c", "echo a; echo b >&2"]).run(SOON).unwrap(), "a\nb\n");
-        let error = Command::new("sh").args(["-c", "for i in 1 2 3 4; do echo line $i; done; exit 3"]).run(SOON).unwrap_err();
-        assert_eq!(error, "sh: exit status: 3: line 2; line 3; line 4");
+        let error = Command::new("sh").args(["-c", "for i in 1 2 3 4 5; do echo line $i; done; exit 3"]).run(SOON).unwrap_err();
+        assert_eq!(error, "sh: exit status: 3: line 2; line 3; line 4; line 5");
         assert!(Command::new("no-such-command").run(SOON).unwrap_err().starts_with("no-such-command cannot be run: "));
     }
 

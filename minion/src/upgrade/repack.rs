@@ -1,5 +1,6 @@
 //! A Debian package made of what is installed: the way back, where nobody has kept the package itself.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
@@ -9,7 +10,6 @@ use std::time::Duration;
 use super::PACKAGE;
 use super::command::Command;
 
-const ASK_WITHIN: Duration = Duration::from_secs(20);
 const BUILD_WITHIN: Duration = Duration::from_secs(120);
 /// The scripts of a package, see deb-preinst(5) and its neighbours.
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
@@ -17,12 +17,14 @@ const CONFFILES: &str = "conffiles";
 /// What dpkg adds to a package's own fields.
 const ADDED: [&str; 3] = ["Status:", "Conffiles:", "Config-Version:"];
 
-/// Makes the package `to`, in the folder `within`.
+/// Makes the package `to`, in whose folder there is room for what is in it. Of configuration it has what an administrator has removed, without its text, and nothing else. What is in
+/// the package dpkg would take for the distribution's own, and what an administrator has changed for nobody's: the next package would replace it. What is
+/// missing in the package dpkg leaves where it is, and remembers.
 ///
 /// # Errors
 /// In a line.
-pub(super) fn repack(within: &Path, to: &Path) -> Result<(), String> {
-    let tree = within.join("tree");
+pub(crate) fn repack(to: &Path) -> Result<(), String> {
+    let tree = to.with_extension("tree");
     fill(&tree).map_err(|error| format!("packing what is installed: {error}"))?;
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Zgzip", "-z1", "--build"]).arg(&tree).arg(to);
@@ -41,16 +43,20 @@ fn fill(tree: &Path) -> io::Result<()> {
         }
     }
     let conffiles = ask(&["--control-show", PACKAGE, CONFFILES]).unwrap_or_default();
-    // One that an administrator has removed is in no package, and so can be none of its conffiles.
-    let present: String = conffiles.lines().filter(|path| Path::new(path).is_file()).map(|path| format!("{path}\n")).collect();
-    write(&control.join(CONFFILES), &present, 0o644)?;
+    let conffiles: BTreeSet<&Path> = conffiles.lines().map(Path::new).filter(|path| path.is_absolute()).collect();
+    let removed = conffiles.iter().filter(|path| !path.exists());
     let listed = ask(&["--listfiles", PACKAGE])?;
-    listed.lines().map(Path::new).filter(|path| path.is_absolute()).try_for_each(|path| take(path, tree))
+    listed.lines().map(Path::new).filter(|path| path.is_absolute() && !conffiles.contains(path)).try_for_each(|path| take(path, tree))?;
+    write(&control.join(CONFFILES), &removed.clone().map(|path| format!("{}\n", path.display())).collect::<String>(), 0o644)?;
+    removed.map(|path| below(path, tree)).try_for_each(|path| {
+        fs::create_dir_all(path.parent().unwrap_or(tree))?;
+        write(&path, "# It was removed here.\n", 0o644)
+    })
 }
 
 /// What is not there, because the host keeps no documentation for instance, is left out.
 fn take(path: &Path, tree: &Path) -> io::Result<()> {
-    let to: PathBuf = tree.join(path.strip_prefix("/").unwrap_or(path));
+    let to = below(path, tree);
     let Ok(found) = path.symlink_metadata() else { return Ok(()) };
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
@@ -68,6 +74,10 @@ fn take(path: &Path, tree: &Path) -> io::Result<()> {
     }
 }
 
+fn below(path: &Path, tree: &Path) -> PathBuf {
+    tree.join(path.strip_prefix("/").unwrap_or(path))
+}
+
 fn own_fields(status: &str) -> String {
     let mut is_added = false;
     let kept = |line: &&str| {
@@ -80,7 +90,7 @@ fn own_fields(status: &str) -> String {
 }
 
 fn ask(words: &[&str]) -> io::Result<String> {
-    Command::new("dpkg-query").args(words).run(ASK_WITHIN).map_err(io::Error::other)
+    Command::new("dpkg-query").args(words).ask().map_err(io::Error::other)
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {

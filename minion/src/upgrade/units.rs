@@ -11,16 +11,17 @@ use super::PROGRAM;
 use super::command::Command;
 
 const UNITS: [&str; 2] = ["minion.service", "minion-spawner.service"];
-const ASK_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A unit that has been up for so long without a restart is up.
 const STEADY_FOR: Duration = Duration::from_secs(3);
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
-/// Whether a unit of that name runs.
-pub(super) fn is_running(unit: &str) -> bool {
-    let state = property(unit, "ActiveState");
-    matches!(state.as_deref(), Ok("active" | "activating" | "deactivating" | "reloading"))
+/// How a unit stands.
+///
+/// # Errors
+/// In a line: systemd does not say.
+pub(super) fn state(unit: &str) -> Result<String, String> {
+    properties(unit)?.remove("ActiveState").ok_or_else(|| format!("{unit} has no state"))
 }
 
 /// Returns once both units have run for a while, with the program that is installed now. A unit of type `notify` is active once it listens.
@@ -70,19 +71,15 @@ fn process_of(unit: &str) -> Result<u32, String> {
 }
 
 fn properties(unit: &str) -> Result<BTreeMap<String, String>, String> {
-    let said = Command::new("systemctl").args(["show", unit, "--property=ActiveState,SubState,MainPID"]).run(ASK_WITHIN)?;
+    let said = Command::new("systemctl").args(["show", unit, "--property=ActiveState,SubState,MainPID"]).ask()?;
     Ok(said.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
-}
-
-fn property(unit: &str, name: &str) -> Result<String, String> {
-    properties(unit)?.remove(name).ok_or_else(|| format!("{unit} has no {name}"))
 }
 
 /// What the units last wrote, if the journal has it.
 fn last_words() -> String {
     let mut journal = Command::new("journalctl");
     journal.args(["--no-pager", "--quiet", "--output=cat", "--lines=2"]).args(UNITS.iter().flat_map(|unit| ["--unit", unit]));
-    let said = journal.run(ASK_WITHIN).unwrap_or_default();
+    let said = journal.ask().unwrap_or_default();
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() { String::new() } else { format!("; the journal says: {}", lines.join("; ")) }
 }

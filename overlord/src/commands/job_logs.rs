@@ -13,7 +13,7 @@ use super::call::stop_on_interrupt;
 use super::{HOST_UNKNOWN, INTERRUPTED, OK, Refusal, warn_of_forks};
 use crate::cli::JobLogsArgs;
 use crate::fleet::{Fleet, Stop};
-use crate::jobs::logs::{Gathered, Logs, Parcel, too_much};
+use crate::jobs::logs::{Gathered, Logs, QueuedEvent, too_much};
 use crate::jobs::{Follow, HostLogs, LogEnd, LogEvent};
 use crate::output::logs::{LogText, Naming};
 use crate::output::{Format, Output, is_unread_within, relay_to_stderr, remark};
@@ -53,11 +53,11 @@ impl Printer {
     }
 
     /// Prints until nothing more comes, or nobody reads on. Gives the exit status.
-    fn print(&mut self, parcels: &Receiver<Parcel>) -> io::Result<u8> {
+    fn print(&mut self, parcels: &Receiver<QueuedEvent>) -> io::Result<u8> {
         let mut status = OK;
         loop {
             match parcels.recv_timeout(READER_LOOK_EVERY) {
-                Ok(Parcel { event, .. }) => status |= self.take(event)?,
+                Ok(QueuedEvent { event, .. }) => status |= self.take(event)?,
                 Err(RecvTimeoutError::Timeout) if is_unread_within(Duration::ZERO) => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(status | self.overfull()),

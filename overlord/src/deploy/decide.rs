@@ -2,9 +2,9 @@
 
 use common::identity::MinionName;
 
-use super::package::Package;
 use super::report::{Disk, Facts, Orders};
 use super::trouble::Trouble;
+use crate::package::Package;
 
 /// What is left free behind a package: dpkg and apt write there, too.
 const MARGIN_KIB: u64 = 2 << 10;
@@ -60,7 +60,7 @@ fn require_fitting(facts: &Facts, package: &Package) -> Result<(), Trouble> {
 
 /// Whether this very package, as far as can be told, is whole there. One that was installed by hand is known by its version alone.
 fn is_there(facts: &Facts, package: &Package) -> bool {
-    facts.installed() == Some(&package.says.version) && facts.kept.as_ref().is_none_or(|kept| *kept == package.sha256)
+    facts.installed() == Some(&package.says.version) && facts.kept.as_ref().is_none_or(|kept| kept == package.id.digits())
 }
 
 /// The package itself, and its files beside those of a former version.
@@ -80,8 +80,9 @@ fn require_room(facts: &Facts, package: &Package) -> Result<(), Trouble> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use super::super::package::{Description, Kind};
     use super::*;
+    use crate::package::{Description, Kind};
+    use common::protocol::package::PackageId;
 
     fn package() -> Package {
         let says = Description {
@@ -91,7 +92,8 @@ mod tests {
             arch: "amd64".into(),
             installed_kib: 20 << 10,
         };
-        Package { says, bytes: vec![0; 5 << 20].into(), sha256: "ab".repeat(32) }
+        let bytes = vec![0; 5 << 20];
+        Package { says, id: PackageId::of(&bytes), bytes: bytes.into() }
     }
 
     fn disk(folder: &str, mount: &str, free_mib: u64) -> Disk {
@@ -117,7 +119,7 @@ mod tests {
     fn a_bare_host_gets_all_and_one_that_has_all_gets_nothing() {
         let (orders, enrols) = decided(&bare(), &Membership::None).unwrap();
         assert_eq!((orders.sends_package, orders.sets_name, enrols), (true, None, true));
-        let whole = Facts { standing: "installed 0.2.0-1".into(), kept: Some("ab".repeat(32)), ..bare() };
+        let whole = Facts { standing: "installed 0.2.0-1".into(), kept: Some(package().id.digits().to_owned()), ..bare() };
         let (orders, enrols) = decided(&whole, &Membership::Ours).unwrap();
         assert_eq!((orders.sends_package, enrols), (false, false));
     }

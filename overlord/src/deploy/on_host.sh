@@ -17,6 +17,8 @@ told_bytes=16384
 told_lines=20
 # Halves of a second that the units may take to come up, at most.
 start_halves=60
+# And for how long they must have run then.
+steady_halves=6
 if [ "$start_halves" -gt $((2 * wait_s)) ]; then start_halves=$((2 * wait_s)); fi
 
 say() { printf 'overlord-deploy %s\n' "$*"; }
@@ -64,7 +66,6 @@ tell_facts() {
     say "arch $(architecture)"
     say "standing $before"
     if [ -d /run/systemd/system ]; then say "systemd yes"; fi
-    if is_up 2>/dev/null; then say "up yes"; fi
     say "hostname $(uname -n)"
     say "name $(configured_name)"
     for folder in /var/tmp /usr; do say "df $folder $(df -Pk "$folder" | tail -n 1)"; done
@@ -130,29 +131,13 @@ kept_version() {
     esac 2>/dev/null
 }
 
-# A package of what is installed, where nobody has kept it. What lies below a folder that is a link on this host lies there all the same.
-repack() {
-    tree=$work/tree
-    mkdir "$tree" "$tree/DEBIAN" && chmod 755 "$tree" "$tree/DEBIAN" || return 1
-    dpkg-query --status "$package" | awk '!/^ / { added = /^(Status|Conffiles|Config-Version):/ } !added && NF' >"$tree/DEBIAN/control"
-    for part in preinst postinst prerm postrm; do
-        dpkg-query --control-show "$package" "$part" >"$tree/DEBIAN/$part" && chmod 755 "$tree/DEBIAN/$part" || rm -f "$tree/DEBIAN/$part"
-    done
-    dpkg-query --control-show "$package" conffiles | while read -r path; do if [ -f "$path" ]; then echo "$path"; fi; done >"$tree/DEBIAN/conffiles"
-    chmod 644 "$tree/DEBIAN/control" "$tree/DEBIAN/conffiles"
-    dpkg-query --listfiles "$package" | while read -r path; do if [ ! -L "$path" ] || [ ! -d "$path" ]; then echo "$path"; fi; done \
-        | tar --no-recursion --ignore-failed-read -cf - -T - | tar -xpf - -C "$tree"
-    dpkg-deb --root-owner-group -Zgzip -z1 --build "$tree" "$former"
-}
-
 # The way back, before anything is changed. There may be none: rpm makes no package of what is installed.
 keep_former() {
     former=$work/former.$manager
     case $before in installed*) ;; *) return ;; esac
     if [ "installed $(kept_version)" = "$before" ]; then cp "$kept" "$former" || rm -f "$former"
-    elif [ "$manager" = deb ]; then repack || rm -f "$former"
+    elif [ "$manager" = deb ]; then minion repack "$former" || rm -f "$former"
     fi >/dev/null 2>&1
-    rm -rf "$work/tree"
 }
 
 # As it was before, as far as that can be. What is written meanwhile is not why it failed.
@@ -164,10 +149,12 @@ put_back() {
         elif [ -f "$former" ] && install_file "$former" && [ "$(standing)" = "$before" ]; then say "back former"
         else say "back none"; fi
         ;;
-    *)
+    '' | not-installed* | config-files*)
         remove_package
         case $(standing) in '' | not-installed* | config-files*) say "back removed" ;; *) say "back none" ;; esac
         ;;
+    # It was there by half before, and may serve all the same.
+    *) say "back none" ;;
     esac
     log=$why
 }
@@ -185,11 +172,24 @@ install_package() {
     fi
 }
 
+# The processes of both units, if both are up, and run the program that is installed now.
+processes() {
+    is_up || return
+    for unit in minion-spawner minion; do
+        pid=$(systemctl show --property MainPID $unit.service) && pid=${pid#*=} || return
+        case $(readlink "/proc/$pid/exe") in '' | *' (deleted)') return 1 ;; esac
+        echo "$pid"
+    done
+}
+
+# A package that ends a moment after it has begun is not up.
 wait_until_up() {
-    halves=0
-    until is_up; do
-        halves=$((halves + 1))
-        [ "$halves" -le "$start_halves" ] || return 1
+    halves=0 steady=0 last=
+    while [ "$steady" -lt "$steady_halves" ]; do
+        now=$(processes) || now=
+        if [ -n "$now" ] && [ "$now" = "$last" ]; then steady=$((steady + 1)); else steady=0; fi
+        last=$now halves=$((halves + 1))
+        [ "$halves" -le "$start_halves" ] || [ "$steady" -gt 0 ] || return 1
         sleep 0.5
     done
 }
@@ -205,8 +205,10 @@ start_units() {
 
 # Before all else in the file, so that it stands in no table.
 set_name() {
-    fresh=$(mktemp "$config.XXXXXXXXXX") && cp -p "$config" "$fresh" && { printf 'name = "%s"\n' "$name" && cat "$config"; } >"$fresh" \
-        && sync "$fresh" && mv "$fresh" "$config" || fail name
+    {
+        fresh=$(mktemp "$config.XXXXXXXXXX") && cp -p "$config" "$fresh" && { printf 'name = "%s"\n' "$name" && cat "$config"; } >"$fresh" \
+            && sync "$fresh" && mv "$fresh" "$config"
+    } 2>>"$log" || fail name
     systemctl restart minion-spawner.service minion.service >>"$log" 2>&1 9>&- && wait_until_up || fail start
 }
 
@@ -221,7 +223,8 @@ trap : PIPE
 manager=$(manager_here)
 # Where minion.upgrade keeps it, too.
 kept=$state/spool/packages/installed
-exec 9>>/run/overlord-deploy.lock || fail lock
+# What minion.upgrade locks, too.
+command exec 9>>/run/overlord-minion.lock || fail lock
 if ! flock -n 9; then
     say waits
     flock -w "$wait_s" 9 || fail busy
@@ -245,6 +248,6 @@ if [ "$enrolment" = enrol ]; then enrol; fi
 # The next one, or minion.upgrade, puts this back where it does not come up itself. Without room it is not kept.
 if [ "$with" = package ]; then
     if [ -d "$state/spool" ]; then mkdir -p "${kept%/*}"; fi
-    { cp "$file" "$kept.draft" && sync "$kept.draft" && mv "$kept.draft" "$kept"; } 2>/dev/null || rm -f "$kept" "$kept.draft"
+    { rm -f "$kept.draft" && cp "$file" "$kept.draft" && sync "$kept.draft" && mv "$kept.draft" "$kept"; } 2>/dev/null || rm -f "$kept" "$kept.draft"
 fi
-say "done $(standing)"
+say done

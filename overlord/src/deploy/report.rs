@@ -1,7 +1,7 @@
 //! What the script on a host says, a line at a time, and what it is told to do. The host is not believed: all that it says is bounded, and is shown
 //! harmless. Pure.
 
-use super::package::Package;
+use crate::package::Package;
 
 /// What each line of the script begins with. Whatever else comes, a shell's greeting, is passed over.
 const MARK: &str = "overlord-deploy ";
@@ -30,8 +30,6 @@ pub(crate) struct Facts {
     /// How the package stands there, in dpkg's words: `installed 0.1.0-1`.
     pub(super) standing: String,
     pub(super) has_systemd: bool,
-    /// Both units run.
-    pub(super) is_up: bool,
     pub(super) hostname: String,
     /// The name that its configuration says.
     pub(super) name: Option<String>,
@@ -64,13 +62,8 @@ pub(crate) enum Back {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// And the package stands so.
-    Done {
-        standing: String,
-    },
-    Failed {
-        kind: String,
-    },
+    Done,
+    Failed { kind: String },
 }
 
 /// What a line means for who listens.
@@ -78,7 +71,7 @@ pub(super) enum End {
 pub(crate) enum Heard {
     /// It was taken down.
     Noted,
-    /// Another deploy is at work there.
+    /// Another deploy, or an upgrade, is at work there.
     Waits,
     /// Orders are waited for.
     Ready,
@@ -98,7 +91,7 @@ impl Report {
             "log" if self.log.len() < LOG_MAX_LINES => self.log.push(value(rest)),
             "back" => self.back = Some(Back::read(rest)),
             "failed" => return self.ends(End::Failed { kind: value(rest) }),
-            "done" => return self.ends(End::Done { standing: value(rest) }),
+            "done" => return self.ends(End::Done),
             _ => self.facts.hear(word, rest),
         }
         Heard::Noted
@@ -124,7 +117,6 @@ impl Facts {
             "arch" => self.arch = value(rest),
             "standing" => self.standing = value(rest),
             "systemd" => self.has_systemd = true,
-            "up" => self.is_up = true,
             "hostname" => self.hostname = value(rest),
             "name" => self.name = Some(value(rest)).filter(|name| !name.is_empty()),
             "df" if self.disks.len() < 2 => self.disks.extend(Disk::read(rest)),
@@ -194,7 +186,7 @@ impl Orders {
     /// The lines that the script reads. None of the words can have a space or a line's end in it.
     pub(super) fn lines(&self, package: &Package) -> String {
         let package = match self.sends_package {
-            true => format!("package {} {}", package.bytes.len(), package.sha256),
+            true => format!("package {} {}", package.bytes.len(), package.id.digits()),
             false => "keep".to_owned(),
         };
         let name = self.sets_name.as_deref().unwrap_or_default();

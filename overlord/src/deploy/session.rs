@@ -6,15 +6,15 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Take};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::time::timeout;
 
 use super::destination::Destination;
-use super::report::{Facts, Heard, Report};
+use super::report::{Facts, Heard, Orders, Report};
 use super::ssh::Ssh;
 use super::trouble::Trouble;
+use crate::package::Package;
 
 /// What runs on the host.
 const SCRIPT: &str = include_str!("on_host.sh");
@@ -40,27 +40,22 @@ pub(super) enum Stage {
 pub(super) struct Session<'s> {
     pub(super) ssh: &'s Ssh,
     pub(super) to: &'s Destination,
+    pub(super) package: &'s Package,
     /// How long the host may wait for others.
     pub(super) patience: Duration,
     pub(super) stage: &'s Cell<Stage>,
-    /// Is told that another deploy is at work there.
+    /// Is told that another deploy, or an upgrade, is at work there.
     pub(super) waits: &'s dyn Fn(),
-}
-
-/// What a host gets: lines, and the package if it is to be installed.
-pub(super) struct Delivery {
-    pub(super) orders: String,
-    pub(super) package: Option<Bytes>,
 }
 
 type Said = BufReader<Take<ChildStdout>>;
 
 impl Session<'_> {
-    /// Has it, and gives all that the host said.
+    /// Has it, and gives all that the host said, and what it was told to do.
     ///
     /// # Errors
     /// The host was not reached, `decide` refuses it, or something failed there.
-    pub(super) async fn run(&self, decide: impl AsyncFnOnce(&Facts) -> Result<Delivery, Trouble>) -> Result<Report, Trouble> {
+    pub(super) async fn run(&self, decide: impl AsyncFnOnce(&Facts) -> Result<Orders, Trouble>) -> Result<(Report, Orders), Trouble> {
         let script = format!("wait_s={}\n{SCRIPT}", self.patience.as_secs().max(1));
         let failed = |error: std::io::Error| Trouble::Ssh { to: self.to.to_string(), said: error.to_string() };
         let mut ssh = self.ssh.start(self.to, &first_command(script.len())).map_err(failed)?;
@@ -74,35 +69,32 @@ impl Session<'_> {
             talked = self.talk(&mut report, stdin, said, script, decide) => talked,
             never = keep_tail_for_ever(&mut stderr, &mut tail) => match never {},
         };
-        talked?;
-        if report.end.is_some() {
-            let _killed_if_late = timeout(END_WITHIN, ssh.wait()).await;
-        } else {
-            return Err(self.ended_early(ssh, stderr, tail).await);
-        }
-        Trouble::of_script(&report).map_or(Ok(report), Err)
+        let orders = talked?;
+        let (Some(orders), Some(_)) = (orders, &report.end) else { return Err(self.ended_early(ssh, stderr, tail).await) };
+        let _killed_if_late = timeout(END_WITHIN, ssh.wait()).await;
+        Trouble::of_script(&report).map_or(Ok((report, orders)), Err)
     }
 
-    /// The streams are closed behind it.
+    /// What the host was told to do, if it came to that. The streams are closed behind it.
     async fn talk(
         &self,
         report: &mut Report,
         mut stdin: ChildStdin,
         mut said: Said,
         script: String,
-        decide: impl AsyncFnOnce(&Facts) -> Result<Delivery, Trouble>,
-    ) -> Result<(), Trouble> {
+        decide: impl AsyncFnOnce(&Facts) -> Result<Orders, Trouble>,
+    ) -> Result<Option<Orders>, Trouble> {
         // Whoever does not read it has ended, and that is told by its output.
         let _unread = stdin.write_all(script.as_bytes()).await;
         if self.hear(report, &mut said).await != Heard::Ready {
-            return Ok(());
+            return Ok(None);
         }
-        let Delivery { orders, package } = decide(&report.facts).await?;
+        let orders = decide(&report.facts).await?;
         self.stage.set(Stage::Ordered);
-        let send = async move {
-            let _unread = stdin.write_all(orders.as_bytes()).await;
-            if let Some(package) = package {
-                let _unread = stdin.write_all(&package).await;
+        let send = async {
+            let _unread = stdin.write_all(orders.lines(self.package).as_bytes()).await;
+            if orders.sends_package {
+                let _unread = stdin.write_all(&self.package.bytes).await;
             }
             drop(stdin);
             pending::<Infallible>().await
@@ -112,12 +104,12 @@ impl Session<'_> {
             _ = self.hear(report, &mut said) => {}
             never = send => match never {},
         }
-        Ok(())
+        Ok(Some(orders))
     }
 
     /// Until the host wants orders, or has ended.
     async fn hear(&self, report: &mut Report, said: &mut Said) -> Heard {
-        let mut line = Vec::new();
+        let (mut line, mut has_told) = (Vec::new(), false);
         loop {
             line.clear();
             if !matches!(said.read_until(b'\n', &mut line).await, Ok(1..)) {
@@ -125,7 +117,11 @@ impl Session<'_> {
             }
             match report.hear(&line) {
                 Heard::Noted => {}
-                Heard::Waits => (self.waits)(),
+                Heard::Waits if has_told => {}
+                Heard::Waits => {
+                    has_told = true;
+                    (self.waits)();
+                }
                 heard @ (Heard::Ready | Heard::Ended) => return heard,
             }
         }

@@ -10,13 +10,16 @@ use super::destination::Destination;
 
 /// Whatever an ssh configuration says: nobody is there to be asked, nothing but the script shall run, and no master connection may stay that holds our
 /// pipes open. Errors alone are told, so that what it says last is why it has ended.
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 14] = [
     "BatchMode=yes",
     "ConnectTimeout=10",
     "ServerAliveInterval=15",
     "ServerAliveCountMax=4",
     "ClearAllForwardings=yes",
     "ForwardAgent=no",
+    "ForwardX11=no",
+    "GSSAPIDelegateCredentials=no",
+    "Tunnel=no",
     "ControlMaster=no",
     "PermitLocalCommand=no",
     "RemoteCommand=none",

@@ -6,8 +6,8 @@ use std::time::Duration;
 use common::outcome::{ErrorCode, Failure, Verdict};
 
 use super::destination::Destination;
-use super::package::Kind;
 use super::report::{Back, End, Report};
+use crate::package::Kind;
 
 /// How much of what others said is told.
 const SAID_MAX_CHARS: usize = 300;
@@ -40,7 +40,10 @@ pub(crate) enum Trouble {
     OtherManager { takes: String, kind: Kind },
     #[error("the package is for {arch}, and the host is {has}: give --package one for {has}")]
     OtherArch { has: String, arch: String },
-    #[error("systemd does not run there, and the package's units need it; README says how to start a minion without it")]
+    #[error(
+        "systemd does not run there, and the package's units need it: without it, copy the program there, `minion --config FILE enroll …` and have \
+         what starts services there run `minion --config FILE serve`"
+    )]
     NoSystemd,
     #[error("its disk is full: {folder} has {free_mib} MiB free, and {needed_mib} MiB are needed; make room there, and repeat this")]
     NoRoom { folder: String, free_mib: u64, needed_mib: u64 },
@@ -53,7 +56,7 @@ pub(crate) enum Trouble {
     OtherName { other: String },
     #[error("no token can be made for it: {reason}")]
     Token { reason: String },
-    #[error("another deploy has been at work there all the time: repeat this when that has ended")]
+    #[error("another deploy, or an upgrade, has been at work there all the time: repeat this when that has ended")]
     Busy,
     #[error("what was sent did not arrive as it was; repeat this")]
     Cut,
@@ -67,6 +70,14 @@ pub(crate) enum Trouble {
     Start { said: String, back: Option<Back> },
     #[error("the package is installed and runs, and the host has got no certificate: {said}{}", enrol_hint(.said))]
     Enrol { said: String },
+    #[error("its name could not be written into /etc/minion/minion.toml: {said}; repeat this")]
+    Name { said: String },
+    #[error(
+        "nothing was done: /run/overlord-minion.lock cannot be made there, so that nobody else could be kept away meanwhile; see `ls -ld /run` there"
+    )]
+    NoLock,
+    #[error("what was sent could not be put on its disk below /var/tmp: {said}")]
+    Copy { said: String },
     #[error("the script there has failed ({kind}): {said}")]
     Script { kind: String, said: String },
     #[error("the connection has ended half-way ({said}): what has begun there ends by itself; repeat this, and it is finished")]
@@ -138,6 +149,9 @@ impl Trouble {
             "program" => Self::Program { said, back },
             "start" => Self::Start { said, back },
             "enrol" => Self::Enrol { said },
+            "name" => Self::Name { said },
+            "copy" => Self::Copy { said },
+            "lock" => Self::NoLock,
             _ => Self::Script { kind: kind.chars().take(SAID_MAX_CHARS).collect(), said },
         })
     }
@@ -163,6 +177,9 @@ impl Trouble {
             Self::Program { .. } => "program",
             Self::Start { .. } => "start",
             Self::Enrol { .. } => "enrol",
+            Self::Name { .. } => "name",
+            Self::Copy { .. } => "copy",
+            Self::NoLock => "lock",
             Self::Script { .. } => "script",
             Self::Broken { .. } => "broken",
             Self::NoPing { .. } => "no_ping",

@@ -39,7 +39,10 @@ pub(crate) fn enlist(path: &Path, name: &MinionName, address: &str) -> Result<bo
     let entry = entry(&text, name, address);
     // An unfinished text in it could make something else of what is added.
     Roster::parse(path, &format!("{text}{entry}"))?;
-    file.write_all(entry.as_bytes()).and_then(|()| file.sync_data()).map_err(failed)?;
+    let before = text.len() as u64;
+    let written = file.write_all(entry.as_bytes()).and_then(|()| file.sync_data());
+    // Half an entry would make the file one that no command reads.
+    written.inspect_err(|_| drop(file.set_len(before))).map_err(failed)?;
     Ok(true)
 }
 

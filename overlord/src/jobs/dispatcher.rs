@@ -177,6 +177,9 @@ impl Resumption {
             return Err(JobError::Dispatching { job: id.clone() });
         };
         let mut record = job.known()?.record;
+        if Parcel::is_needed(&record.header.method) {
+            return Err(JobError::NotKept { job: id.clone() });
+        }
         fence(job, &mut record, &mut log)?;
         let roster = fleet.roster()?;
         let (hosts, left) = sort_out(&record, &roster);

@@ -94,14 +94,14 @@ pub(crate) struct Gathered {
 }
 
 /// An event on its way, with its place among those that wait.
-pub(crate) struct Parcel {
+pub(crate) struct QueuedEvent {
     pub(crate) event: LogEvent,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Where the events of one host go.
 struct Sink {
-    parcels: Sender<Parcel>,
+    parcels: Sender<QueuedEvent>,
     places: Arc<Semaphore>,
 }
 
@@ -185,7 +185,7 @@ impl Logs {
     }
 
     /// Reads, while `collect` takes what comes from a channel, which closes behind the last. When it returns, the reading ends.
-    pub(crate) fn read<C>(self, follow: Follow, stop: &Stop, collect: impl FnOnce(&Receiver<Parcel>) -> C) -> Result<C, JobError> {
+    pub(crate) fn read<C>(self, follow: Follow, stop: &Stop, collect: impl FnOnce(&Receiver<QueuedEvent>) -> C) -> Result<C, JobError> {
         let Self { job, sources, unread } = self;
         let fleet = &job.fleet;
         let client = reading::client(fleet)?;
@@ -217,7 +217,7 @@ impl Logs {
                 sink.tell(LogEvent::End { host, end });
             }
         };
-        let collect = |parcels: &Receiver<Parcel>| {
+        let collect = |parcels: &Receiver<QueuedEvent>| {
             let collected = collect(parcels);
             closed.stop();
             collected
@@ -244,12 +244,12 @@ impl Sink {
         // It is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
         // Whoever collects may have stopped: then so does this, in a moment.
-        let _unread = self.parcels.send(Parcel { event, _place: place });
+        let _unread = self.parcels.send(QueuedEvent { event, _place: place });
     }
 
     /// Sends what is told of a host, which is little.
     fn tell(&self, event: LogEvent) {
-        let _unread = self.parcels.send(Parcel { event, _place: None });
+        let _unread = self.parcels.send(QueuedEvent { event, _place: None });
     }
 }
 

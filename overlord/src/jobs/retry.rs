@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use common::job::{HostState, JobId};
 
 use super::dispatcher::Dispatch;
+use super::parcel::Parcel;
 use super::{Job, JobError, StartError};
 use crate::targets::{TargetError, job_term};
 
@@ -59,6 +60,9 @@ pub(crate) fn prepare(job: &Job, states: &BTreeSet<HostState>) -> Result<Dispatc
         target => target?,
     };
     let header = status.record.header;
+    if Parcel::is_needed(&header.method) {
+        return Err(JobError::NotKept { job: job.id.clone() }.into());
+    }
     let target = match header.job_limit_ms {
         Some(limit) => target.with_job_timeout(std::time::Duration::from_millis(limit)),
         None => target,

@@ -31,12 +31,18 @@ pub(super) fn place(usual: &Path) -> (PathBuf, Option<String>) {
 pub(super) fn bring_forward(path: &Path) -> Result<(), StoreError> {
     match format::age(path, &FORMAT) {
         Ok(Age::Ours) => return Ok(()),
-        // The first format is what was there before formats had numbers.
         Ok(Age::Unmarked) => make(path)?,
-        Ok(Age::Older) => fs::remove_dir_all(path).map_err(|source| failed(path, source)).and_then(|()| make(path))?,
+        Ok(Age::Older) => remove(path).and_then(|()| make(path))?,
         Err(error) => return Err(unmarked(path, error)),
     }
     format::mark(path, &FORMAT, MARK_MODE).map_err(|error| unmarked(path, error))
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn make(path: &Path) -> Result<(), StoreError> {

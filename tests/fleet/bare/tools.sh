@@ -49,6 +49,7 @@ minion | minion-of-package) echo "$*" >>$host/minion.log; exec @MINION@ "$@" ;;
 systemctl)
     case $1 in
     is-active) is_up ;;
+    show) echo "MainPID=$(cat $host/pid)" ;;
     enable | restart) start ;;
     esac
     ;;

@@ -1,4 +1,5 @@
-//! The package that is deployed: which it is, for which architecture, and how much room it takes. Reads one file, and trusts none of it; runs nothing.
+//! The minion's package, which hosts are deployed and upgraded by: which it is, for which architecture, and how much room it takes. Reads one file, and
+//! trusts none of it; runs nothing.
 
 mod deb;
 mod rpm;
@@ -9,23 +10,31 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use common::protocol::package::PACKAGE_MAX_BYTES;
-use ring::digest::{SHA256, digest};
+use common::format::Program;
+use common::protocol::package::{PACKAGE_MAX_BYTES, PackageId};
 
-/// The package that makes a host one of the fleet.
-pub(crate) const NAME: &str = "overlord-minion";
+/// What it is called.
+const NAME: &str = Program::Minion.package();
 
-/// Why a file cannot be deployed.
+/// Why no host can be given this file.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PackageError {
+pub enum PackageError {
+    /// It cannot be read.
     #[error("cannot read the package {}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{} is larger than {PACKAGE_MAX_BYTES} bytes", .path.display())]
-    TooLarge { path: PathBuf },
-    #[error("{} is no package that can be deployed: {problem}; `make packages` makes {NAME} as .deb and .rpm", .path.display())]
-    Unusable { path: PathBuf, problem: String },
-    #[error("{} is the package {name}, and a host needs {NAME}", .path.display())]
-    OtherName { path: PathBuf, name: String },
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is something else, or damaged.
+    #[error("{} is no package of the minion: {problem}; `make packages` makes {NAME} as .deb and .rpm", .path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why, for a person.
+        problem: String,
+    },
 }
 
 /// Who can install it.
@@ -53,8 +62,7 @@ pub(crate) struct Description {
 pub(crate) struct Package {
     pub(crate) says: Description,
     pub(crate) bytes: Bytes,
-    /// In small hexadecimal digits.
-    pub(crate) sha256: String,
+    pub(crate) id: PackageId,
 }
 
 impl Package {
@@ -62,17 +70,22 @@ impl Package {
     /// The file cannot be read, or is not the minion's package.
     pub(crate) fn read(path: &Path) -> Result<Self, PackageError> {
         let failed = |source| PackageError::Read { path: path.to_owned(), source };
+        let unusable = |problem| PackageError::Unusable { path: path.to_owned(), problem };
+        let file = File::open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(unusable("it is no file".to_owned()));
+        }
         let mut bytes = Vec::new();
-        File::open(path).and_then(|file| file.take(PACKAGE_MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;
+        file.take(PACKAGE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > PACKAGE_MAX_BYTES {
-            return Err(PackageError::TooLarge { path: path.to_owned() });
+            return Err(unusable(format!("it is larger than {PACKAGE_MAX_BYTES} bytes, which is what hosts take")));
         }
-        let says = describe(&bytes).map_err(|problem| PackageError::Unusable { path: path.to_owned(), problem })?;
+        let says = describe(&bytes).map_err(unusable)?;
         if says.name != NAME {
-            return Err(PackageError::OtherName { path: path.to_owned(), name: says.name });
+            return Err(unusable(format!("it is the package {}", says.name)));
         }
-        let sha256 = digest(&SHA256, &bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { says, bytes: bytes.into(), sha256 })
+        let id = PackageId::of(&bytes);
+        Ok(Self { says, bytes: bytes.into(), id })
     }
 }
 
