@@ -1,9 +1,9 @@
 //! A Debian package made of what is installed: the way back, where nobody has kept the package itself.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,7 +34,9 @@ pub(crate) fn repack(to: &Path) -> Result<(), String> {
 
 fn fill(tree: &Path) -> io::Result<()> {
     let control = tree.join("DEBIAN");
-    DirBuilder::new().recursive(true).mode(0o755).create(&control)?;
+    fs::create_dir_all(&control)?;
+    // Whatever the umask: dpkg-deb wants it so.
+    [tree, &control].into_iter().try_for_each(|folder| fs::set_permissions(folder, fs::Permissions::from_mode(0o755)))?;
     write(&control.join("control"), &own_fields(&ask(&["--status", PACKAGE])?), 0o644)?;
     for script in SCRIPTS {
         // Not every package has each.
