@@ -196,8 +196,8 @@ fn host_has_begun(host: &Host) -> bool {
 }
 
 /// How many times the power goes, each time a little later in an upgrade: the first before it has begun, the last when it is all but over.
-const MOMENTS: u32 = 5;
-const LATER: Duration = Duration::from_millis(400);
+const MOMENTS: u32 = 4;
+const LATER: Duration = Duration::from_millis(500);
 const BROUGHT_TO_ITS_END_WITHIN: Duration = Duration::from_secs(150);
 
 /// What is begun is brought to its end when the host is back, and a package that does not come up is taken back then.

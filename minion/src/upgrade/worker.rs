@@ -59,7 +59,7 @@ fn install(folder: &Path) -> io::Result<Ended> {
     write(folder, BACK, why.as_bytes())?;
     let failed = match manager.install(&folder.join(FORMER), FORMER_WITHIN) {
         Ok(()) => None,
-        Err(InstallError::Locked(why)) => return Err(io::Error::other(why)),
+        Err(error @ InstallError::Locked(_)) => return Err(io::Error::other(error)),
         Err(InstallError::Failed(why)) => Some(why),
     };
     Ok(match (failed, units::come_up()) {
@@ -78,8 +78,8 @@ fn put_new(folder: &Path, manager: Manager) -> io::Result<Result<Ended, String>>
     }
     Ok(match manager.install(&folder.join(NEW), NEW_WITHIN) {
         Ok(()) => units::come_up().map(|()| Ended::Up),
-        Err(InstallError::Locked(why)) if is_first => Ok(Ended::Untouched { why }),
-        Err(InstallError::Locked(why)) => return Err(io::Error::other(why)),
+        Err(error @ InstallError::Locked(_)) if is_first => Ok(Ended::Untouched { why: error.to_string() }),
+        Err(error @ InstallError::Locked(_)) => return Err(io::Error::other(error)),
         Err(InstallError::Failed(why)) if runs_former(folder, manager) => Ok(Ended::Untouched { why }),
         Err(InstallError::Failed(why)) => Err(why),
     })
