@@ -172,7 +172,7 @@ mod tests {
         let (begun, ended) = (format!("B{AT}\n"), format!("E{AT} {{\"ok\":1}}\n"));
         let (ok, failed, never) = (HostState::Ok, HostState::Failed, HostState::Undelivered);
         assert_eq!(states(&[]), [never; 4]);
-        assert_eq!(states(&[begun.clone()]), [failed, never, never, never]);
+        assert_eq!(states(std::slice::from_ref(&begun)), [failed, never, never, never]);
         assert_eq!(states(&[begun.clone(), ended.clone()]), [ok, never, never, never]);
         assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone()]), [ok, failed, never, never]);
         let torn = ended[..20].to_owned();
