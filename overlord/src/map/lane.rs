@@ -22,7 +22,7 @@ use crate::fleet::ANSWER_GRACE;
 /// How long a host is to work on a chunk: long beside the way there and back, and short beside what a person notices.
 const CHUNK_AIM: Duration = Duration::from_millis(50);
 /// So much larger a chunk may be than the one before.
-const GROWTH: usize = 4;
+const GROWTH: usize = 16;
 /// How much text a chunk has at most, unless it is one item: minions take a mebibyte unless they are told otherwise, and it is put into JSON twice.
 const CHUNK_TEXT_BYTES: usize = 256 * 1024;
 /// How long a host that got nothing done is left alone first; each time twice as long.
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn chunks_grow_to_what_a_host_does_in_fifty_milliseconds() {
         let ms = Duration::from_millis;
-        assert_eq!(next_size(1, 1, Duration::ZERO), 4);
+        assert_eq!(next_size(1, 1, Duration::ZERO), GROWTH);
         assert_eq!(next_size(200, 200, ms(1)), CHUNK_MAX_ITEMS);
         assert_eq!(next_size(16, 16, ms(16)), 50);
         assert_eq!(next_size(64, 64, ms(6400)), 1, "slow items go one by one");
