@@ -35,7 +35,7 @@ use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
 use child::Child;
-use chunk::Progress;
+use chunk::Course;
 use common::protocol::map::Chunk;
 
 /// How long after its method's end what is left of the tree may take to die. SIGKILL takes effect at once, except for a process that
@@ -81,7 +81,7 @@ struct Supervision<'a> {
     childless: bool,
     answer: Vec<u8>,
     /// How far it is, if it is run for a chunk of items; the answer is then what it says of them, as far as that is not a whole line.
-    chunk: Option<Progress>,
+    chunk: Option<Course>,
     ending: Option<Ending>,
     limit_at: Instant,
     kill_at: Option<Instant>,
@@ -121,7 +121,7 @@ fn watch<'a>(
         child_status: None,
         childless: false,
         answer: Vec::new(),
-        chunk: chunk.map(Progress::of),
+        chunk: chunk.map(Course::of),
         ending: None,
         limit_at,
         kill_at: None,

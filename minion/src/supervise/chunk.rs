@@ -33,7 +33,7 @@ pub fn supervise_chunk(
     // What is left of a line says nothing.
     supervision.answer.clear();
     let ended = supervision.verdict();
-    let chunked = supervision.chunk.take().map(|progress| progress.finish(&ended, finished_at));
+    let chunked = supervision.chunk.take().map(|course| course.finish(&ended, finished_at));
     let result = serde_json::to_value(chunked);
     let verdict = result.map_or_else(
         |error| Verdict::lost(format!("what became of the items cannot be written: {error}")),
@@ -85,7 +85,7 @@ fn answer_to(station: &Station, run: &MethodRun, index: u64, args: &Arguments) -
 
 /// How far the process is, as its supervisor knows.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct Course {
     first: u64,
     count: usize,
     outcomes: Vec<Outcome>,
@@ -93,7 +93,7 @@ pub(super) struct Progress {
     begun_at: Option<Timestamp>,
 }
 
-impl Progress {
+impl Course {
     pub(super) fn of(chunk: &Chunk) -> Self {
         Self { first: chunk.first, count: chunk.items.len(), outcomes: Vec::with_capacity(chunk.items.len()), begun_at: None }
     }
@@ -158,11 +158,11 @@ mod tests {
     const AT: &str = "2026-01-01T00:00:00Z";
 
     fn states(said: &[String]) -> Vec<HostState> {
-        let mut progress = Progress::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] });
+        let mut course = Course::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] });
         let mut text = said.concat().into_bytes();
-        progress.take_in(&mut text);
+        course.take_in(&mut text);
         let crash = Verdict::Failed { error: Failure::new(ErrorCode::Crashed, "its process died") };
-        let chunked = progress.finish(&crash, AT.parse().unwrap());
+        let chunked = course.finish(&crash, AT.parse().unwrap());
         assert_eq!((chunked.first, chunked.outcomes.len()), (7, 4));
         chunked.outcomes.iter().map(|outcome| outcome.verdict.state()).collect()
     }

@@ -86,6 +86,13 @@ struct Failure {
     cause: Box<dyn StdError + Send + Sync>,
 }
 
+impl Failure {
+    fn never_written() -> Self {
+        let message = "the connection was closed before the request could be written".to_owned();
+        Self { never_written: true, answered: false, cause: message.clone().into(), message }
+    }
+}
+
 impl Line {
     /// What is kept, if it still leads to the host and was opened as who we are now.
     async fn take(&self, shown: &Arc<Trusted<OverlordTls>>) -> Option<Open> {
@@ -143,7 +150,7 @@ impl Dial {
                 return Err(Broken::Silent(format!("{reason} while it was asked: what it did is not known")));
             }
         };
-        if let Some(line) = &self.line {
+        if let (Some(line), Some(open)) = (&self.line, open) {
             line.keep(open);
         }
         Ok(answer)
@@ -192,9 +199,10 @@ impl Dial {
     }
 
     /// Sends the request and reads the answer whole, while driving the connection, so that nothing outlives this future.
-    async fn send(&self, request: HttpRequest, open: Open) -> Result<(Answer, Open), Broken> {
+    /// What it was sent on comes back, if it can be used again.
+    async fn send(&self, request: HttpRequest, open: Open) -> Result<(Answer, Option<Open>), Broken> {
         let Open { shown, peer, mut sender, mut connection, .. } = open;
-        let mut ended = None;
+        let (mut ended, mut is_begun) = (None, false);
         let answered = {
             let mut answer = pin!(self.answer(&mut sender, request));
             poll_fn(|context| {
@@ -203,12 +211,20 @@ impl Dial {
                 {
                     ended = Some(end);
                 }
+                // The host may have closed one that was kept: nobody would take the request out of its hands any more.
+                if !std::mem::replace(&mut is_begun, true) && matches!(ended, Some(Ok(()))) {
+                    return Poll::Ready(Err(Failure::never_written()));
+                }
                 answer.as_mut().poll(context)
             })
             .await
         };
         let failure = match answered {
-            Ok(answer) => return Ok((answer, Open { shown, peer, sender, connection, used_at: Instant::now() })),
+            Ok(answer) => {
+                // One that has ended would take the next request, and never send it.
+                let open = ended.is_none().then(|| Open { shown, peer, sender, connection, used_at: Instant::now() });
+                return Ok((answer, open));
+            }
             Err(failure) => failure,
         };
         let end = ended.and_then(Result::err);
