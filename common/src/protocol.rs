@@ -1,12 +1,13 @@
 //! What travels between an overlord and a minion: the envelope, and the replies.
 //!
 //! JSON-RPC 2.0 over HTTP/1.1 over TLS 1.3, one call a request: `method` is the envelope's method, `params` is
-//! [`CallParams`], and the result is an [`Outcome`], or for an `async.` method [`Accepted`].
+//! [`CallParams`], and the result is an [`Outcome`], or for an `async.` method [`Accepted`]; of a `map.` method see [`map`].
 //! A refusal before anything ran is a JSON-RPC error whose fields are those of [`Failure`](crate::outcome::Failure).
 //! Unknown fields are ignored everywhere, so that neighbouring versions understand each other.
 
 pub mod certs;
 mod logs;
+pub mod map;
 pub mod package;
 
 use std::time::Duration;
@@ -57,7 +58,7 @@ pub struct Envelope {
     pub caller: CallerName,
     /// The hosts it is for, at most [`AUDIENCE_MAX`].
     pub audience: Vec<MinionName>,
-    /// `module.method`, or `async.module.method`.
+    /// `module.method`, `async.module.method`, or `map.module.method`.
     pub method: String,
     /// The arguments, not yet bound to the method's schema.
     pub args: Arguments,

@@ -15,6 +15,7 @@ use certs::trust::MinionTrust;
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome};
 use common::protocol::certs::REVOCATIONS_HEADER;
+use common::protocol::map::CHUNK_PERIOD;
 use common::protocol::{Accepted, Envelope};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
@@ -184,6 +185,7 @@ impl Door {
                 self.revocations(bearer, asked).await.map(Reply::Outcome)
             }
             Way::Run => self.jobs.run(ask, self.guard.limit(&call)).await.map(Reply::Outcome),
+            Way::Map => self.jobs.run(ask, self.guard.limit(&call).saturating_add(CHUNK_PERIOD)).await.map(Reply::Outcome),
             Way::Start => self.jobs.start(self.job_call(call, ask)).await.map(Reply::Accepted),
         }
     }

@@ -6,6 +6,7 @@
 mod cgroup;
 mod charge;
 mod child;
+mod chunk;
 mod output;
 mod tree;
 
@@ -27,12 +28,15 @@ use serde_json::json;
 
 pub use cgroup::Cgroups;
 pub use charge::{Charge, JobCharge, Stop};
+pub use chunk::supervise_chunk;
 pub use tree::kill_marked;
 
 use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
 use child::Child;
+use chunk::Course;
+use common::protocol::map::Chunk;
 
 /// How long after its method's end what is left of the tree may take to die. SIGKILL takes effect at once, except for a process that
 /// waits in the kernel, for a dead disk for instance; such a one is left behind after this.
@@ -76,6 +80,8 @@ struct Supervision<'a> {
     /// No child is left, neither the method's process nor anything that it left behind.
     childless: bool,
     answer: Vec<u8>,
+    /// How far it is, if it is run for a chunk of items; the answer is then what it says of them, as far as that is not a whole line.
+    chunk: Option<Course>,
     ending: Option<Ending>,
     limit_at: Instant,
     kill_at: Option<Instant>,
@@ -87,13 +93,25 @@ struct Supervision<'a> {
 /// # Errors
 /// No process could be made: the method did not start.
 pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
+    let (supervision, [started_at, finished_at]) = watch(station, run, None, charge)?;
+    let verdict = supervision.verdict();
+    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
+}
+
+/// Runs `run`, or, for a chunk, `run` for each of its items, until it has ended and nothing of it is left; and from when to when that was.
+fn watch<'a>(
+    station: &'a Station,
+    run: &'a MethodRun,
+    chunk: Option<&Chunk>,
+    charge: Charge,
+) -> Result<(Supervision<'a>, [Timestamp; 2]), (nix::Error, Charge)> {
     let signals = match prepare() {
         Ok(signals) => signals,
         Err(errno) => return Err((errno, charge)),
     };
     let started_at = Timestamp::now();
     let limit_at = Instant::now() + run.limit;
-    let (child, charge) = Child::start(station, run, charge)?;
+    let (child, charge) = Child::start(station, run, chunk, charge)?;
     let mut supervision = Supervision {
         station,
         run,
@@ -103,6 +121,7 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
         child_status: None,
         childless: false,
         answer: Vec::new(),
+        chunk: chunk.map(Course::of),
         ending: None,
         limit_at,
         kill_at: None,
@@ -112,8 +131,7 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
     }
     let finished_at = Timestamp::now();
     supervision.clear_away();
-    let verdict = supervision.verdict();
-    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
+    Ok((supervision, [started_at, finished_at]))
 }
 
 /// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.
@@ -200,7 +218,12 @@ impl Supervision<'_> {
         let mut chunk = vec![0; 64 * 1024];
         loop {
             match pipe.read(&mut chunk) {
-                Ok(count) if count > 0 && self.answer.len() <= cap => self.answer.extend(chunk.iter().take(count)),
+                Ok(count) if count > 0 && self.answer.len() <= cap => {
+                    self.answer.extend(chunk.iter().take(count));
+                    if self.chunk.as_mut().is_some_and(|chunk| chunk.take_in(&mut self.answer)) {
+                        self.limit_at = Instant::now() + self.run.limit;
+                    }
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 _over => break,

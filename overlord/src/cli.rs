@@ -72,6 +72,8 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Call a method on every host of the target; the word `call` itself can be left out
     Call(CallArgs),
+    /// Run a method for each of many items, on whichever hosts of the target have time, and print the results in the order of the items
+    Map(MapArgs),
     /// Say how a job stands, asking the hosts that have not ended
     JobStatus(JobStatusArgs),
     /// List the jobs that have not ended and the newest that have, newest first, as far as is known here
@@ -124,6 +126,30 @@ pub(crate) struct CallArgs {
     /// How long the job may run on a host [default: as long as the host lets it]
     #[arg(long, value_name = "DURATION", value_parser = period::parse, requires = "as_job")]
     pub(crate) job_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// Which hosts: `*`, `web*;db1`, `web[01-20]`, `@group`, `@job:ID:STATE`, `!web9`
+    pub(crate) target: String,
+    /// What to run there for each item
+    #[arg(value_name = "MODULE.METHOD")]
+    pub(crate) method: MethodName,
+    /// The items, one a line as JSON: a list of arguments, an object of them, or any other value as the only one; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: String,
+    /// How many chunks of items a host works on at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) in_flight: u16,
+    /// How often an item may be run again of which it is not known what became: it may have run, and then runs once more
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) retries: u32,
+    /// How many chunks are in flight at once over all hosts [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) forks: Option<u16>,
+    /// How long the method may take for an item [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse)]
+    pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

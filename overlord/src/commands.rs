@@ -14,6 +14,7 @@ mod job_logs;
 mod job_resume;
 mod job_retry;
 mod job_status;
+mod map;
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -38,6 +39,8 @@ use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
 use crate::jobs::{JobError, RetryError, StartError};
+use crate::map::MapError;
+use crate::map::items::ItemsError;
 use crate::output::{Output, remark};
 use crate::targets::TargetError;
 
@@ -88,6 +91,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
     match command {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
         Command::Call(args) => call::run(&open(&options)?, output, args),
+        Command::Map(args) => map::run(&open(&options)?, output, &args),
         Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
         Command::JobList(args) => job_list::run(&open(&options)?, output, &args),
         Command::JobRetry(args) => job_retry::run(&options, output, args),
@@ -198,6 +202,13 @@ impl From<CallError> for Refusal {
     }
 }
 
+impl From<ItemsError> for Refusal {
+    fn from(error: ItemsError) -> Self {
+        let status = if matches!(error, ItemsError::Keep { .. }) { INTERNAL } else { USAGE };
+        Self::of(status, &error)
+    }
+}
+
 impl From<StartError> for Refusal {
     fn from(error: StartError) -> Self {
         match error {
@@ -267,4 +278,4 @@ macro_rules! internal {
     )*};
 }
 
-internal!(BucketError, DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);
+internal!(BucketError, DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, MapError, RosterError, ServeError);

@@ -30,6 +30,7 @@ use crate::targets::{Expression, JobTerm, Sense, TargetError};
 
 pub(crate) use arguments::check_call;
 pub use arguments::{CheckError, IntoArguments};
+pub(crate) use call::ANSWER_GRACE;
 pub use call::CallError;
 pub use stop::Stop;
 

@@ -33,6 +33,7 @@ pub mod fuzzing;
 mod home;
 mod hosts;
 mod jobs;
+mod map;
 mod output;
 mod package;
 mod store;

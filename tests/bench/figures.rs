@@ -6,6 +6,7 @@
 mod async_start;
 mod calls;
 mod idle;
+mod map;
 mod restart;
 mod signing;
 mod starts;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 7] = [
+    let all: [(&str, fn()); 8] = [
         ("calls", calls::run),
         ("async", async_start::run),
         ("idle", idle::run),
@@ -23,6 +24,7 @@ fn main() {
         ("signing", signing::run),
         ("restart", restart::run),
         ("status", status::run),
+        ("map", map::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {

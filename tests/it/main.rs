@@ -27,6 +27,7 @@ mod hostile_minion;
 mod jobs;
 mod library;
 mod logs;
+mod map;
 mod output;
 mod overlord_calls;
 mod overlord_store;

@@ -19,6 +19,7 @@ impl Module for Test {
             Method::inline("test.ping", "Answers \"pong\".", ping),
             Method::new("test.echo", "Gives back the value.", echo),
             Method::new("test.add", "Adds two numbers.", add),
+            Method::new("test.square", "Multiplies a number with itself.", square),
             Method::new("test.sleep", "Waits so many seconds, and gives back how many.", sleep),
             Method::new("test.explode", "Fails with the message.", explode),
         ]
@@ -39,6 +40,13 @@ struct Add {
     a: Number,
     /// The second number.
     b: Number,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Square {
+    /// The number.
+    number: Number,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -70,6 +78,15 @@ fn add(args: Add, _: &Context<'_>) -> Result<Number, Failure> {
         _ => args.a.as_f64().zip(args.b.as_f64()).and_then(|(a, b)| Number::from_f64(a + b)),
     };
     sum.ok_or_else(|| Failure::of_kind("overflow", format!("{} and {} add up to more than a number can hold", args.a, args.b)))
+}
+
+/// As [`add`].
+fn square(args: Square, _: &Context<'_>) -> Result<Number, Failure> {
+    let square = match args.number.as_i128() {
+        Some(number) => number.checked_mul(number).and_then(Number::from_i128),
+        None => args.number.as_f64().and_then(|number| Number::from_f64(number * number)),
+    };
+    square.ok_or_else(|| Failure::of_kind("overflow", format!("the square of {} is more than a number can hold", args.number)))
 }
 
 fn sleep(args: Sleep, _: &Context<'_>) -> Result<Number, Failure> {
@@ -111,6 +128,19 @@ mod tests {
             let failure = run("test.add", json!({ "a": a, "b": b })).unwrap_err();
             assert_eq!(failure.data.unwrap(), json!({ "type": "overflow" }));
         }
+    }
+
+    #[test]
+    fn squares_of_integers_are_integers() {
+        for (number, square) in [
+            (json!(7), json!(49)),
+            (json!(-3), json!(9)),
+            (json!(0.5), json!(0.25)),
+            (json!(u32::MAX), json!(18_446_744_065_119_617_025_u64)),
+        ] {
+            assert_eq!(run("test.square", json!({ "number": number })).unwrap(), square);
+        }
+        assert_eq!(run("test.square", json!({ "number": u64::MAX })).unwrap_err().data.unwrap(), json!({ "type": "overflow" }));
     }
 
     #[test]

@@ -17,12 +17,12 @@ use super::order::{self, Heard, Look, Order, Place, Reply};
 use super::verify::Warrant;
 use super::{Post, daemon, no_process};
 use crate::acl::Scope;
-use crate::call::{Ask, START_AHEAD_MAX};
+use crate::call::{Ask, Form, START_AHEAD_MAX};
 use crate::guard::Way;
 use crate::modules::JobsCall;
 use crate::process;
 use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
-use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise};
+use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise, supervise_chunk};
 
 /// How long the server may take to say its order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,16 +113,22 @@ fn not_made(error: SpoolError) -> Reply {
 fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
     let verified = post.identify(ask).and_then(|known| {
         post.claim(ask, &known, claimant)?;
-        post.admit(ask, known, Way::Run)
+        let way = if known.call.form == Form::Map { Way::Map } else { Way::Run };
+        let warrant = post.admit(ask, known, way)?;
+        let chunk = if way == Way::Map { Some(warrant.call.chunk()?) } else { None };
+        Ok((warrant, chunk))
     });
-    let Warrant { call, passed, .. } = match verified {
-        Ok(warrant) => warrant,
+    let (Warrant { call, passed, .. }, chunk) = match verified {
+        Ok(verified) => verified,
         Err(failure) => return reply(&server, Ok(Reply::Refused(failure))),
     };
     let run = post.guard.method_run(&call, passed);
     let begun = nix::unistd::setsid().map(drop).and_then(|()| server.set_nonblocking(true).map_err(|_| nix::Error::EBADF));
     let supervised = match begun {
-        Ok(()) => supervise(&post.station, &run, Charge::Call(server)),
+        Ok(()) => match &chunk {
+            None => supervise(&post.station, &run, Charge::Call(server)),
+            Some(chunk) => supervise_chunk(&post.station, &run, chunk, Charge::Call(server)),
+        },
         Err(errno) => Err((errno, Charge::Call(server))),
     };
     let (reply, charge) = match supervised {

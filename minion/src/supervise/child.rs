@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::outcome::{ErrorCode, Failure};
+use common::protocol::map::Chunk;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cgroup::Cgroup;
-use super::{Charge, Station, tree};
+use super::{Charge, Station, chunk, tree};
 use crate::call::Token;
 use crate::jobs::MethodRun;
 use crate::modules::Context;
@@ -53,12 +54,18 @@ struct Ends {
 struct Place<'a> {
     station: &'a Station,
     run: &'a MethodRun,
+    chunk: Option<&'a Chunk>,
     supervisor: Pid,
 }
 
 impl Child {
     /// Forks the method's process.
-    pub(super) fn start(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Self, Charge), (nix::Error, Charge)> {
+    pub(super) fn start(
+        station: &Station,
+        run: &MethodRun,
+        chunk: Option<&Chunk>,
+        charge: Charge,
+    ) -> Result<(Self, Charge), (nix::Error, Charge)> {
         let (ends, mut child) = match make_pipes(charge.keeps_output()) {
             Ok(made) => made,
             Err(errno) => return Err((errno, charge)),
@@ -68,7 +75,7 @@ impl Child {
             _ => None,
         };
         let state = (charge, child, ends);
-        let place = Place { station, run, supervisor: getpid() };
+        let place = Place { station, run, chunk, supervisor: getpid() };
         let forked = process::fork_with(state, |(charge, child, ends)| {
             let token = match &charge {
                 Charge::Job(job) => Some(job.token.clone()),
@@ -147,7 +154,7 @@ fn make_pipes(keeps_output: bool) -> nix::Result<(Ends, Child)> {
 
 /// In the new process: becomes one that a method can expect, runs the method, answers.
 fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> std::io::Result<()> {
-    let Place { station, run, supervisor } = *place;
+    let Place { station, run, chunk, supervisor } = *place;
     die_with(supervisor)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
@@ -162,9 +169,13 @@ fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> st
     process::close_all_but(ends.answer.as_fd())?;
     set_own_variables(station, run, token);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    let embodied = embodied.map_err(|error| Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method)));
+    if let Some(chunk) = chunk {
+        return chunk::work(station, run, chunk, &embodied, &mut ends.answer);
+    }
     let answer = match embodied {
-        Ok(()) => answer_of(station, run),
-        Err(error) => Answer::Error(Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method))),
+        Ok(()) => answer_of(station, run, run.args.clone()),
+        Err(failure) => Answer::Error(failure),
     };
     ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
 }
@@ -201,7 +212,7 @@ fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
     user.embody()
 }
 
-fn answer_of(station: &Station, run: &MethodRun) -> Answer {
+pub(super) fn answer_of(station: &Station, run: &MethodRun, args: Value) -> Answer {
     let Some(method) = station.registry.find(&run.method) else {
         return Answer::Error(station.registry.unknown(&run.method));
     };
@@ -211,7 +222,7 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
         result_max_bytes: station.limits.result_max_bytes,
         packages: Some(&station.packages),
     };
-    match catch_unwind(AssertUnwindSafe(|| method.run(run.args.clone(), &context))) {
+    match catch_unwind(AssertUnwindSafe(|| method.run(args, &context))) {
         Ok(Ok(result)) => Answer::Ok(result),
         Ok(Err(failure)) => Answer::Error(failure),
         Err(panic) => {
@@ -223,7 +234,7 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
 }
 
 /// The answer as JSON, or, if it is larger than the host takes, that it is.
-fn encode(answer: &Answer, result_max_bytes: usize) -> Vec<u8> {
+pub(super) fn encode(answer: &Answer, result_max_bytes: usize) -> Vec<u8> {
     /// What stands around a result: `{"ok":…}`.
     const FRAME_BYTES: usize = 16;
     let text = serde_json::to_vec(answer).unwrap_or_default();

@@ -207,7 +207,7 @@ fn meaning(
         Err(unlisted @ Unheard::Unlisted) => missed(host, "could not be asked", &unlisted.reason(&inquiry.host), (now, lost_after)),
         Err(Unheard::NoAnswer(silence)) => {
             let what = match silence {
-                NoAnswer::NotSent(_) => "could not be asked",
+                NoAnswer::NotSent(_) | NoAnswer::TooLarge(_) => "could not be asked",
                 NoAnswer::Silent(_) => "has not answered",
                 NoAnswer::Refused(_) => "has refused to say",
             };

@@ -218,7 +218,7 @@ impl<'a> Reading<'a> {
 /// Whether the host may answer if it is asked again later. What it refuses for good it will refuse again.
 fn may_pass(silence: &NoAnswer) -> bool {
     match silence {
-        NoAnswer::NotSent(_) | NoAnswer::Silent(_) => true,
+        NoAnswer::NotSent(_) | NoAnswer::TooLarge(_) | NoAnswer::Silent(_) => true,
         NoAnswer::Refused(_) => silence.is_refusal(ErrorCode::LimitReached) || silence.is_refusal(ErrorCode::Internal),
     }
 }

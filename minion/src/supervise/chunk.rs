@@ -1,0 +1,190 @@
+//! A chunk of items that one process works through: what that process says of each item, a line at a time, and what its supervisor makes of
+//! it. Of a process that died, or was killed at an item's limit, the items that had ended keep their outcomes, the one that was under way has one,
+//! and the rest was never begun. It replaces no process: who asked sends the rest again, or gives it to another host.
+
+use std::io::Write as _;
+use std::time::Instant;
+
+use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use common::protocol::Arguments;
+use common::protocol::map::{CHUNK_ANSWER_BYTES, CHUNK_PERIOD, Chunk, Chunked};
+use jiff::Timestamp;
+
+use super::child::{Answer, answer_of, encode};
+use super::{Charge, Station, watch};
+use crate::jobs::MethodRun;
+
+/// The first letters of the lines: of an item that begins, and of one that has ended. Behind each stands when, behind the second the answer.
+const BEGUN: char = 'B';
+const ENDED: char = 'E';
+
+/// Runs `run` for each item of `chunk` in one process, as [`supervise`](super::supervise) does for one; its limit is that of an item. The outcome's
+/// result is the [`Chunked`].
+///
+/// # Errors
+/// No process could be made: nothing was begun.
+pub fn supervise_chunk(
+    station: &Station,
+    run: &MethodRun,
+    chunk: &Chunk,
+    charge: Charge,
+) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
+    let (mut supervision, [started_at, finished_at]) = watch(station, run, Some(chunk), charge)?;
+    // What is left of a line says nothing.
+    supervision.answer.clear();
+    let ended = supervision.verdict();
+    let chunked = supervision.chunk.take().map(|course| course.finish(&ended, finished_at));
+    let result = serde_json::to_value(chunked);
+    let verdict = result.map_or_else(
+        |error| Verdict::lost(format!("what became of the items cannot be written: {error}")),
+        |result| Verdict::Ok { result },
+    );
+    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
+}
+
+/// In the process: works through the items, and says of each when it begins and how it has ended. `embodied` is why it cannot run any.
+pub(super) fn work(
+    station: &Station,
+    run: &MethodRun,
+    chunk: &Chunk,
+    embodied: &Result<(), Failure>,
+    says: &mut std::fs::File,
+) -> std::io::Result<()> {
+    let (begun, mut said_bytes) = (Instant::now(), 0);
+    let mut lines = Vec::new();
+    for (index, args) in (chunk.first..).zip(&chunk.items) {
+        if said_bytes > CHUNK_ANSWER_BYTES || begun.elapsed() >= CHUNK_PERIOD {
+            break;
+        }
+        // What the one before came to, and that this one begins, in one piece: it is out before it begins.
+        writeln!(lines, "{BEGUN}{}", Timestamp::now())?;
+        says.write_all(&lines)?;
+        lines.clear();
+        let answer = match embodied {
+            Ok(()) => answer_to(station, run, index, args),
+            Err(failure) => Answer::Error(failure.clone()),
+        };
+        write!(lines, "{ENDED}{} ", Timestamp::now())?;
+        lines.extend(encode(&answer, station.limits.result_max_bytes));
+        lines.push(b'\n');
+        said_bytes += lines.len();
+    }
+    says.write_all(&lines)
+}
+
+fn answer_to(station: &Station, run: &MethodRun, index: u64, args: &Arguments) -> Answer {
+    let Some(method) = station.registry.find(&run.method) else {
+        return Answer::Error(station.registry.unknown(&run.method));
+    };
+    let bound = method.spec().bind(args);
+    match bound.map_err(|error| Failure::new(ErrorCode::InvalidArguments, format!("item {index}: {error}"))) {
+        Ok(args) => answer_of(station, run, args),
+        Err(failure) => Answer::Error(failure),
+    }
+}
+
+/// How far the process is, as its supervisor knows.
+#[derive(Debug)]
+pub(super) struct Course {
+    first: u64,
+    count: usize,
+    outcomes: Vec<Outcome>,
+    /// Since when the next one is under way.
+    begun_at: Option<Timestamp>,
+}
+
+impl Course {
+    pub(super) fn of(chunk: &Chunk) -> Self {
+        Self { first: chunk.first, count: chunk.items.len(), outcomes: Vec::with_capacity(chunk.items.len()), begun_at: None }
+    }
+
+    /// Takes the whole lines out of what it said; `true` if an item has begun, whose time runs from now on.
+    pub(super) fn take_in(&mut self, said: &mut Vec<u8>) -> bool {
+        let Some(end) = said.iter().rposition(|byte| *byte == b'\n') else { return false };
+        let lines: Vec<u8> = said.drain(..=end).collect();
+        let mut has_begun = false;
+        for line in lines.split(|byte| *byte == b'\n') {
+            has_begun |= self.hear(line).is_some();
+        }
+        has_begun
+    }
+
+    /// Takes note of a line; something if by it an item has begun. What a process says that is out of its mind changes nothing.
+    fn hear(&mut self, line: &[u8]) -> Option<()> {
+        let line = str::from_utf8(line).ok()?;
+        if let Some(at) = line.strip_prefix(BEGUN) {
+            let may_begin = self.begun_at.is_none() && self.outcomes.len() < self.count;
+            self.begun_at = Some(at.parse().ok().filter(|_| may_begin)?);
+            return Some(());
+        }
+        let (at, answer) = line.strip_prefix(ENDED)?.split_once(' ')?;
+        let (at, answer) = (at.parse().ok()?, serde_json::from_str(answer).ok()?);
+        let verdict = match answer {
+            Answer::Ok(result) => Verdict::Ok { result },
+            Answer::Error(error) => Verdict::Failed { error },
+        };
+        self.outcomes.push(Outcome::ran(verdict, self.begun_at.take()?, at));
+        None
+    }
+
+    /// What became of all of them, where the process has `ended` so.
+    fn finish(mut self, ended: &Verdict, at: Timestamp) -> Chunked {
+        let under_way = self.begun_at.map(|begun_at| Outcome::ran(ended.clone(), begun_at, at));
+        let why = match &under_way {
+            Some(_) => format!("it was not begun: the process ended at the item {} before it", self.index()),
+            None if self.outcomes.is_empty() => {
+                let how = ended.error().map(|error| error.message.as_str()).unwrap_or_default();
+                format!("it was not begun: {how}")
+            }
+            None => "it was not begun: the process had worked long enough on the items before it, or had ended".to_owned(),
+        };
+        self.outcomes.extend(under_way);
+        self.outcomes.resize_with(self.count, || Outcome::not_run(Verdict::undelivered(why.clone()), at));
+        Chunked { first: self.first, outcomes: self.outcomes }
+    }
+
+    /// Of the item that is under way, or is the next.
+    fn index(&self) -> u64 {
+        self.first.saturating_add(self.outcomes.len().try_into().unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+    use super::*;
+    use common::job::HostState;
+
+    const AT: &str = "2026-01-01T00:00:00Z";
+
+    fn states(said: &[String]) -> Vec<HostState> {
+        let mut course = Course::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] });
+        let mut text = said.concat().into_bytes();
+        course.take_in(&mut text);
+        let crash = Verdict::Failed { error: Failure::new(ErrorCode::Crashed, "its process died") };
+        let chunked = course.finish(&crash, AT.parse().unwrap());
+        assert_eq!((chunked.first, chunked.outcomes.len()), (7, 4));
+        chunked.outcomes.iter().map(|outcome| outcome.verdict.state()).collect()
+    }
+
+    #[test]
+    fn what_was_said_before_the_death_stands_and_the_rest_was_not_begun() {
+        let (begun, ended) = (format!("B{AT}\n"), format!("E{AT} {{\"ok\":1}}\n"));
+        let (ok, failed, never) = (HostState::Ok, HostState::Failed, HostState::Undelivered);
+        assert_eq!(states(&[]), [never; 4]);
+        assert_eq!(states(std::slice::from_ref(&begun)), [failed, never, never, never]);
+        assert_eq!(states(&[begun.clone(), ended.clone()]), [ok, never, never, never]);
+        assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone()]), [ok, failed, never, never]);
+        let torn = ended[..20].to_owned();
+        assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone(), torn]), [ok, failed, never, never]);
+    }
+
+    #[test]
+    fn a_process_that_is_out_of_its_mind_makes_up_no_item() {
+        let (begun, ended) = (format!("B{AT}\n"), format!("E{AT} {{\"ok\":1}}\n"));
+        let (ok, never) = (HostState::Ok, HostState::Undelivered);
+        assert_eq!(states(&[ended.clone(), "x\n".into(), "E\n".into(), "B\n".into()]), [never; 4], "none has begun");
+        let many: Vec<String> = std::iter::repeat_n([begun, ended].concat(), 9).collect();
+        assert_eq!(states(&many), [ok; 4]);
+    }
+}
