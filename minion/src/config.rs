@@ -18,6 +18,7 @@ use service::audit::Rotation;
 use toml::Spanned;
 
 use crate::server_user::ServerUser;
+use crate::worker::Places;
 pub use trust::Trust;
 
 const MIB: usize = 1 << 20;
@@ -45,6 +46,8 @@ pub struct Config {
     pub certs_dir: PathBuf,
     /// The rules of who may do what, `*.toml`.
     pub acl_dir: PathBuf,
+    /// The resident workers, `NAME.toml`.
+    pub workers_dir: PathBuf,
     /// Where the authority is asked, if the file says it: `HOST` or `HOST:PORT`.
     pub authority: Option<String>,
     /// How the host goes by its revocation list: the keys of `[trust]`.
@@ -201,6 +204,8 @@ struct File {
     certs_dir: PathBuf,
     #[serde(default = "default_acl_dir")]
     acl_dir: PathBuf,
+    #[serde(default = "default_workers_dir")]
+    workers_dir: PathBuf,
     #[serde(default, deserialize_with = "trust::authority")]
     authority: Option<String>,
     #[serde(default)]
@@ -261,6 +266,11 @@ fn default_certs_dir() -> PathBuf {
 
 fn default_acl_dir() -> PathBuf {
     "/etc/minion/acl.d".into()
+}
+
+/// Beside the file.
+fn default_workers_dir() -> PathBuf {
+    "workers.d".into()
 }
 
 fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
@@ -326,6 +336,7 @@ impl Config {
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
+            workers_dir: from_file(read.workers_dir),
             authority: read.authority,
             trust: read.trust,
             limits: read.limits,
@@ -369,6 +380,12 @@ impl Config {
     #[must_use]
     pub fn submit_socket(&self) -> PathBuf {
         self.state_dir.join("submit.sock")
+    }
+
+    /// Where resident workers are described, and where they are at home.
+    #[must_use]
+    pub fn workers(&self) -> Places {
+        Places { configs: self.workers_dir.clone(), state: self.state_dir.join("workers") }
     }
 
     /// One line for each decision.
