@@ -46,3 +46,4 @@ mod trust;
 mod trust_files;
 mod upgrade;
 mod versions;
+mod workers;

@@ -170,7 +170,11 @@ impl Daemon {
                 }
                 self.hear_caller(caller);
             }
-            Source::Door(slot) => drop(self.slot(slot).and_then(|slot| slot.instance.as_mut()).map(super::instance::Instance::accept)),
+            Source::Door(slot) => {
+                if let Some(instance) = self.slot(slot).and_then(|slot| slot.instance.as_mut()) {
+                    instance.accept();
+                }
+            }
             Source::Wire(slot, wire) => {
                 if may_write && let Some(wire) = self.wire(slot, wire) {
                     wire.flush();
@@ -180,7 +184,9 @@ impl Daemon {
             Source::Output(slot) => {
                 let log = &mut self.log;
                 let instance = self.slots.iter_mut().find(|found| found.number == slot).and_then(|slot| slot.instance.as_mut());
-                drop(instance.map(|instance| instance.pump_output(log)));
+                if let Some(instance) = instance {
+                    instance.pump_output(log);
+                }
             }
         }
         Ok(())

@@ -22,6 +22,8 @@ use crate::supervise::humane;
 
 /// Farther than anything is planned.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
+/// How long a killed instance may take to die, for a dead disk for instance, until it is left behind.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 const DAY_SECONDS: i64 = 24 * 3600;
 
 /// Enough of a file to see that it has changed.
@@ -88,7 +90,7 @@ impl Daemon {
 
     /// Nothing is left to be done.
     pub(super) fn is_over(&self) -> bool {
-        self.ends_by.is_some_and(|by| self.slots.is_empty() || by <= Instant::now() && self.slots.iter().all(|slot| slot.instance.is_none()))
+        self.ends_by.is_some_and(|by| self.slots.is_empty() || by + DEATH_TIMEOUT <= Instant::now())
     }
 
     /// Begins to end: nothing more is taken in, and what waits is given back as not started.

@@ -1,0 +1,1 @@
+//! `--any`: one host of the target gets the task.
