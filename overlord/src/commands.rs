@@ -34,7 +34,7 @@ use crate::chain;
 use crate::cli::{Cli, Command, Options};
 use crate::daemon::DaemonError;
 use crate::deploy::DeployError;
-use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
+use crate::fleet::{AnyError, CallError, CheckError, Fleet, FleetError, LinkError};
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
 use crate::jobs::{JobError, RetryError, StartError};
@@ -194,6 +194,15 @@ impl From<CallError> for Refusal {
         match error {
             CallError::Check(error) => error.into(),
             CallError::Link(_) | CallError::Buckets(_) => Self::of(INTERNAL, &error),
+        }
+    }
+}
+
+impl From<AnyError> for Refusal {
+    fn from(error: AnyError) -> Self {
+        match error {
+            AnyError::Call(error) => error.into(),
+            AnyError::None { .. } => Self::of(NO_HOST, &error),
         }
     }
 }

@@ -64,7 +64,11 @@ impl Host {
     fn python_file(&self, name: &str, program: &str) -> PathBuf {
         let file = self.fleet.root().join(format!("{name}.py"));
         let library = examples().display().to_string();
-        fs::write(&file, format!("import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, {library:?})\nfrom minion_worker import *\n{program}")).unwrap();
+        fs::write(
+            &file,
+            format!("import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, {library:?})\nfrom minion_worker import *\n{program}"),
+        )
+        .unwrap();
         file
     }
 
@@ -173,7 +177,10 @@ fn an_instance_is_idle_then_busy_with_its_task_then_idle() {
     let call = host.spawn("pytask", &format!("task.progress(7.5, 'far')\n{line}"));
     let task = host.wait_until_busy("pytask", 1);
     let busy = wait_for("progress to be told", PATIENCE, || Some(host.instance("pytask", 1)).filter(|busy| busy["progress"].is_object()));
-    assert_eq!((busy["task_id"].as_str(), &busy["caller"], &busy["progress"]), (Some(task.as_str()), &json!("admin"), &json!({ "fraction": 1.0, "message": "far" })));
+    assert_eq!(
+        (busy["task_id"].as_str(), &busy["caller"], &busy["progress"]),
+        (Some(task.as_str()), &json!("admin"), &json!({ "fraction": 1.0, "message": "far" }))
+    );
     for (key, is_sound) in [
         ("pid", busy["pid"] == idle["pid"]),
         ("user", busy["user"].as_str().is_some_and(|user| !user.is_empty())),
@@ -195,7 +202,9 @@ fn an_instance_is_idle_then_busy_with_its_task_then_idle() {
 fn sixteen_callers_at_once_each_get_their_own_answer() {
     let host = Host::start();
     host.pytask("instances = 4\n");
-    let calls: Vec<_> = (0..16).map(|number| (number, host.spawn("pytask", &format!("import time\ntime.sleep(0.0{})\nprint('marker {number}')", number % 7)))).collect();
+    let calls: Vec<_> = (0..16)
+        .map(|number| (number, host.spawn("pytask", &format!("import time\ntime.sleep(0.0{})\nprint('marker {number}')", number % 7))))
+        .collect();
     for (number, call) in calls {
         assert_eq!(outcome(&call.wait())["result"], format!("marker {number}\n"));
     }
@@ -251,7 +260,10 @@ fn what_a_task_says_of_itself_is_its_callers() {
     let host = Host::start();
     host.pytask("");
     let failed = host.run("pytask", "raise ValueError('no such thing')");
-    assert_eq!((&failed["state"], &failed["error"]["message"], &failed["error"]["data"]["type"]), (&json!("failed"), &json!("no such thing"), &json!("ValueError")));
+    assert_eq!(
+        (&failed["state"], &failed["error"]["message"], &failed["error"]["data"]["type"]),
+        (&json!("failed"), &json!("no such thing"), &json!("ValueError"))
+    );
     let ended = host.run("pytask", "import os\nos._exit(3)");
     assert_eq!(ended["state"], "failed");
     assert!(ended["error"]["message"].as_str().unwrap().contains("exited with status 3"), "{ended}");
@@ -338,7 +350,9 @@ fn a_worker_is_its_users_and_serves_who_runs_as_another() {
     assert_eq!(host.instance("pytask", 1)["user"], "nobody");
     // Neither the worker nor a method of another user reaches what root alone may ask.
     let control = host.web1().state_dir().join("workers/pytask/control.sock");
-    let line = format!("import socket\ns = socket.socket(socket.AF_UNIX)\ntry: s.connect({control:?})\nexcept OSError as error: print(error.strerror, end='')");
+    let line = format!(
+        "import socket\ns = socket.socket(socket.AF_UNIX)\ntry: s.connect({control:?})\nexcept OSError as error: print(error.strerror, end='')"
+    );
     assert_eq!(host.run("pytask", &line)["result"], "Permission denied");
 }
 

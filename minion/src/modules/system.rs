@@ -130,7 +130,10 @@ mod tests {
 
     #[test]
     fn a_minion_tells_what_it_can_do() {
-        assert_eq!(run("system.list_modules", json!({})).unwrap(), json!(["certs", "command", "jobs", "minion", "system", "test", "worker"]));
+        assert_eq!(
+            run("system.list_modules", json!({})).unwrap(),
+            json!(["certs", "command", "jobs", "minion", "system", "test", "worker"])
+        );
         assert_eq!(run("system.list_methods", json!({ "module": "command" })).unwrap(), json!(["command.exists", "command.run"]));
         assert!(
             run("system.list_methods", json!({ "module": "none" })).unwrap_err().message.contains("there are certs, command, jobs, minion")

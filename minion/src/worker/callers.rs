@@ -141,7 +141,8 @@ impl Daemon {
             }
             Whereabouts::Nowhere => {
                 let task: String = task_id.chars().take(NAME_MAX_LETTERS).collect();
-                let message = format!("{} has no task {task:?}: it has ended, or was never here; worker.list names those that run", self.home.worker);
+                let message =
+                    format!("{} has no task {task:?}: it has ended, or was never here; worker.list names those that run", self.home.worker);
                 Err(Failure::new(ErrorCode::UnknownJob, message))
             }
         }
@@ -161,8 +162,13 @@ fn payload_bytes(payload: &Value) -> Result<usize, Failure> {
     let Some(coded) = payload.get("base64").and_then(Value::as_str) else {
         return Err(Failure::new(ErrorCode::InvalidArguments, "a payload is {\"text\"} or {\"base64\"}"));
     };
+    Ok(base64_bytes(coded))
+}
+
+/// How many bytes this base64 stands for.
+pub(super) fn base64_bytes(coded: &str) -> usize {
     let padding = coded.bytes().rev().take_while(|byte| *byte == b'=').count();
-    Ok((coded.len() / 4 * 3).saturating_sub(padding))
+    (coded.len() / 4 * 3).saturating_sub(padding)
 }
 
 fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Failure> {

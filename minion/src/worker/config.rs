@@ -45,7 +45,7 @@ pub struct WorkerConfig {
     /// The largest payload, in bytes.
     #[serde(default = "bytes_max", deserialize_with = "bytes")]
     pub payload_max_bytes: usize,
-    /// The largest result, as JSON text.
+    /// The largest result: text and bytes as such, all else as JSON text.
     #[serde(default = "bytes_max", deserialize_with = "bytes")]
     pub result_max_bytes: usize,
     /// The longest that an instance may work on one task; none: as long as the caller waits.
@@ -165,7 +165,9 @@ impl TryFrom<Command> for Program {
     fn try_from(command: Command) -> Result<Self, &'static str> {
         let words = match command {
             // A line may begin with `-` or `+`, and is none of the shell's options then.
-            Command::Line(line) if !line.trim().is_empty() => ["/bin/sh", "-c", "--"].map(str::to_owned).into_iter().chain([line]).collect(),
+            Command::Line(line) if !line.trim().is_empty() => {
+                ["/bin/sh", "-c", "--"].map(str::to_owned).into_iter().chain([line]).collect()
+            }
             Command::List(words) => words,
             Command::Line(_) => Vec::new(),
         };

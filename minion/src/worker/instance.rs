@@ -323,10 +323,6 @@ fn set_own_variables(role: &Role<'_>) {
 
 fn limit(limits: Rlimits) -> nix::Result<()> {
     let Rlimits { memory_max_bytes, open_files_max, cpu_max_seconds } = limits;
-    let all = [
-        (Resource::RLIMIT_AS, memory_max_bytes),
-        (Resource::RLIMIT_NOFILE, open_files_max),
-        (Resource::RLIMIT_CPU, cpu_max_seconds),
-    ];
+    let all = [(Resource::RLIMIT_AS, memory_max_bytes), (Resource::RLIMIT_NOFILE, open_files_max), (Resource::RLIMIT_CPU, cpu_max_seconds)];
     all.into_iter().filter_map(|(resource, most)| Some((resource, most?))).try_for_each(|(resource, most)| setrlimit(resource, most, most))
 }

@@ -127,7 +127,8 @@ impl Reach {
         };
         let mut all: serde_json::Map<String, Value> = names.into_iter().map(|name| (name.to_string(), report(name))).collect();
         if worker.is_none() {
-            let strange = |name: &String| (name.clone(), json!({ "state": "down", "problem": "no worker can have this name", "instances": [] }));
+            let strange =
+                |name: &String| (name.clone(), json!({ "state": "down", "problem": "no worker can have this name", "instances": [] }));
             all.extend(self.strange.iter().map(strange));
         }
         Ok(Value::Object(all))
@@ -156,8 +157,10 @@ impl Reach {
         let sent = line.say(method, params);
         if sent.is_err() {
             // Nothing of it was heard: its daemon is another one by now.
-            *line = connect(&self.places, name, START_PATIENCE).map_err(|error| Failure::of_kind("worker_down", format!("{name}: {error}")))?;
-            line.say(method, params).map_err(|error| Failure::of_kind("worker_down", format!("{name}: its daemon does not listen: {error}")))?;
+            *line =
+                connect(&self.places, name, START_PATIENCE).map_err(|error| Failure::of_kind("worker_down", format!("{name}: {error}")))?;
+            line.say(method, params)
+                .map_err(|error| Failure::of_kind("worker_down", format!("{name}: its daemon does not listen: {error}")))?;
         }
         line.hear(name, progress)
     }

@@ -20,7 +20,8 @@ impl Daemon {
     /// The worker, and each of its instances.
     pub(super) fn report(&self) -> Value {
         let now = Instant::now();
-        let processes: Vec<(i32, i32, Usage)> = all_processes().into_iter().flatten().flatten().filter_map(|process| seen(&process)).collect();
+        let processes: Vec<(i32, i32, Usage)> =
+            all_processes().into_iter().flatten().flatten().filter_map(|process| seen(&process)).collect();
         let instances: Vec<Value> = self.slots.iter().map(|slot| self.slot_report(slot, &processes, now)).collect();
         let idle = self.slots.iter().filter(|slot| slot.instance.as_ref().is_some_and(|instance| instance.fetch.is_some())).count();
         let state = match (self.ends_by, &self.config_problem) {

@@ -8,6 +8,7 @@ use nix::sys::wait::WaitStatus;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::callers::base64_bytes;
 use super::daemon::Daemon;
 use super::desk::{SlotId, Task, Wish};
 use super::slot::in_words;
@@ -116,8 +117,7 @@ impl Daemon {
 
     fn take_result(&mut self, slot: SlotId, returned: Returned) -> Result<Value, Failure> {
         let Returned { task_id, result, error } = returned;
-        let bytes = serde_json::to_string(&result).map_or(0, |text| text.len());
-        if bytes > self.config.result_max_bytes && self.desk.held(slot).is_some_and(|task| task.id == task_id) {
+        if result_bytes(&result) > self.config.result_max_bytes && self.desk.held(slot).is_some_and(|task| task.id == task_id) {
             return Err(self.result_too_large(slot));
         }
         let Some(task) = self.desk.settle(slot, &task_id) else { return Err(strange(&task_id)) };
@@ -231,6 +231,16 @@ impl WorkersError {
         let kind = if kind.is_empty() { "task".to_owned() } else { kind };
         let more = json!({ "type": kind, "task_id": task, "data": data });
         Failure::new(ErrorCode::Failed, if message.is_empty() { format!("task {task} failed") } else { message }).with_data(more)
+    }
+}
+
+/// How large a result is: text and bytes as such, all else as JSON text.
+fn result_bytes(result: &Value) -> usize {
+    let coded = result.as_object().filter(|fields| fields.len() == 1).and_then(|fields| fields.get("base64")?.as_str());
+    match (result, coded) {
+        (Value::String(text), _) => text.len(),
+        (_, Some(coded)) => base64_bytes(coded),
+        _ => serde_json::to_vec(result).map_or(0, |text| text.len()),
     }
 }
 

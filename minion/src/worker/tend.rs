@@ -108,7 +108,9 @@ impl Daemon {
 
     /// A task that is past its limit, or goes on though it was asked to stop, ends with its instance.
     fn tend_task(&mut self, number: usize, now: Instant) {
-        let Some(config) = self.slot(number).and_then(|slot| slot.instance.as_ref()).map(|instance| Rc::clone(&instance.config)) else { return };
+        let Some(config) = self.slot(number).and_then(|slot| slot.instance.as_ref()).map(|instance| Rc::clone(&instance.config)) else {
+            return;
+        };
         let Some(task) = self.desk.held(number) else { return };
         let past = config.task_timeout.filter(|limit| now >= task.since + *limit);
         let is_unheard = task.wish.as_ref().is_some_and(|wish| now >= wish.kill_at);
@@ -132,7 +134,9 @@ impl Daemon {
 
     fn tend_health(&mut self, number: usize, now: Instant) {
         let home = &self.home;
-        let Some(instance) = self.slots.iter_mut().find(|slot| slot.number == number).and_then(|slot| slot.instance.as_mut()) else { return };
+        let Some(instance) = self.slots.iter_mut().find(|slot| slot.number == number).and_then(|slot| slot.instance.as_mut()) else {
+            return;
+        };
         let Some(check) = &instance.config.health else { return };
         match &mut instance.check {
             Some(begun) if now >= begun.since + check.timeout => begun.kill(),

@@ -178,7 +178,11 @@ fn a_killed_spawner_costs_no_task() {
     assert_no_task_is_lost(&host, || {
         let spawner = host.web1().spawner().unwrap();
         kill9(spawner.pid);
-        wait_until("another spawner", PATIENCE, || host.web1().spawner().is_some_and(|next| next.pid != spawner.pid));
+        // The server starts the next one when there is something for it to do.
+        wait_until("another spawner", PATIENCE, || {
+            host.fleet.overlord(["web1", "test.echo", "x"]);
+            host.web1().spawner().is_some_and(|next| next.pid != spawner.pid)
+        });
     });
 }
 
@@ -190,8 +194,10 @@ fn a_killed_daemon_is_told_at_once_takes_its_instances_along_and_is_started_agai
     let call = host.spawn("pytask", &format!("import subprocess\nsubprocess.Popen(['setsid', 'sleep', '1000'])\n{line}"));
     host.wait_until_busy("pytask", 1);
     let before = host.list("pytask");
-    let left: Vec<Process> = wait_for("what the task starts", PATIENCE, || Some(host.fleet.running("sleep 1000")).filter(|left| !left.is_empty()));
-    let pids: Vec<i32> = before["instances"].as_array().unwrap().iter().map(|one| i32::try_from(one["pid"].as_i64().unwrap()).unwrap()).collect();
+    let left: Vec<Process> =
+        wait_for("what the task starts", PATIENCE, || Some(host.fleet.running("sleep 1000")).filter(|left| !left.is_empty()));
+    let pids: Vec<i32> =
+        before["instances"].as_array().unwrap().iter().map(|one| i32::try_from(one["pid"].as_i64().unwrap()).unwrap()).collect();
     kill9(i32::try_from(before["daemon_pid"].as_i64().unwrap()).unwrap());
     let lost = outcome(&call.wait());
     assert_eq!((&lost["state"], &lost["error"]["data"]["type"]), (&json!("failed"), &json!("worker_died")), "{lost}");
@@ -248,7 +254,9 @@ fn an_unwell_instance_is_started_again() {
     fs::write(&ill, "").unwrap();
     let lost = outcome(&call.wait());
     assert!(lost["error"]["message"].as_str().unwrap().contains("its health check exited with status 1"), "{lost}");
-    let next = wait_for("another to be well", PATIENCE, || Some(host.instance("pytask", 1)).filter(|next| next["health"] == "ok" && next["starts"] == 2));
+    let next = wait_for("another to be well", PATIENCE, || {
+        Some(host.instance("pytask", 1)).filter(|next| next["health"] == "ok" && next["starts"] == 2)
+    });
     assert!(next["pid"] != pid && next["problem"].as_str().unwrap().contains("too ill"), "{next}");
     assert!(!is_there(pid));
 }
