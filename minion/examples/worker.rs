@@ -17,8 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for line in heard.lines() {
         let task: Value = serde_json::from_str(&line?)?;
         // What else comes is a wish to stop a task, and these are too short to be stopped.
-        let Some(id) = task["result"]["task_id"].as_str() else { continue };
-        let result = json!({ "pid": std::process::id(), "payload": task["result"]["payload"] });
+        let Some(id) = task.pointer("/result/task_id").and_then(Value::as_str) else { continue };
+        let result = json!({ "pid": std::process::id(), "payload": task.pointer("/result/payload") });
         let returned = json!({ "jsonrpc": "2.0", "method": "task.return", "params": { "task_id": id, "result": result } });
         // Both in one breath: the result, and that the next task is wanted.
         said.write_all(format!("{returned}\n{fetch}\n").as_bytes())?;

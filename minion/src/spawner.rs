@@ -187,7 +187,8 @@ pub fn run(config: &Config, names: BTreeSet<MinionName>, origin: Origin) -> Resu
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let socket = Socket::listen(config, origin)?;
     let launcher = Launcher::new(config.workers(), &config.file);
-    let mut spawner = Loop { post, claims, signals, socket, origin, signs: SignsOfLife::begin(), children: BTreeMap::new(), launcher };
+    let mut spawner =
+        Loop { post, claims, signals, socket, origin, signs: SignsOfLife::begin(), children: BTreeMap::new(), launcher, launching: None };
     spawner.announce();
     service_manager::ready("starts what callers ask for");
     spawner.sweep();
@@ -238,6 +239,8 @@ struct Loop {
     /// Each with the way by which it may ask whether a call was run before, until it has closed that.
     children: BTreeMap<Pid, Option<UnixStream>>,
     launcher: Launcher,
+    /// The process in which it looks.
+    launching: Option<Pid>,
 }
 
 impl Loop {
@@ -261,7 +264,8 @@ impl Loop {
 
     /// Has daemons of workers started that are not there, by a process of its own: it waits for locks and reads files.
     fn launch(&mut self) {
-        if !self.launcher.is_due() {
+        let still_looks = self.launching.is_some_and(|child| self.children.contains_key(&child));
+        if !self.launcher.is_due() || still_looks {
             return;
         }
         let launcher = &self.launcher;
@@ -269,6 +273,7 @@ impl Loop {
             self.close_inherited(None);
             u8::from(launcher.look().inspect_err(|error| warn!(%error, "workers cannot be started")).is_err())
         }) {
+            self.launching = Some(child);
             self.children.insert(child, None);
         }
     }

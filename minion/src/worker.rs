@@ -33,7 +33,8 @@ use nix::unistd::geteuid;
 use crate::config::Config;
 use crate::process::{self, ThreadError};
 use crate::{random, variables};
-use config::WorkerConfigError;
+use common::shown::chain;
+use config::{WorkerConfig, WorkerConfigError};
 use daemon::Daemon;
 use instance::Home;
 use name::WorkerName;
@@ -125,6 +126,24 @@ impl Places {
         let path = self.state.display();
         Err(io::Error::other(format!("{path} is not a folder of this user's: run `mv {path} {path}.set-aside` and start the minion again")))
     }
+}
+
+/// What is wrong with the files of workers, and with the paths that follow from them.
+#[must_use]
+pub fn problems(places: &Places) -> Vec<String> {
+    let (workers, strange) = places.list();
+    let of_name = |name: String| format!("{}: the name of a worker has letters, digits, - and _", places.configs.join(name).display());
+    let of_file = |worker: &WorkerName| WorkerConfig::load(&places.file(worker)).err().map(|error| chain(&error));
+    let of_path = |worker: &WorkerName| too_long(&places.folder(worker)).map(|path| WorkerError::LongPath { path }.to_string());
+    let found = workers.iter().flat_map(|worker| [of_file(worker), of_path(worker)]).flatten();
+    strange.into_iter().map(of_name).chain(found).collect()
+}
+
+/// The longest path of a socket in the folder of a worker, if it is too long.
+fn too_long(folder: &Path) -> Option<PathBuf> {
+    // Those of the instances have longer names than any other.
+    let longest = folder.join(format!("{}-000000.sock", config::INSTANCES_MAX));
+    (longest.as_os_str().len() > SOCKET_PATH_MAX_BYTES).then_some(longest)
 }
 
 /// Why a worker's daemon could not start, or had to stop.

@@ -1,15 +1,15 @@
 //! What methods ask a worker's daemon for: to have a task done, to stop one, to say how it is. Who may ask was decided before, by the door.
 
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
 
 use common::outcome::{ErrorCode, Failure};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::config::WorkerConfig;
 use super::daemon::Daemon;
-use super::desk::{Ticket, Whereabouts};
+use super::desk::{Room, Ticket, Whereabouts};
 use super::wire::{Line, Request, Wire};
 
 /// The most connections of callers at once: each call of `worker.*` has one.
@@ -100,7 +100,8 @@ impl Daemon {
 
     fn take_task(&mut self, caller: u64, request: Value, params: Value) -> Result<(), Failure> {
         let Run { payload, by } = read(params)?;
-        if payload_bytes(&payload)? > self.config.payload_max_bytes {
+        let bytes = payload_bytes(&payload)?;
+        if bytes > self.config.payload_max_bytes {
             return Err(self.payload_too_large());
         }
         let worker = &self.home.worker;
@@ -108,16 +109,19 @@ impl Daemon {
             return Err(Failure::new(ErrorCode::Undelivered, format!("{worker}: the worker is ending; nothing was run; try again")));
         }
         let free = self.slots.iter().filter(|slot| slot.instance.as_ref().is_some_and(|instance| instance.fetch.is_some())).count();
-        let room = self.config.queue_max.saturating_add(free);
+        let room = Room { tasks: self.config.queue_max.saturating_add(free), bytes: self.config.queue_max_bytes };
         let ticket = Ticket { caller, request };
         let by = by.chars().take(NAME_MAX_LETTERS).collect();
-        match self.desk.accept(ticket, by, payload, Instant::now(), room) {
+        match self.desk.accept(ticket, by, (payload, bytes), room) {
             Some(_id) => {
                 self.deal();
                 Ok(())
             }
             None => {
-                let message = format!("{worker}: queue_max, {}, tasks wait already; try again later", self.config.queue_max);
+                let (waiting, WorkerConfig { queue_max, queue_max_bytes, .. }) = (self.desk.waiting(), &*self.config);
+                let message = format!(
+                    "{worker}: {waiting} tasks wait already, and queue_max, {queue_max}, or queue_max_bytes, {queue_max_bytes}, lets no more; try again later"
+                );
                 Err(Failure::new(ErrorCode::LimitReached, message))
             }
         }

@@ -42,6 +42,9 @@ pub struct WorkerConfig {
     /// Tasks that may wait for an instance; with 0 none does.
     #[serde(default = "queue_max")]
     pub queue_max: usize,
+    /// How many bytes their payloads may have.
+    #[serde(default = "queue_max_bytes")]
+    pub queue_max_bytes: usize,
     /// The largest payload, in bytes.
     #[serde(default = "bytes_max", deserialize_with = "bytes")]
     pub payload_max_bytes: usize,
@@ -228,6 +231,10 @@ fn one() -> usize {
 
 fn queue_max() -> usize {
     1000
+}
+
+fn queue_max_bytes() -> usize {
+    64 << 20
 }
 
 fn bytes_max() -> usize {

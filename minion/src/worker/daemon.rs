@@ -22,7 +22,7 @@ use super::log::OutputLog;
 use super::slot::Slot;
 use super::tend::Stamp;
 use super::wire::Wire;
-use super::{Places, SOCKET_PATH_MAX_BYTES, WorkerError, bind_own, clear_left};
+use super::{Places, WorkerError, bind_own, clear_left, too_long};
 use crate::random;
 use crate::spawner::signal_fd;
 
@@ -38,6 +38,8 @@ pub(super) struct Daemon {
     pub(super) stamp: Option<Stamp>,
     pub(super) looked_at: Instant,
     pub(super) config_problem: Option<String>,
+    /// Since when the program that this process executes is no longer there.
+    pub(super) program_gone: Option<Instant>,
     pub(super) desk: Desk,
     pub(super) slots: Vec<Slot>,
     pub(super) callers: BTreeMap<u64, Wire>,
@@ -72,10 +74,8 @@ impl Daemon {
         let stamp = Stamp::of(&file);
         let config = WorkerConfig::load(&file)?;
         let path = places.control(&home.worker);
-        // Those of the instances have longer names.
-        let longest = home.folder.join("64-000000.sock");
-        if longest.as_os_str().len().max(path.as_os_str().len()) > SOCKET_PATH_MAX_BYTES {
-            return Err(WorkerError::LongPath { path: longest });
+        if let Some(path) = too_long(&home.folder) {
+            return Err(WorkerError::LongPath { path });
         }
         clear_left(&home.folder).map_err(|source| WorkerError::File { doing: "clearing", path: home.folder.clone(), source })?;
         nix::sys::prctl::set_child_subreaper(true)?;
@@ -90,6 +90,7 @@ impl Daemon {
             stamp,
             looked_at: now,
             config_problem: None,
+            program_gone: None,
             desk: Desk::new(random::word()),
             slots: Vec::new(),
             callers: BTreeMap::new(),

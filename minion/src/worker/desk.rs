@@ -24,6 +24,8 @@ pub(super) struct Task {
     pub(super) by: String,
     /// `{"text"}` or `{"base64"}`.
     pub(super) payload: Value,
+    /// How large that is.
+    pub(super) bytes: usize,
     /// When it came, and since when an instance has it.
     pub(super) since: Instant,
     /// That it is to stop.
@@ -52,10 +54,18 @@ pub(super) enum Whereabouts {
     Nowhere,
 }
 
+/// How many tasks may wait, and how many bytes their payloads may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) tasks: usize,
+    pub(super) bytes: usize,
+}
+
 /// All tasks of a worker, and their counts.
 #[derive(Debug, Default)]
 pub(super) struct Desk {
     waiting: VecDeque<Task>,
+    waiting_bytes: usize,
     held: BTreeMap<SlotId, Task>,
     count: u64,
     /// No task has the id of one of an earlier daemon.
@@ -68,13 +78,16 @@ impl Desk {
     }
 
     /// Takes a task in, unless as many wait as may; gives its id.
-    pub(super) fn accept(&mut self, ticket: Ticket, by: String, payload: Value, now: Instant, room: usize) -> Option<String> {
-        if self.waiting.len() >= room {
+    pub(super) fn accept(&mut self, ticket: Ticket, by: String, (payload, bytes): (Value, usize), room: Room) -> Option<String> {
+        // A single one is as large as a payload may be.
+        let is_too_much = !self.waiting.is_empty() && self.waiting_bytes.saturating_add(bytes) > room.bytes;
+        if self.waiting.len() >= room.tasks || is_too_much {
             return None;
         }
         self.count += 1;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
         let id = format!("{}-{}", self.prefix, self.count);
-        self.waiting.push_back(Task { id: id.clone(), ticket, by, payload, since: now, wish: None, progress: None });
+        self.waiting.push_back(Task { id: id.clone(), ticket, by, payload, bytes, since: Instant::now(), wish: None, progress: None });
         Some(id)
     }
 
@@ -84,6 +97,7 @@ impl Desk {
             return None;
         }
         let mut task = self.waiting.pop_front()?;
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(task.bytes);
         task.since = now;
         Some(self.held.entry(slot).or_insert(task))
     }
@@ -118,17 +132,21 @@ impl Desk {
     /// A task that waits is to wait no more.
     pub(super) fn withdraw(&mut self, id: &str) -> Option<Task> {
         let at = self.waiting.iter().position(|task| task.id == id)?;
-        self.waiting.remove(at)
+        let task = self.waiting.remove(at)?;
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(task.bytes);
+        Some(task)
     }
 
     /// A caller is gone: what waits for it is forgotten, and these instances work for nobody.
     pub(super) fn hang_up(&mut self, caller: u64) -> Vec<SlotId> {
         self.waiting.retain(|task| task.ticket.caller != caller);
+        self.waiting_bytes = self.waiting.iter().map(|task| task.bytes).sum();
         self.held.iter().filter(|(_, task)| task.ticket.caller == caller).map(|(slot, _)| *slot).collect()
     }
 
     /// All that wait are given up.
     pub(super) fn clear(&mut self) -> Vec<Task> {
+        self.waiting_bytes = 0;
         self.waiting.drain(..).collect()
     }
 
@@ -143,11 +161,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    const ROOM: Room = Room { tasks: 10, bytes: 1000 };
+
     fn desk(tasks: u64) -> Desk {
         let mut desk = Desk::new("k3f9".to_owned());
         for number in 1..=tasks {
             let ticket = Ticket { caller: number, request: json!(1) };
-            assert_eq!(desk.accept(ticket, String::new(), json!({}), Instant::now(), 10), Some(format!("k3f9-{number}")));
+            assert_eq!(desk.accept(ticket, String::new(), (json!({}), 10), ROOM), Some(format!("k3f9-{number}")));
         }
         desk
     }
@@ -179,9 +199,12 @@ mod tests {
     fn no_more_wait_than_there_is_room_for() {
         let mut desk = desk(10);
         let ticket = Ticket { caller: 99, request: json!(1) };
-        assert_eq!(desk.accept(ticket.clone(), String::new(), json!({}), Instant::now(), 10), None);
+        assert_eq!(desk.accept(ticket.clone(), String::new(), (json!({}), 10), ROOM), None);
         desk.hand_out(1, Instant::now());
-        assert_eq!(desk.accept(ticket, String::new(), json!({}), Instant::now(), 10), Some("k3f9-11".to_owned()));
+        assert_eq!(desk.accept(ticket.clone(), String::new(), (json!({}), 900), ROOM), Some("k3f9-11".to_owned()));
+        desk.withdraw("k3f9-2");
+        assert_eq!(desk.accept(ticket.clone(), String::new(), (json!({}), 21), ROOM), None, "too many bytes");
+        assert_eq!(desk.accept(ticket, String::new(), (json!({}), 20), ROOM), Some("k3f9-12".to_owned()));
     }
 
     #[test]

@@ -36,6 +36,9 @@ const NOT_EXECUTED: u8 = 127;
 const STRAYS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 /// The most connections of one instance at once.
 pub(super) const WIRES_MAX: usize = 16;
+/// What is read of an output at once, and how often before others have their turn.
+const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNKS_AT_ONCE: usize = 16;
 /// How much is kept of the end of what a health check writes.
 const CHECK_SAID_BYTES: usize = 400;
 /// What stands around a payload or a result on its line; and how much longer JSON may write a letter than it is: `\u0001`.
@@ -168,8 +171,9 @@ impl Instance {
 
     /// Keeps what it has written.
     pub(super) fn pump_output(&mut self, log: &mut OutputLog) {
-        let mut chunk = vec![0; 64 * 1024];
-        while let Some(pipe) = &mut self.output {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        for _ in 0..CHUNKS_AT_ONCE {
+            let Some(pipe) = &mut self.output else { return };
             match pipe.read(&mut chunk) {
                 Ok(count) if count > 0 => log.take(chunk.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -229,10 +233,9 @@ impl Check {
 
     /// Takes in what it has written, so that it can go on, and keeps the end of it.
     pub(super) fn pump(&mut self) {
-        let mut chunk = vec![0; 64 * 1024];
-        while let Ok(count) = self.output.read(&mut chunk)
-            && count > 0
-        {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        for _ in 0..CHUNKS_AT_ONCE {
+            let Ok(count @ 1..) = self.output.read(&mut chunk) else { return };
             self.said.extend(chunk.iter().take(count));
             let surplus = self.said.len().saturating_sub(CHECK_SAID_BYTES);
             self.said.drain(..surplus);

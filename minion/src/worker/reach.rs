@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use super::name::WorkerName;
 
 /// How long a daemon that is about to start is waited for: the spawner looks every second.
 const START_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a daemon may take to say how it is, or to take a wish.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const START_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What a worker returned.
@@ -100,7 +103,7 @@ impl Reach {
     /// # Errors
     /// What the worker says; or that it was refused, was stopped, or died.
     pub fn run(&self, worker: &str, payload: &Value, progress: &dyn Fn(f64, &str)) -> Result<Answer, Failure> {
-        let answer = self.ask(worker, "task.run", &json!({ "payload": payload, "by": self.by }), progress)?;
+        let answer = self.ask(worker, "task.run", &json!({ "payload": payload, "by": self.by }), None, progress)?;
         serde_json::from_value(answer).map_err(|error| Failure::new(ErrorCode::Internal, format!("{worker}: its daemon's answer: {error}")))
     }
 
@@ -109,7 +112,7 @@ impl Reach {
     /// # Errors
     /// There is none of that id.
     pub fn cancel(&self, worker: &str, task: &str) -> Result<Value, Failure> {
-        self.ask(worker, "task.cancel", &json!({ "task_id": task, "by": self.by }), &|_, _| ())
+        self.ask(worker, "task.cancel", &json!({ "task_id": task, "by": self.by }), Some(ANSWER_TIMEOUT), &|_, _| ())
     }
 
     /// How the workers are, or the one of that name.
@@ -121,7 +124,7 @@ impl Reach {
             Some(name) => vec![self.find(name)?],
             None => self.lines.keys().collect(),
         };
-        let report = |name: &WorkerName| match self.ask(name.as_str(), "worker.list", &Value::Null, &|_, _| ()) {
+        let report = |name: &WorkerName| match self.ask(name.as_str(), "worker.list", &Value::Null, Some(ANSWER_TIMEOUT), &|_, _| ()) {
             Ok(report) => report,
             Err(failure) => json!({ "state": "down", "problem": failure.message, "instances": [] }),
         };
@@ -146,7 +149,15 @@ impl Reach {
         })
     }
 
-    fn ask(&self, worker: &str, method: &str, params: &Value, progress: &dyn Fn(f64, &str)) -> Result<Value, Failure> {
+    /// `within` is how long an answer may take; none: as long as this method.
+    fn ask(
+        &self,
+        worker: &str,
+        method: &str,
+        params: &Value,
+        within: Option<Duration>,
+        progress: &dyn Fn(f64, &str),
+    ) -> Result<Value, Failure> {
         let name = self.find(worker)?;
         let line = match self.lines.get(name) {
             Some(Ok(line)) => line,
@@ -161,6 +172,9 @@ impl Reach {
                 connect(&self.places, name, START_PATIENCE).map_err(|error| Failure::of_kind("worker_down", format!("{name}: {error}")))?;
             line.say(method, params)
                 .map_err(|error| Failure::of_kind("worker_down", format!("{name}: its daemon does not listen: {error}")))?;
+        }
+        if line.stream.get_ref().set_read_timeout(within).is_err() {
+            return Err(Failure::of_kind("worker_down", format!("{name}: its daemon hung up")));
         }
         line.hear(name, progress)
     }
@@ -184,6 +198,12 @@ impl Line {
             let mut text = Vec::new();
             match self.stream.read_until(b'\n', &mut text) {
                 Ok(0) => return Err(died("it hung up".to_owned())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What comes of it later is in nobody's way: the next question finds the line cut.
+                    let _cut = self.stream.get_ref().shutdown(Shutdown::Both);
+                    let message = format!("{worker}: its daemon does not answer within {} s", ANSWER_TIMEOUT.as_secs());
+                    return Err(Failure::of_kind("worker_down", message));
+                }
                 Err(error) => return Err(died(error.to_string())),
                 Ok(_) => {}
             }

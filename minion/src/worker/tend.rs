@@ -22,6 +22,8 @@ use crate::supervise::humane;
 
 /// Farther than anything is planned.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
+/// How long the program is missed before it counts as taken away.
+const GONE_FOR: Duration = Duration::from_secs(10);
 /// How long a killed instance may take to die, for a dead disk for instance, until it is left behind.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 const DAY_SECONDS: i64 = 24 * 3600;
@@ -74,6 +76,7 @@ impl Daemon {
         if now.saturating_duration_since(self.looked_at) >= Duration::from_secs(1) {
             self.looked_at = now;
             self.look_at_file();
+            self.look_at_program(now);
         }
         if self.restart_at.is_some_and(|at| at <= Timestamp::now()) {
             self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
@@ -198,6 +201,20 @@ impl Daemon {
                 instance.signal(Signal::SIGTERM);
             }
             _ => {}
+        }
+    }
+
+    /// Ends where the package was taken away: an upgrade puts another program into the place of this one at once.
+    fn look_at_program(&mut self, now: Instant) {
+        let runs = fs::read_link("/proc/self/exe").unwrap_or_default();
+        let runs = runs.to_string_lossy();
+        // The kernel appends this to the path of a file that is there no more.
+        let is_gone = runs.strip_suffix(" (deleted)").is_some_and(|path| !Path::new(path).exists());
+        let since = *self.program_gone.get_or_insert(now);
+        if !is_gone {
+            self.program_gone = None;
+        } else if now.saturating_duration_since(since) >= GONE_FOR {
+            self.end("ended, because the minion's program was taken away,");
         }
     }
 
