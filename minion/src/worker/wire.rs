@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// What is read at once, and at most before others have their turn.
-const CHUNK_BYTES: usize = 64 * 1024;
-const TURN_BYTES: usize = 4 * CHUNK_BYTES;
+const CHUNK_BYTES: usize = 16 * 1024;
+const TURN_BYTES: usize = 16 * CHUNK_BYTES;
 /// With so much unread by the other side, hints are no longer added, and no more is taken in from it.
 const UNREAD_MAX_BYTES: usize = 256 * 1024;
 
