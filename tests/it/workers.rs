@@ -357,6 +357,36 @@ fn a_worker_is_its_users_and_serves_who_runs_as_another() {
 }
 
 #[test]
+fn a_captured_server_reaches_no_worker_and_none_is_lost_with_either_part() {
+    if !geteuid().is_root() {
+        println!("not root: nothing here can become another user");
+        return;
+    }
+    let host = Host { fleet: Fleet::builder().hosts(1).user("nobody").start() };
+    host.pytask("");
+    let workers = host.web1().state_dir().join("workers");
+    let control = workers.join("pytask/control.sock");
+    assert!(control.exists());
+    let connect = format!("import socket; s = socket.socket(socket.AF_UNIX); s.connect('{}')", control.display());
+    for line in [
+        format!("python3 -c \"{connect}\""),
+        format!("ls {}", workers.display()),
+        format!("mv {} {}.away", workers.display(), workers.display()),
+        format!("touch {}/x.toml", host.web1().config_file().parent().unwrap().join("workers.d").display()),
+    ] {
+        let run = fleet::as_server("nobody", &line);
+        assert!(!run.status.success() && run.err().contains("ermi"), "{line}: {}", run.err());
+    }
+    faults::assert_no_task_is_lost(&host, || {
+        let spawner = host.web1().spawner().unwrap();
+        kill9(spawner.pid);
+        wait_until("another spawner", PATIENCE, || host.web1().spawner().is_some_and(|next| next.pid != spawner.pid));
+        host.web1().kill9();
+        host.web1().start();
+    });
+}
+
+#[test]
 fn a_file_without_a_user_or_that_others_can_write_is_refused_by_root() {
     if !geteuid().is_root() {
         println!("not root: whoever runs the minion is whom it may trust");

@@ -142,7 +142,7 @@ fn what_an_instance_leaves_behind_dies_with_it() {
 }
 
 /// Two jobs, one under way and one that waits; then `disturb`; then both end as if nothing had been.
-fn assert_no_task_is_lost(host: &Host, disturb: impl FnOnce()) {
+pub(super) fn assert_no_task_is_lost(host: &Host, disturb: impl FnOnce()) {
     let (gate, line) = host.gate("gate");
     let first = host.fleet.start_job(["web1", "worker.run", "pytask", &line]);
     host.wait_until_busy("pytask", 1);
@@ -159,6 +159,21 @@ fn assert_no_task_is_lost(host: &Host, disturb: impl FnOnce()) {
         let status = host.fleet.overlord(["job-status", &job, "--wait", "--output", "json"]).ok();
         assert_eq!(outcome(&status)["result"], result);
     }
+}
+
+#[test]
+fn a_job_that_is_cancelled_stops_its_task_alone() {
+    let host = Host::start();
+    host.pytask("cancel_grace = \"60s\"\n");
+    let pid = host.pid("pytask", 1);
+    let (_gate, line) = host.gate("gate");
+    let job = host.fleet.start_job(["web1", "worker.run", "pytask", &line]);
+    host.wait_until_busy("pytask", 1);
+    host.fleet.overlord(["job-cancel", &job]);
+    let status = host.fleet.overlord(["job-status", &job, "--wait", "--output", "json"]);
+    assert_eq!(outcome(&status)["state"], "cancelled");
+    wait_until("the instance to be idle", PATIENCE, || host.list("pytask")["idle"] == 1);
+    assert_eq!(host.pid("pytask", 1), pid);
 }
 
 #[test]
