@@ -2,6 +2,7 @@
 //!
 //! It only reads; `check` says what is wrong with what the file points at.
 
+mod paths;
 mod trust;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -45,6 +46,8 @@ pub struct Config {
     pub certs_dir: PathBuf,
     /// The rules of who may do what, `*.toml`.
     pub acl_dir: PathBuf,
+    /// The resident workers, `NAME.toml`.
+    pub workers_dir: PathBuf,
     /// Where the authority is asked, if the file says it: `HOST` or `HOST:PORT`.
     pub authority: Option<String>,
     /// How the host goes by its revocation list: the keys of `[trust]`.
@@ -201,6 +204,8 @@ struct File {
     certs_dir: PathBuf,
     #[serde(default = "default_acl_dir")]
     acl_dir: PathBuf,
+    #[serde(default = "default_workers_dir")]
+    workers_dir: PathBuf,
     #[serde(default, deserialize_with = "trust::authority")]
     authority: Option<String>,
     #[serde(default)]
@@ -261,6 +266,11 @@ fn default_certs_dir() -> PathBuf {
 
 fn default_acl_dir() -> PathBuf {
     "/etc/minion/acl.d".into()
+}
+
+/// Beside the file.
+fn default_workers_dir() -> PathBuf {
+    "workers.d".into()
 }
 
 fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
@@ -326,6 +336,7 @@ impl Config {
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
+            workers_dir: from_file(read.workers_dir),
             authority: read.authority,
             trust: read.trust,
             limits: read.limits,
@@ -333,48 +344,6 @@ impl Config {
             audit: Rotation { max_bytes: read.audit.max_bytes, files: read.audit.files },
             file,
         })
-    }
-
-    /// One folder for each job.
-    #[must_use]
-    pub fn spool_dir(&self) -> PathBuf {
-        self.state_dir.join("spool")
-    }
-
-    /// What the server answers from.
-    #[must_use]
-    pub fn status_store(&self) -> PathBuf {
-        self.state_dir.join("status.sled")
-    }
-
-    /// Locked by the one server that may run with this state.
-    #[must_use]
-    pub fn server_lock(&self) -> PathBuf {
-        self.state_dir.join("server.lock")
-    }
-
-    /// Where the spawner listens.
-    #[must_use]
-    pub fn spawner_socket(&self) -> PathBuf {
-        self.state_dir.join("spawner.sock")
-    }
-
-    /// Where job daemons tell the server that they have ended.
-    #[must_use]
-    pub fn server_socket(&self) -> PathBuf {
-        self.state_dir.join("server.sock")
-    }
-
-    /// Where jobs submit calls of their own.
-    #[must_use]
-    pub fn submit_socket(&self) -> PathBuf {
-        self.state_dir.join("submit.sock")
-    }
-
-    /// One line for each decision.
-    #[must_use]
-    pub fn audit_log(&self) -> PathBuf {
-        self.state_dir.join("audit.log")
     }
 }
 

@@ -192,8 +192,13 @@ impl Door {
 
     fn answer(&self, method: &Method, args: Value) -> Outcome {
         let started_at = Timestamp::now();
-        let context =
-            Context { minion: &self.name, registry: &self.guard.registry, result_max_bytes: self.result_max_bytes, packages: None };
+        let context = Context {
+            minion: &self.name,
+            registry: &self.guard.registry,
+            result_max_bytes: self.result_max_bytes,
+            packages: None,
+            workers: None,
+        };
         let answer = catch_unwind(AssertUnwindSafe(|| method.run(args, &context))).unwrap_or_else(|_| {
             error!(method = %method.spec().method, "a method panicked; this is a bug of the minion");
             Err(Failure::new(ErrorCode::Crashed, format!("{} panicked; the log of {} says where", method.spec().method, self.name)))

@@ -34,3 +34,4 @@ pub mod supervise;
 mod upgrade;
 pub mod user;
 pub mod variables;
+pub mod worker;

@@ -9,6 +9,7 @@ mod jobs;
 mod minion;
 mod system;
 mod test;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::worker::Reach;
 pub use certs::RevocationsAsked;
 pub(crate) use command::DEFAULT_PATH;
 pub use jobs::{JobsCall, LogsWanted};
@@ -61,6 +63,8 @@ pub struct Context<'a> {
     pub result_max_bytes: usize,
     /// Where packages of the minion lie. The server has none.
     pub packages: Option<&'a Path>,
+    /// The resident workers. A process of `worker.*` alone has them.
+    pub workers: Option<&'a Reach>,
 }
 
 /// The arguments of a method that takes none.
@@ -194,6 +198,7 @@ impl Registry {
         registry.add::<minion::Minion>();
         registry.add::<system::System>();
         registry.add::<test::Test>();
+        registry.add::<worker::Worker>();
         registry
     }
 
@@ -308,7 +313,7 @@ mod tests {
         assert_eq!(unknown("command.rum"), "no method command.rum: module command has exists, run");
         assert_eq!(
             unknown("comand.run"),
-            "no method comand.run: there is no module comand; there are certs, command, jobs, minion, system, test"
+            "no method comand.run: there is no module comand; there are certs, command, jobs, minion, system, test, worker"
         );
     }
 }

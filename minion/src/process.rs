@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "fork, setenv and _exit are sound here: the process has one thread, which `require_single_thread` checks")]
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -101,10 +101,10 @@ pub fn leave_session_keyring() -> std::io::Result<()> {
 ///
 /// # Errors
 /// `/proc` does not tell what is open.
-pub fn close_all_but(kept: impl AsRawFd) -> std::io::Result<()> {
+pub fn close_all_but(kept: &[RawFd]) -> std::io::Result<()> {
     let open = std::fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
     let numbers = open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
-    for number in numbers.filter(|number| *number > nix::libc::STDERR_FILENO && *number != kept.as_raw_fd()) {
+    for number in numbers.filter(|number| *number > nix::libc::STDERR_FILENO && !kept.contains(number)) {
         // What the folder itself was read by is closed already.
         let _closed = nix::unistd::close(number);
     }

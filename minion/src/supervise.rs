@@ -29,11 +29,12 @@ use serde_json::json;
 pub use cgroup::Cgroups;
 pub use charge::{Charge, JobCharge, Stop};
 pub use chunk::supervise_chunk;
-pub use tree::kill_marked;
+pub use tree::{kill_bearing, kill_marked, signal_below};
 
 use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
+use crate::worker::Places;
 use child::Child;
 use chunk::Course;
 use common::protocol::map::Chunk;
@@ -60,6 +61,8 @@ pub struct Station {
     pub packages: PathBuf,
     /// Where jobs submit calls of their own.
     pub submit_socket: PathBuf,
+    /// The resident workers.
+    pub workers: Places,
 }
 
 /// Why a method was made to stop.
@@ -258,6 +261,9 @@ impl Supervision<'_> {
                 Verdict::TimedOut { error: Failure::new(ErrorCode::TimedOut, message) }
             }
             (_, Some(Ending::Stopped(stop))) => cancelled(stop),
+            // A worker's task is another process's, which was stopped for a reason of its own.
+            (Some(child::Answer::Error(error)), None) if error.is(ErrorCode::Cancelled) => Verdict::Cancelled { error },
+            (Some(child::Answer::Error(error)), None) if error.is(ErrorCode::TimedOut) => Verdict::TimedOut { error },
             (Some(child::Answer::Error(error)), None) => Verdict::Failed { error },
             (None, None) => {
                 let message = format!("{}: its process {} before it gave a result", self.run.method, self.death());

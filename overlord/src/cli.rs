@@ -114,6 +114,9 @@ pub(crate) struct CallArgs {
     /// The arguments as a JSON list or object; `-` reads it from standard input
     #[arg(long, value_name = "JSON", conflicts_with = "args")]
     pub(crate) json: Option<String>,
+    /// Of `worker.run`: give the task to one host of the target, one with an idle instance, or else where the fewest tasks wait
+    #[arg(long)]
+    pub(crate) any: bool,
     /// Start a job, and print its id at once
     #[arg(long = "async")]
     pub(crate) as_job: bool,

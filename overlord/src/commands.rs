@@ -35,7 +35,7 @@ use crate::chain;
 use crate::cli::{Cli, Command, Options};
 use crate::daemon::DaemonError;
 use crate::deploy::DeployError;
-use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
+use crate::fleet::{AnyError, CallError, CheckError, Fleet, FleetError, LinkError};
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
 use crate::jobs::{JobError, RetryError, StartError};
@@ -206,6 +206,15 @@ impl From<ItemsError> for Refusal {
     fn from(error: ItemsError) -> Self {
         let status = if matches!(error, ItemsError::Keep { .. }) { INTERNAL } else { USAGE };
         Self::of(status, &error)
+    }
+}
+
+impl From<AnyError> for Refusal {
+    fn from(error: AnyError) -> Self {
+        match error {
+            AnyError::Call(error) => error.into(),
+            AnyError::None { .. } => Self::of(NO_HOST, &error),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The library's face: a [`Fleet`], a [`Target`] in it, and what can be asked of the target. The command line is a skin over it.
 //! Prints nothing: what a person should know besides is given to the function set with [`Fleet::with_warnings`].
 
+pub(crate) mod any;
 mod arguments;
 mod call;
 pub(crate) mod gossip;
@@ -28,6 +29,7 @@ use crate::jobs::{Job, JobError, StartError};
 use crate::store::{self, JobSummary, Listed, Overview};
 use crate::targets::{Expression, JobTerm, Sense, TargetError};
 
+pub use any::AnyError;
 pub(crate) use arguments::check_call;
 pub use arguments::{CheckError, IntoArguments};
 pub(crate) use call::ANSWER_GRACE;

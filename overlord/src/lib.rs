@@ -47,7 +47,7 @@ pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
 pub use config::{CertsLimits, Config, ConfigError, RetentionLimits, TrustLimits};
-pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
+pub use fleet::{AnyError, CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;

@@ -47,3 +47,4 @@ mod trust;
 mod trust_files;
 mod upgrade;
 mod versions;
+mod workers;

@@ -124,13 +124,16 @@ mod tests {
 
     fn run(method: &str, args: Value) -> Result<Value, Failure> {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None };
+        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, workers: None };
         registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
     }
 
     #[test]
     fn a_minion_tells_what_it_can_do() {
-        assert_eq!(run("system.list_modules", json!({})).unwrap(), json!(["certs", "command", "jobs", "minion", "system", "test"]));
+        assert_eq!(
+            run("system.list_modules", json!({})).unwrap(),
+            json!(["certs", "command", "jobs", "minion", "system", "test", "worker"])
+        );
         assert_eq!(run("system.list_methods", json!({ "module": "command" })).unwrap(), json!(["command.exists", "command.run"]));
         assert!(
             run("system.list_methods", json!({ "module": "none" })).unwrap_err().message.contains("there are certs, command, jobs, minion")

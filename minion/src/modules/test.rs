@@ -110,7 +110,7 @@ mod tests {
 
     fn run(method: &str, args: Value) -> Result<Value, Failure> {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None };
+        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, workers: None };
         registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::outcome::{ErrorCode, Failure};
@@ -21,6 +21,7 @@ use crate::modules::Context;
 use crate::process;
 use crate::user::{User, UserError};
 use crate::variables;
+use crate::worker::Reach;
 
 /// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
@@ -162,19 +163,23 @@ fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> st
     dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
     drop(null);
     std::env::set_current_dir("/")?;
+    // Before it becomes another, who could not reach them.
+    let workers = (run.method.module() == "worker").then(|| reach_workers(station, run));
     let embodied = run.run_as.as_deref().map_or(Ok(()), |name| embody(name, &ends));
     // Whoever changes who it is, is not told of its parent's death any more; and of a name that is looked up files may be left open.
     die_with(supervisor)?;
     ends.outputs.clear();
-    process::close_all_but(ends.answer.as_fd())?;
+    let kept: Vec<RawFd> = workers.iter().flat_map(Reach::files).chain([ends.answer.as_raw_fd()]).collect();
+    process::close_all_but(&kept)?;
     set_own_variables(station, run, token);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     let embodied = embodied.map_err(|error| Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method)));
     if let Some(chunk) = chunk {
-        return chunk::work(station, run, chunk, &embodied, &mut ends.answer);
+        let item = |args| answer_of(station, run, args, workers.as_ref());
+        return chunk::work(station, run, chunk, embodied.map(|()| item), &mut ends.answer);
     }
     let answer = match embodied {
-        Ok(()) => answer_of(station, run, run.args.clone()),
+        Ok(()) => answer_of(station, run, run.args.clone(), workers.as_ref()),
         Err(failure) => Answer::Error(failure),
     };
     ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
@@ -212,7 +217,12 @@ fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
     user.embody()
 }
 
-pub(super) fn answer_of(station: &Station, run: &MethodRun, args: Value) -> Answer {
+/// The connections of a call of `worker.*`. Of a chunk each item names its own.
+fn reach_workers(station: &Station, run: &MethodRun) -> Reach {
+    Reach::open(&station.workers, run.caller.as_str(), run.args.get("worker").and_then(Value::as_str))
+}
+
+pub(super) fn answer_of(station: &Station, run: &MethodRun, args: Value, workers: Option<&Reach>) -> Answer {
     let Some(method) = station.registry.find(&run.method) else {
         return Answer::Error(station.registry.unknown(&run.method));
     };
@@ -221,6 +231,7 @@ pub(super) fn answer_of(station: &Station, run: &MethodRun, args: Value) -> Answ
         registry: &station.registry,
         result_max_bytes: station.limits.result_max_bytes,
         packages: Some(&station.packages),
+        workers,
     };
     match catch_unwind(AssertUnwindSafe(|| method.run(args, &context))) {
         Ok(Ok(result)) => Answer::Ok(result),

@@ -9,8 +9,9 @@ use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use common::protocol::Arguments;
 use common::protocol::map::{CHUNK_ANSWER_BYTES, CHUNK_PERIOD, Chunk, Chunked};
 use jiff::Timestamp;
+use serde_json::Value;
 
-use super::child::{Answer, answer_of, encode};
+use super::child::{Answer, encode};
 use super::{Charge, Station, watch};
 use crate::jobs::MethodRun;
 
@@ -42,12 +43,13 @@ pub fn supervise_chunk(
     Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
 }
 
-/// In the process: works through the items, and says of each when it begins and how it has ended. `embodied` is why it cannot run any.
+/// In the process: works through the items, and says of each when it begins and how it has ended. `item` answers to one whose arguments are bound; or
+/// it is why none can be run.
 pub(super) fn work(
     station: &Station,
     run: &MethodRun,
     chunk: &Chunk,
-    embodied: &Result<(), Failure>,
+    item: Result<impl Fn(Value) -> Answer, Failure>,
     says: &mut std::fs::File,
 ) -> std::io::Result<()> {
     let (begun, mut said_bytes) = (Instant::now(), 0);
@@ -60,8 +62,8 @@ pub(super) fn work(
         writeln!(lines, "{BEGUN}{}", Timestamp::now())?;
         says.write_all(&lines)?;
         lines.clear();
-        let answer = match embodied {
-            Ok(()) => answer_to(station, run, index, args),
+        let answer = match &item {
+            Ok(item) => bind(station, run, index, args).map_or_else(Answer::Error, item),
             Err(failure) => Answer::Error(failure.clone()),
         };
         write!(lines, "{ENDED}{} ", Timestamp::now())?;
@@ -72,15 +74,10 @@ pub(super) fn work(
     says.write_all(&lines)
 }
 
-fn answer_to(station: &Station, run: &MethodRun, index: u64, args: &Arguments) -> Answer {
-    let Some(method) = station.registry.find(&run.method) else {
-        return Answer::Error(station.registry.unknown(&run.method));
-    };
+fn bind(station: &Station, run: &MethodRun, index: u64, args: &Arguments) -> Result<Value, Failure> {
+    let method = station.registry.find(&run.method).ok_or_else(|| station.registry.unknown(&run.method))?;
     let bound = method.spec().bind(args);
-    match bound.map_err(|error| Failure::new(ErrorCode::InvalidArguments, format!("item {index}: {error}"))) {
-        Ok(args) => answer_of(station, run, args),
-        Err(failure) => Answer::Error(failure),
-    }
+    bound.map_err(|error| Failure::new(ErrorCode::InvalidArguments, format!("item {index}: {error}")))
 }
 
 /// How far the process is, as its supervisor knows.

@@ -20,6 +20,23 @@ pub(super) fn signal_descendants(signal: Signal) {
     signal_all(signal, |process| descends_from(process, this));
 }
 
+/// Sends `signal` to every descendant of the process `ancestor`, which is a child of ours that is not waited for yet.
+pub fn signal_below(ancestor: i32, signal: Signal) {
+    signal_all(signal, |process| descends_from(process, ancestor));
+}
+
+/// Kills every process whose variable `name` begins with `value`, until none is left or `patience` is over.
+pub fn kill_bearing(name: &str, value: &OsStr, patience: Duration) {
+    let bears = |process: &Process| {
+        let found = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new(name)));
+        found.is_some_and(|found| found.as_encoded_bytes().starts_with(value.as_encoded_bytes()))
+    };
+    let deadline = Instant::now() + patience;
+    while signal_all(Signal::SIGKILL, bears) > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Kills every process that carries the mark of the job `id` in its environment, until none is left or `patience` is over.
 /// For what a job left behind whose daemon was killed.
 pub fn kill_marked(id: &MinionJobId, patience: Duration) {
