@@ -5,6 +5,7 @@
 //! where the host went down meanwhile. The job prepares it, starts it, and waits for what it writes.
 
 mod command;
+mod compare;
 mod manager;
 mod repack;
 mod unit;

@@ -106,6 +106,11 @@ fn a_fleet_upgrades_itself_through_itself() {
         lab.is_well();
         runs(&lab, to);
     }
+    // The very same again is nothing to do.
+    let told = upgrade_itself(&lab, &deb("overlord-minion", Version::This));
+    for host in lab.hosts() {
+        assert_eq!(told[host.name()]["result"]["changed"], false, "{told:#}");
+    }
     work.ends_well();
 }
 

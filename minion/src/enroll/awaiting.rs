@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::service_manager::{self, SignsOfLife};
 
 /// How often it is looked whether it is there.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Returns once there is a certificate in `certs_dir`, or something that hinders looking, of which opening it says more. The certificate is what
 /// `minion enroll` writes last.

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::command::Command;
-use super::{PACKAGE, PROGRAM, repack};
+use super::{PACKAGE, PROGRAM, compare, repack};
 
 /// Somebody else may be installing something.
 const LOCK_WITHIN: Duration = Duration::from_secs(60);
@@ -18,6 +18,7 @@ const LOCKED: [&str; 2] = ["locked by another process", "can't create transactio
 const DEB_MAGIC: &[u8] = b"!<arch>\n";
 /// How each is asked for a name, a version and an architecture.
 const DPKG_FORMAT: &str = "--showformat=${Package}\n${Version}\n${Architecture}\n";
+const RPM_DIGEST: &str = "%{SIGMD5}";
 const RPM_FORMAT: &str = "%{NAME}\n%{VERSION}-%{RELEASE}\n%{ARCH}\n";
 
 /// Which of them.
@@ -79,18 +80,18 @@ impl Manager {
 
     /// Whether it is the very package in that file that is installed, and no other of the same version.
     pub(super) fn has(self, file: &Path) -> bool {
-        let (installed, offered) = match self {
-            Self::Dpkg => (
-                Command::new("dpkg-query").args(["--control-show", PACKAGE, "md5sums"]).ask(),
-                Command::new("dpkg-deb").arg("--info").arg(file).arg("md5sums").ask(),
-            ),
-            Self::Rpm => (
-                Command::new("rpm").args(["-q", "--queryformat", "%{SIGMD5}", PACKAGE]).ask(),
-                Command::new("rpm").args(["-q", "--nosignature", "--queryformat", "%{SIGMD5}", "--package"]).arg(file).ask(),
-            ),
-        };
-        let is_same = installed.is_ok_and(|sums| !sums.is_empty() && offered.is_ok_and(|offered| offered == sums));
-        is_same && self.has_whole() && self.installed().is_ok_and(|installed| self.describe(file).is_ok_and(|offered| offered == installed))
+        let is_described = self.installed().is_ok_and(|installed| self.describe(file).is_ok_and(|offered| offered == installed));
+        is_described
+            && self.has_whole()
+            && match self {
+                Self::Dpkg => compare::is_installed(file),
+                Self::Rpm => {
+                    let installed = Command::new("rpm").args(["-q", "--queryformat", RPM_DIGEST, PACKAGE]).ask();
+                    let offered =
+                        Command::new("rpm").args(["-q", "--nosignature", "--queryformat", RPM_DIGEST, "--package"]).arg(file).ask();
+                    installed.is_ok_and(|installed| offered.is_ok_and(|offered| offered == installed))
+                }
+            }
     }
 
     /// The package that is installed, or was begun to be.

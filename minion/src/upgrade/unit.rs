@@ -45,11 +45,14 @@ pub(super) fn place(folder: &Path) -> io::Result<()> {
 pub(super) fn start() -> Result<(), String> {
     let reload = Command::new("systemctl").arg("daemon-reload").run(START_WITHIN);
     let started = reload.and_then(|_| Command::new("systemctl").args(["start", NAME]).run(START_WITHIN));
-    // Who did not say in time that it has started it may do so yet.
-    if started.is_err() && is_over() {
-        remove();
+    match started {
+        Err(why) if is_over() => {
+            remove();
+            Err(why)
+        }
+        // It runs, whatever was heard of its start.
+        Err(_) | Ok(_) => Ok(()),
     }
-    started.map(drop)
 }
 
 /// Whether it has ended. As long as systemd does not say, it has not.
