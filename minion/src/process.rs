@@ -1,6 +1,6 @@
 //! Forking, and what a process that was forked does with itself. The only file of the minion with `unsafe`, because `fork` and changing one's
 //! own environment are sound only in a process with a single thread, which is a promise that no type can make. Whoever comes here keeps it: the
-//! spawner, what it forks, the keeper, and the server before it starts its threads.
+//! spawner, what it forks, the keeper, a worker's daemon, and the server before it starts its threads.
 
 #![allow(unsafe_code, reason = "fork, setenv and _exit are sound here: the process has one thread, which `require_single_thread` checks")]
 

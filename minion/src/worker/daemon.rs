@@ -2,8 +2,9 @@
 //! `callers`, for instances in `tasks`, and what time alone brings in `tend`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,9 @@ use crate::spawner::signal_fd;
 
 /// The longest wait, after which the worker's file is looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long no connection is taken after one could not be, for want of files for instance.
+const DEAF_FOR: Duration = Duration::from_millis(50);
 
 /// All that one daemon has.
 pub(super) struct Daemon {
@@ -193,9 +197,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// The next connections of callers; none where as many are open as may be.
+    /// The next connections of callers.
     fn meet_callers(&mut self) {
-        while let Ok((stream, _)) = self.control.accept() {
+        while let Some(stream) = accepted(&self.control) {
             self.meet(stream);
         }
     }
@@ -243,5 +247,19 @@ impl Daemon {
             return;
         }
         self.check_ended(pid, status);
+    }
+}
+
+/// The next connection that waits.
+pub(super) fn accepted(listener: &UnixListener) -> Option<UnixStream> {
+    match listener.accept() {
+        Ok((stream, _)) => Some(stream),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => {
+            // Whoever waits goes on waiting, and would be found waiting again and again meanwhile.
+            tracing::warn!(%error, "a connection cannot be taken");
+            std::thread::sleep(DEAF_FOR);
+            None
+        }
     }
 }

@@ -22,6 +22,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, geteuid, getpid, ge
 use serde_json::Value;
 
 use super::config::{Program, Rlimits, WorkerConfig};
+use super::daemon::accepted;
 use super::desk::SlotId;
 use super::log::OutputLog;
 use super::name::WorkerName;
@@ -150,7 +151,7 @@ impl Instance {
 
     /// Takes in who connects: it, or something that it has started, for nobody else may.
     pub(super) fn accept(&mut self) {
-        while let Ok((stream, _)) = self.door.accept() {
+        while let Some(stream) = accepted(&self.door) {
             let line_max = self.config.result_max_bytes.saturating_mul(ESCAPED_BYTES).saturating_add(LINE_MARGIN_BYTES);
             if self.wires.len() < WIRES_MAX
                 && let Ok(wire) = Wire::new(stream, line_max)

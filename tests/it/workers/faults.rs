@@ -251,6 +251,8 @@ fn a_file_that_cannot_be_used_is_told_with_its_line() {
     assert_eq!(list["state"], "down");
     let problem = list["problem"].as_str().unwrap();
     assert!(problem.contains("typo.toml:") && problem.contains("unknown field `intances`"), "{problem}");
+    let checked = host.fleet.check("web1").expect(1);
+    assert!(checked.out().contains("typo.toml:") && checked.out().contains("unknown field `intances`"), "{}", checked.out());
     let run = host.run("typo", "x");
     assert!(run["error"]["message"].as_str().unwrap().contains("unknown field `intances`"), "{run}");
 }
