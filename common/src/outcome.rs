@@ -1,6 +1,7 @@
 //! What became of a call on one host: a verdict, with the result or the error, and when.
 
 mod more;
+mod progress;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::job::HostState;
 pub use more::More;
+pub use progress::{PROGRESS_MESSAGE_MAX_LETTERS, Progress};
 
 /// The numbers in `error.code`: JSON-RPC's own for a request that is not sound, ours for all else. Never renumbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,6 +228,9 @@ pub struct Outcome {
     /// When it ended, by the host's clock; for `undelivered` and `lost`, when that became known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// Of a job: how far its method said last that it was, however it ended; none if it said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// What a newer version says besides. It is kept, and handed on.
     #[serde(flatten)]
     pub more: More,
@@ -235,13 +240,13 @@ impl Outcome {
     /// A verdict on something that did not run on the host, learnt at `at`.
     #[must_use]
     pub fn not_run(verdict: Verdict, at: Timestamp) -> Self {
-        Self { verdict, started_at: None, finished_at: Some(at), more: More::default() }
+        Self { verdict, started_at: None, finished_at: Some(at), progress: None, more: More::default() }
     }
 
     /// A verdict on something that began and ended then.
     #[must_use]
     pub fn ran(verdict: Verdict, started_at: Timestamp, finished_at: Timestamp) -> Self {
-        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: More::default() }
+        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), progress: None, more: More::default() }
     }
 }
 
@@ -254,10 +259,12 @@ impl<'de> Deserialize<'de> for Outcome {
         let own: Map<_, _> = own.into_iter().filter_map(|name| fields.shift_remove_entry(name)).collect();
         let mut time = |name| fields.shift_remove(name).map(Option::<Timestamp>::deserialize).transpose().map(Option::flatten);
         let (started_at, finished_at) = (time("started_at"), time("finished_at"));
+        let progress = fields.shift_remove("progress").map(Option::<Progress>::deserialize).transpose().map(Option::flatten);
         Ok(Self {
             verdict: Verdict::deserialize(Value::Object(own)).map_err(D::Error::custom)?,
             started_at: started_at.map_err(D::Error::custom)?,
             finished_at: finished_at.map_err(D::Error::custom)?,
+            progress: progress.map_err(D::Error::custom)?,
             more: fields.into_iter().collect::<BTreeMap<_, _>>().into(),
         })
     }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::identity::{CallerName, MinionName};
 use crate::job::{CallId, HostState, MinionJobId};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Progress};
 
 pub use logs::{JobLogs, LOGS_CHUNK_MAX_BYTES, LOGS_CHUNK_MIN_BYTES, LOGS_WAIT_MAX_MS, LogPiece, Stream, logs_chunk_bytes};
 
@@ -195,6 +195,9 @@ pub enum JobProgress {
         /// When the method started.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
+        /// How far the method said last that it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<Progress>,
     },
 }
 
@@ -217,10 +220,15 @@ mod tests {
 
     #[test]
     fn progress_reads_back_ended_and_going() {
-        let going = json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" });
-        let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
-        assert_eq!(read.state(), HostState::Running);
-        assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        let progress = json!({ "fraction": 0.5, "message": "half", "at": "2026-01-01T00:00:00Z" });
+        for going in [
+            json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" }),
+            json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z", "progress": progress }),
+        ] {
+            let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
+            assert_eq!(read.state(), HostState::Running);
+            assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        }
         let ended = json!({ "state": "ok", "result": 0, "finished_at": "2026-01-01T00:00:00Z" });
         let read: JobProgress = serde_json::from_value(ended.clone()).unwrap();
         assert_eq!(read.state(), HostState::Ok);

@@ -31,6 +31,7 @@ use crate::config::Limits;
 use crate::guard::{Bearer, Guard, Way};
 use crate::jobs::{JobCall, Jobs, Reader};
 use crate::modules::{Context, JobsCall, Method, Registry, RevocationsAsked};
+use crate::progress::NOBODY;
 use crate::submit::Submission;
 
 /// What a caller who was let in gets: the `result` of the JSON-RPC response.
@@ -190,8 +191,8 @@ impl Door {
 
     fn answer(&self, method: &Method, args: Value) -> Outcome {
         let started_at = Timestamp::now();
-        let context =
-            Context { minion: &self.name, registry: &self.guard.registry, result_max_bytes: self.result_max_bytes, packages: None };
+        let (minion, registry, progress) = (&self.name, &self.guard.registry, &NOBODY);
+        let context = Context { minion, registry, result_max_bytes: self.result_max_bytes, packages: None, progress };
         let answer = catch_unwind(AssertUnwindSafe(|| method.run(args, &context))).unwrap_or_else(|_| {
             error!(method = %method.spec().method, "a method panicked; this is a bug of the minion");
             Err(Failure::new(ErrorCode::Crashed, format!("{} panicked; the log of {} says where", method.spec().method, self.name)))

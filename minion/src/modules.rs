@@ -22,6 +22,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::progress::Reporter;
+
 pub use certs::RevocationsAsked;
 pub(crate) use command::DEFAULT_PATH;
 pub use jobs::{JobsCall, LogsWanted};
@@ -61,6 +63,8 @@ pub struct Context<'a> {
     pub result_max_bytes: usize,
     /// Where packages of the minion lie. The server has none.
     pub packages: Option<&'a Path>,
+    /// By which it says how far it is.
+    pub progress: &'a Reporter,
 }
 
 /// The arguments of a method that takes none.

@@ -7,6 +7,7 @@ mod cgroup;
 mod charge;
 mod child;
 mod output;
+mod progress;
 mod tree;
 
 use std::io::Read as _;
@@ -33,6 +34,7 @@ use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
 use child::Child;
+use progress::Reports;
 
 /// How long after its method's end what is left of the tree may take to die. SIGKILL takes effect at once, except for a process that
 /// waits in the kernel, for a dead disk for instance; such a one is left behind after this.
@@ -76,6 +78,7 @@ struct Supervision<'a> {
     /// No child is left, neither the method's process nor anything that it left behind.
     childless: bool,
     answer: Vec<u8>,
+    reports: Reports,
     ending: Option<Ending>,
     limit_at: Instant,
     kill_at: Option<Instant>,
@@ -103,6 +106,7 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
         child_status: None,
         childless: false,
         answer: Vec::new(),
+        reports: Reports::default(),
         ending: None,
         limit_at,
         kill_at: None,
@@ -113,7 +117,8 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
     let finished_at = Timestamp::now();
     supervision.clear_away();
     let verdict = supervision.verdict();
-    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
+    let progress = supervision.reports.into_latest();
+    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
 }
 
 /// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.
@@ -130,13 +135,19 @@ impl Supervision<'_> {
     }
 
     fn wait_for_news(&mut self) {
-        let [signalled, stopped, answered, printed] = self.poll();
+        let [signalled, stopped, answered, reported, printed] = self.poll();
         if signalled {
             while let Ok(Some(_one_or_more)) = self.signals.read_signal() {}
             self.reap();
         }
         if answered {
             self.read_answer();
+        }
+        if reported {
+            self.reports.hear(&mut self.child.progress);
+        }
+        if let Charge::Job(job) = &self.charge {
+            self.reports.write(|progress| job.spool.write_progress(progress));
         }
         if printed {
             self.child.pump_output(&mut self.charge);
@@ -158,19 +169,21 @@ impl Supervision<'_> {
         }
     }
 
-    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the output.
-    fn poll(&self) -> [bool; 4] {
+    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the progress, the output.
+    fn poll(&self) -> [bool; 5] {
         let wishes = self.ending.is_none().then(|| self.charge.wishes());
-        let streams = [Some(self.signals.as_fd()), wishes, self.child.answer.as_ref().map(|pipe| pipe.as_fd())];
+        let pipes = [&self.child.answer, &self.child.progress].map(|pipe| pipe.as_ref().map(|pipe| pipe.as_fd()));
+        let streams = [Some(self.signals.as_fd()), wishes].into_iter().chain(pipes);
         let outputs = self.child.outputs.iter().map(|output| output.as_ref().map(|pipe| pipe.as_fd()));
-        let listed: Vec<_> = streams.into_iter().chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(3), fd?))).collect();
+        let listed: Vec<_> = streams.chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(4), fd?))).collect();
         let mut polled: Vec<_> = listed.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         let left = self.kill_at.unwrap_or(self.limit_at).saturating_duration_since(Instant::now());
         let wait = if left.is_zero() { KILL_AGAIN } else { left };
         // Rounded up, so that the deadline has passed when the wait is over.
+        let wait = self.reports.due_at().map_or(wait, |due| wait.min(due.saturating_duration_since(Instant::now())));
         let timeout = PollTimeout::try_from(wait.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
         let _interrupted_or_not = poll(&mut polled, timeout);
-        let mut news = [false; 4];
+        let mut news = [false; 5];
         for ((which, _), fd) in listed.iter().zip(&polled) {
             if let Some(place) = news.get_mut(*which) {
                 *place |= fd.any().unwrap_or(false);
@@ -212,6 +225,7 @@ impl Supervision<'_> {
     /// Ends what the method left behind, and takes in the last of its answer and output.
     fn clear_away(&mut self) {
         self.read_answer();
+        self.reports.hear(&mut self.child.progress);
         let deadline = Instant::now() + DEATH_TIMEOUT;
         while !self.childless && Instant::now() < deadline {
             self.child.signal_tree(Signal::SIGKILL);

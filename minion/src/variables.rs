@@ -13,8 +13,11 @@ pub const TOKEN: &str = "MINION_JOB_TOKEN";
 /// Of a job: where it submits them.
 pub const SUBMIT_SOCKET: &str = "MINION_SUBMIT_SOCKET";
 
+/// The number of the file where it says how far it is, a line `FRACTION [MESSAGE]` each time.
+pub const PROGRESS_FD: &str = "MINION_PROGRESS_FD";
+
 /// What a service manager tells the minion by, see sd_notify(3): nothing to a method.
 pub const OF_SERVICE_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// All of a method.
-pub const ALL: [&str; 6] = [NAME, CALL, JOB, CALLER, TOKEN, SUBMIT_SOCKET];
+pub const ALL: [&str; 7] = [NAME, CALL, JOB, CALLER, TOKEN, SUBMIT_SOCKET, PROGRESS_FD];

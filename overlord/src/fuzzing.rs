@@ -137,7 +137,7 @@ pub fn remarked(text: &str) -> String {
 /// The answer of one host as lines for a person.
 #[must_use]
 pub fn shown(host: &MinionName, verdict: &Verdict) -> String {
-    aggregate::fold([(host, verdict)]).iter().map(output::text::group).collect()
+    aggregate::fold([(host, verdict)]).iter().map(|group| output::text::group(group, None)).collect()
 }
 
 /// What a host wrote in these pieces, as a terminal gets it: as it is, or in lines with its name.

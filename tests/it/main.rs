@@ -31,6 +31,7 @@ mod output;
 mod overlord_calls;
 mod overlord_store;
 mod packaging;
+mod progress;
 mod queue;
 mod renewal;
 mod retention;

@@ -341,6 +341,7 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
         Life::Dead(started) => {
             let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
             outcome.started_at = started.and_then(|started| started.at);
+            outcome.progress = spool.progress();
             outcome
         }
         Life::Damaged(how) => {

@@ -18,6 +18,7 @@ use crate::call::Token;
 use crate::jobs::MethodRun;
 use crate::modules::Context;
 use crate::process;
+use crate::progress::{PROGRESS_FD, Reporter};
 use crate::user::{User, UserError};
 use crate::variables;
 
@@ -40,6 +41,8 @@ pub(super) struct Child {
     pub(super) answer: Option<File>,
     /// Where its stdout and stderr come from, if they are kept, until it has closed them.
     pub(super) outputs: [Option<File>; 2],
+    /// Where it reports how far it is, if that is kept, until nobody can any more.
+    pub(super) progress: Option<File>,
     cgroup: Option<Cgroup>,
 }
 
@@ -47,6 +50,8 @@ pub(super) struct Child {
 struct Ends {
     answer: File,
     outputs: Vec<File>,
+    /// None: what is reported is thrown away.
+    progress: Option<File>,
 }
 
 /// Where a method's process finds itself.
@@ -133,40 +138,44 @@ fn make_pipes(keeps_output: bool) -> nix::Result<(Ends, Child)> {
         nix::Result::Ok((File::from(read), File::from(write)))
     };
     let (answer_read, answer_write) = make()?;
-    let mut ends = Ends { answer: answer_write, outputs: Vec::new() };
-    let mut child = Child { pid: Pid::from_raw(0), answer: Some(answer_read), outputs: [None, None], cgroup: None };
+    let mut ends = Ends { answer: answer_write, outputs: Vec::new(), progress: None };
+    let mut child = Child { pid: Pid::from_raw(0), answer: Some(answer_read), outputs: [None, None], progress: None, cgroup: None };
     if keeps_output {
         for output in &mut child.outputs {
             let (read, write) = make()?;
             *output = Some(read);
             ends.outputs.push(write);
         }
+        let (read, write) = make()?;
+        (child.progress, ends.progress) = (Some(read), Some(write));
     }
     Ok((ends, child))
 }
 
 /// In the new process: becomes one that a method can expect, runs the method, answers.
-fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> std::io::Result<()> {
+fn become_method(place: &Place<'_>, token: Option<&Token>, ends: Ends) -> std::io::Result<()> {
     let Place { station, run, supervisor } = *place;
     die_with(supervisor)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(ends.outputs.first().unwrap_or(&null))?;
     dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
-    drop(null);
     std::env::set_current_dir("/")?;
     let embodied = run.run_as.as_deref().map_or(Ok(()), |name| embody(name, &ends));
     // Whoever changes who it is, is not told of its parent's death any more; and of a name that is looked up files may be left open.
     die_with(supervisor)?;
-    ends.outputs.clear();
-    process::close_all_but(ends.answer.as_fd())?;
+    let Ends { answer, outputs, progress } = ends;
+    drop(outputs);
+    let mut answer = File::from(process::move_away(answer.into())?);
+    let progress = process::open_as(PROGRESS_FD, progress.unwrap_or(null).into())?;
+    process::close_all_but(&[&answer, &progress])?;
     set_own_variables(station, run, token);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    let answer = match embodied {
-        Ok(()) => answer_of(station, run),
+    let said = match embodied {
+        Ok(()) => answer_of(station, run, &Reporter::new(progress)),
         Err(error) => Answer::Error(Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method))),
     };
-    ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
+    answer.write_all(&encode(&said, station.limits.result_max_bytes))
 }
 
 /// Tells the method's process, and all that it starts, what it is; and a job by what it is known when it submits calls.
@@ -175,6 +184,7 @@ fn set_own_variables(station: &Station, run: &MethodRun, token: Option<&Token>) 
     let is_others = |name: &str| variables::ALL.contains(&name) || variables::OF_SERVICE_MANAGER.contains(&name);
     process::keep_variables(|name| !name.to_str().is_some_and(is_others));
     process::set_variable(variables::NAME, station.minion.as_str());
+    process::set_variable(variables::PROGRESS_FD, PROGRESS_FD.to_string());
     let Some(token) = token else { return };
     process::set_variable(variables::CALL, run.call_id.job().as_str());
     process::set_variable(variables::JOB, token.job().as_str());
@@ -192,16 +202,16 @@ fn die_with(supervisor: Pid) -> std::io::Result<()> {
     Err(std::io::Error::other("the supervisor died before its death could be heard of"))
 }
 
-/// Becomes the user of that name, whose are its stdout and stderr from now on, where they are kept. After an error it must run nothing.
+/// Becomes the user of that name, whose are its stdout and stderr, and the pipe for its progress, from now on, where they are kept. After an error it must run nothing.
 fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
     let user = User::find(name)?;
-    for output in &ends.outputs {
+    for output in ends.outputs.iter().chain(&ends.progress) {
         user.hand_over(output)?;
     }
     user.embody()
 }
 
-fn answer_of(station: &Station, run: &MethodRun) -> Answer {
+fn answer_of(station: &Station, run: &MethodRun, progress: &Reporter) -> Answer {
     let Some(method) = station.registry.find(&run.method) else {
         return Answer::Error(station.registry.unknown(&run.method));
     };
@@ -210,6 +220,7 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
         registry: &station.registry,
         result_max_bytes: station.limits.result_max_bytes,
         packages: Some(&station.packages),
+        progress,
     };
     match catch_unwind(AssertUnwindSafe(|| method.run(run.args.clone(), &context))) {
         Ok(Ok(result)) => Answer::Ok(result),

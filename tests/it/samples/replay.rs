@@ -82,7 +82,7 @@ fn check_failure(name: &str, sample: &Value, failure: &Failure) {
 }
 
 fn check_outcome(name: &str, sample: &Value, outcome: &Outcome) {
-    let Outcome { verdict, started_at, finished_at, more } = outcome;
+    let Outcome { verdict, started_at, finished_at, more, .. } = outcome;
     assert_says(name, sample, &[("state", word(verdict.state())), ("started_at", word(started_at)), ("finished_at", word(finished_at))]);
     match verdict {
         Verdict::Ok { result } => assert_eq!(*result, sample["result"], "{name}"),
@@ -108,7 +108,7 @@ fn check_report(name: &str, sample: &Value) {
     );
     match progress {
         JobProgress::Ended(outcome) => check_outcome(name, sample, &outcome),
-        JobProgress::Going { state, started_at } => {
+        JobProgress::Going { state, started_at, .. } => {
             assert_says(name, sample, &[("state", word(state)), ("started_at", word(started_at))]);
         }
     }
