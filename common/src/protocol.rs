@@ -12,7 +12,7 @@ pub mod package;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::identity::{CallerName, MinionName};
@@ -154,6 +154,18 @@ pub struct JobList {
     pub more: usize,
 }
 
+/// What became of jobs that were waited for: the result of `jobs.wait`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobsWaited {
+    /// As many of them, in the order in which they were named, as fit into a reply; one at least.
+    pub jobs: Vec<JobReport>,
+    /// How many are left out behind them: whoever asks for those again has them at once.
+    pub more: usize,
+}
+
+/// The most jobs that one call of `jobs.wait` names.
+pub const WAITED_MAX: usize = 1000;
+
 /// The most jobs in one [`JobList`]: they stay below a mebibyte.
 pub const LISTED_MAX: usize = 2000;
 
@@ -195,10 +207,14 @@ pub enum JobProgress {
         /// When the method started.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
-        /// How far the method said last that it is.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// How far the method said last that it is. What is no report was not made.
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "progress_if_any")]
         progress: Option<Progress>,
     },
+}
+
+fn progress_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Progress>, D::Error> {
+    Ok(Progress::deserialize(Value::deserialize(from)?).ok())
 }
 
 impl JobProgress {

@@ -48,7 +48,7 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(name = "minion", version)]
 struct Cli {
-    /// The configuration [default: /etc/minion/minion.toml; of `submit`: that of the job's minion]
+    /// The configuration [default: /etc/minion/minion.toml; of `submit` and `wait`: that of the job's minion]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -78,6 +78,11 @@ enum Verb {
     /// Prints what came of it as one JSON line: {"state": "ok", "result": ...}, or of a job {"minion_job_id": ..., "state": ...}. Exit status: 0 ok; 2 it
     /// failed, was denied, cancelled or timed out; 4 undelivered or lost; 64 usage, and where there is no job; 130 interrupted.
     Submit(submit::Words),
+    /// Wait for jobs of this host to end, from within a job, which has no place among `limits.jobs_max` meanwhile.
+    ///
+    /// Prints how each stands as one JSON line, in the order of the ids, once all have ended. Exit status: as of `minion submit`, all together; 75 where one has
+    /// not ended within the timeout.
+    Wait(submit::WaitWords),
     /// Install the package of an upgrade that a job has prepared.
     #[command(hide = true)]
     UpgradeWorker {
@@ -111,6 +116,7 @@ pub fn main() -> ExitCode {
         Verb::Enroll(request) => return enroll::run(config, request),
         Verb::Check => return report(config),
         Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),
+        Verb::Wait(words) => return submit::run_wait(cli.config.as_deref(), &words),
     };
     match done {
         Ok(code) => code,

@@ -26,7 +26,7 @@ use crate::progress::Reporter;
 
 pub use certs::RevocationsAsked;
 pub(crate) use command::DEFAULT_PATH;
-pub use jobs::{JobsCall, LogsWanted};
+pub use jobs::{JobsCall, JobsWanted, LogsWanted};
 
 /// How much of a caller's word stands in a message.
 const WORD_MAX_LETTERS: usize = 200;

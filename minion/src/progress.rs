@@ -30,7 +30,8 @@ impl Reporter {
     /// or 1. It is never an error: whoever does not hear it changes nothing for the method.
     pub fn report(&self, fraction: f64, message: &str) {
         let Some(mut pipe) = self.pipe.as_ref() else { return };
-        let words: String = message.chars().map(|letter| if letter == '\n' { ' ' } else { letter }).take(PROGRESS_MESSAGE_MAX_LETTERS).collect();
+        let words: String =
+            message.chars().map(|letter| if letter == '\n' { ' ' } else { letter }).take(PROGRESS_MESSAGE_MAX_LETTERS).collect();
         // At once, so that what several processes write is never mixed: it is shorter than PIPE_BUF, see pipe(7).
         let _unheard = pipe.write_all(format!("{fraction} {words}\n").as_bytes());
     }

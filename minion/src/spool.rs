@@ -5,10 +5,12 @@
 
 mod error;
 mod folder;
+mod followups;
 mod forgotten;
 mod format;
 mod life;
 mod output;
+mod progress;
 mod record;
 mod seen;
 
@@ -19,7 +21,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use common::job::MinionJobId;
-use common::outcome::{Outcome, Progress};
+use common::outcome::Outcome;
 use common::seal;
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
@@ -47,7 +49,6 @@ const LOCK: &str = "lock";
 const WAKE: &str = "wake";
 const CANCEL: &str = "cancel.json";
 const OUTCOME: &str = "outcome.json";
-const PROGRESS: &str = "progress.json";
 /// Made last before the method is marked as started: that it is there is a sign of a start, too.
 const STDOUT: &str = "stdout";
 
@@ -190,23 +191,6 @@ impl Spool {
         self.write_new(draft, outcome)?;
         std::fs::rename(&path, self.dir.join(OUTCOME)).map_err(self.failed("renaming", draft))?;
         sync_dir(&self.dir)
-    }
-
-    /// Writes down how far the job says that it is. It is not synced: what a power cut takes of it is missed by nobody.
-    ///
-    /// # Errors
-    /// The disk is full, or another failure of the file system; then the one before stands.
-    pub fn write_progress(&self, progress: &Progress) -> Result<(), SpoolError> {
-        let draft = ".progress.json";
-        let text = self.sealed(draft, progress)?;
-        self.create_output(draft)?.write_all(&text).map_err(self.failed("writing", draft))?;
-        std::fs::rename(self.dir.join(draft), self.dir.join(PROGRESS)).map_err(self.failed("renaming", draft))
-    }
-
-    /// How far the job has said last that it is. What is damaged, or cannot be read, was not said.
-    #[must_use]
-    pub fn progress(&self) -> Option<Progress> {
-        self.read_if_there(PROGRESS).ok().flatten()
     }
 
     /// Keeps an outcome that cannot be read beside the one that is about to take its place.

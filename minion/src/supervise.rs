@@ -117,7 +117,7 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
     let finished_at = Timestamp::now();
     supervision.clear_away();
     let verdict = supervision.verdict();
-    let progress = supervision.reports.into_latest();
+    let progress = supervision.reports.into_latest().map(Box::new);
     Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
 }
 

@@ -99,7 +99,7 @@ pub async fn answer<R: DeserializeOwned>(body: &[u8]) -> Result<R, Verdict> {
 /// It is not an answer to that.
 pub fn pieces(asked: (JobId, MinionJobId), offsets: [u64; 2], max_bytes: u32, logs: JobLogs) -> Result<([Vec<u8>; 2], [u64; 2]), String> {
     let (job, minion_job_id) = asked;
-    Asked { job, minion_job_id, offsets, max_bytes }.check(logs).map(|answer| (answer.bytes, answer.offsets))
+    Asked { job, minion_job_id, is_child: false, offsets, max_bytes }.check(logs).map(|answer| (answer.bytes, answer.offsets))
 }
 
 /// What the bytes of a package say of it: its name, version and architecture; or what is wrong with them, for a person.

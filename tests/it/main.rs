@@ -43,6 +43,7 @@ mod security;
 mod separation;
 mod service_manager;
 mod submit;
+mod subtasks;
 mod trust;
 mod trust_files;
 mod upgrade;

@@ -171,7 +171,8 @@ fn what_a_report_says_steers_no_terminal() {
 #[test]
 fn a_full_disk_takes_nothing_but_the_report() {
     let fleet = Fleet::builder().hosts(1).small_disk(48 << 20).minion_toml("[limits]\ndisk_reserve_bytes = 65536\n").start();
-    let line = format!("{}; echo 0.5 full >&3; {}; echo 0.6 emptied >&3; {}", gate(&fleet, "fill"), gate(&fleet, "full"), gate(&fleet, "end"));
+    let line =
+        format!("{}; echo 0.5 full >&3; {}; echo 0.6 emptied >&3; {}", gate(&fleet, "fill"), gate(&fleet, "full"), gate(&fleet, "end"));
     let id = fleet.start_job(["web1", "command.run", &line]);
     let web1 = fleet.minion("web1");
     let spool = web1.spool(&minion_job(&fleet, &id));

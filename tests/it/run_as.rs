@@ -120,6 +120,7 @@ fn a_users_environment_is_made_afresh() {
         ("LC_TIME", "C"),
         ("TZ", "UTC"),
         ("MINION_NAME", "web1"),
+        ("MINION_PROGRESS_FD", "3"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();

@@ -209,7 +209,7 @@ impl HostRecord {
             self.is_given_up = false;
             self.state = outcome.verdict.state();
             self.started_at = outcome.started_at.or(self.started_at);
-            self.progress = outcome.progress.clone().or_else(|| self.progress.take());
+            self.progress = outcome.progress.as_deref().cloned().or_else(|| self.progress.take());
             self.outcome = Some(outcome.clone());
         }
     }

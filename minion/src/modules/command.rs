@@ -230,7 +230,8 @@ mod tests {
     #[test]
     fn commands_are_found() {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, progress: &crate::progress::NOBODY };
+        let context =
+            Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, progress: &crate::progress::NOBODY };
         let find = |name: &str| exists(Exists { name: name.to_owned() }, &context).unwrap();
         assert!(find("sh").unwrap().ends_with("sh"));
         assert_eq!(find("/bin/sh").unwrap(), Path::new("/bin/sh"));

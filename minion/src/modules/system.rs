@@ -124,7 +124,8 @@ mod tests {
 
     fn run(method: &str, args: Value) -> Result<Value, Failure> {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, progress: &crate::progress::NOBODY };
+        let context =
+            Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, progress: &crate::progress::NOBODY };
         registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
     }
 

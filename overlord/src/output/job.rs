@@ -61,6 +61,7 @@ pub(crate) fn host_fields(host: &HostRecord) -> Map<String, Value> {
         ("finished_at", json!(finished_at)),
         ("duration_ms", json!(times::took(host).map(|took| took.as_millis()))),
         ("progress", json!(host.progress)),
+        ("followup", json!(host.outcome.as_ref().map_or(&[][..], |outcome| outcome.followup.as_slice()))),
         ("unreachable", json!(host.unreachable)),
     ] {
         fields.insert(name.to_owned(), value);
@@ -179,12 +180,12 @@ mod tests {
                 "hosts": {
                     "web1": {
                         "state": "ok", "result": 0, "minion_job_id": "0000-0000-0001", "started_at": null,
-                        "finished_at": "1970-01-01T00:00:00Z", "duration_ms": null, "progress": null, "unreachable": null,
+                        "finished_at": "1970-01-01T00:00:00Z", "duration_ms": null, "progress": null, "followup": [], "unreachable": null,
                     },
                     "web2": {
                         "state": "running", "minion_job_id": "0000-0000-0001", "started_at": null, "finished_at": null,
                         "duration_ms": null, "progress": { "fraction": 0.5, "message": "half\u{1b}[2J", "at": "1970-01-01T00:00:00Z" },
-                        "unreachable": { "since": "1970-01-01T00:00:00Z", "reason": "cut\nweb3  ok" },
+                        "followup": [], "unreachable": { "since": "1970-01-01T00:00:00Z", "reason": "cut\nweb3  ok" },
                     },
                 },
             })
@@ -201,6 +202,9 @@ mod tests {
         );
         let mut again = status();
         again.record.header.retry_of = Some("0000-0000-0002".parse().unwrap());
-        assert!(shown(&again, Timestamp::UNIX_EPOCH).starts_with("54k2-9xqd-4fz1  PARTIAL  test.ping on web*\\x1b  (retry of 0000-0000-0002)\n"));
+        assert!(
+            shown(&again, Timestamp::UNIX_EPOCH)
+                .starts_with("54k2-9xqd-4fz1  PARTIAL  test.ping on web*\\x1b  (retry of 0000-0000-0002)\n")
+        );
     }
 }

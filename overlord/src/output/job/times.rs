@@ -1,4 +1,4 @@
-//! When a job began, how long it took and how far it is, in words: over all, and host by host. Pure.
+//! When a job began, how long it took, how far it is and how many jobs it has submitted, in words: over all, and host by host. Pure.
 
 use common::job::HostRecord;
 use common::outcome::{PROGRESS_MESSAGE_MAX_LETTERS, Progress};
@@ -21,7 +21,8 @@ pub(super) fn overall(status: &JobStatus, now: Timestamp) -> String {
     }
 }
 
-/// What the hosts of a group that gave one answer have in times, and how far they came if they did not come to their end; none if they never began.
+/// What the hosts of a group that gave one answer have in times and in jobs of their own, and how far they came if they did not come to their end; none if
+/// they never began.
 pub(super) fn of_group(hosts: &[&HostRecord]) -> Option<String> {
     let from = hosts.iter().filter_map(|host| host.started_at).min().map(|at| format!("from {}", moment(at)));
     let took = span(hosts.iter().filter_map(|host| took(host)), period).map(|took| format!("took {took}"));
@@ -31,7 +32,9 @@ pub(super) fn of_group(hosts: &[&HostRecord]) -> Option<String> {
         [only] => Some(reached(only)),
         _ => span(reports.map(|progress| percent(progress.fraction())), |percent| format!("{percent} %")).map(|span| format!("at {span}")),
     };
-    let parts: Vec<String> = [from, took, reached].into_iter().flatten().collect();
+    let submitted: usize = hosts.iter().filter_map(|host| host.outcome.as_ref()).map(|outcome| outcome.followup.len()).sum();
+    let submitted = (submitted > 0).then(|| format!("{submitted} jobs submitted"));
+    let parts: Vec<String> = [from, took, reached, submitted].into_iter().flatten().collect();
     Some(parts.join(", ")).filter(|parts| !parts.is_empty())
 }
 
@@ -83,7 +86,7 @@ mod tests {
     }
 
     fn ended(verdict: Verdict, (from, to): (i64, i64), progress: Option<Progress>) -> HostRecord {
-        let outcome = Outcome { progress: progress.clone(), ..Outcome::ran(verdict, at(from), at(to)) };
+        let outcome = Outcome { progress: progress.clone().map(Box::new), ..Outcome::ran(verdict, at(from), at(to)) };
         let state = outcome.verdict.state();
         HostRecord { state, started_at: Some(at(from)), progress, outcome: Some(outcome), ..HostRecord::pending(1) }
     }
