@@ -13,12 +13,12 @@ pub mod package;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::identity::{CallerName, MinionName};
 use crate::job::{CallId, HostState, MinionJobId};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Progress};
 
 pub use logs::{JobLogs, LOGS_CHUNK_MAX_BYTES, LOGS_CHUNK_MIN_BYTES, LOGS_WAIT_MAX_MS, LogPiece, Stream, logs_chunk_bytes};
 
@@ -155,6 +155,18 @@ pub struct JobList {
     pub more: usize,
 }
 
+/// What became of jobs that were waited for: the result of `jobs.wait`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobsWaited {
+    /// As many of them, in the order in which they were named, as fit into a reply; one at least.
+    pub jobs: Vec<JobReport>,
+    /// How many are left out behind them: whoever asks for those again has them at once.
+    pub more: usize,
+}
+
+/// The most jobs that one call of `jobs.wait` names.
+pub const WAITED_MAX: usize = 1000;
+
 /// The most jobs in one [`JobList`]: they stay below a mebibyte.
 pub const LISTED_MAX: usize = 2000;
 
@@ -196,7 +208,14 @@ pub enum JobProgress {
         /// When the method started.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
+        /// How far the method said last that it is. What is no report was not made.
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "progress_if_any")]
+        progress: Option<Progress>,
     },
+}
+
+fn progress_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Progress>, D::Error> {
+    Ok(Progress::deserialize(Value::deserialize(from)?).ok())
 }
 
 impl JobProgress {
@@ -218,10 +237,15 @@ mod tests {
 
     #[test]
     fn progress_reads_back_ended_and_going() {
-        let going = json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" });
-        let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
-        assert_eq!(read.state(), HostState::Running);
-        assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        let progress = json!({ "fraction": 0.5, "message": "half", "at": "2026-01-01T00:00:00Z" });
+        for going in [
+            json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" }),
+            json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z", "progress": progress }),
+        ] {
+            let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
+            assert_eq!(read.state(), HostState::Running);
+            assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        }
         let ended = json!({ "state": "ok", "result": 0, "finished_at": "2026-01-01T00:00:00Z" });
         let read: JobProgress = serde_json::from_value(ended.clone()).unwrap();
         assert_eq!(read.state(), HostState::Ok);

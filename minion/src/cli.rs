@@ -50,7 +50,7 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(name = "minion", version)]
 struct Cli {
-    /// The configuration [default: /etc/minion/minion.toml; of `submit`: that of the job's minion]
+    /// The configuration [default: /etc/minion/minion.toml; of `submit` and `wait`: that of the job's minion]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -89,6 +89,11 @@ enum Verb {
         /// Its name: that of its file in `workers_dir`.
         name: WorkerName,
     },
+    /// Wait for jobs of this host to end, from within a job, which has no place among `limits.jobs_max` meanwhile.
+    ///
+    /// Prints how each stands as one JSON line, in the order of the ids, once all have ended. Exit status: as of `minion submit`, all together; 75 where one has
+    /// not ended within the timeout.
+    Wait(submit::WaitWords),
     /// Install the package of an upgrade that a job has prepared.
     #[command(hide = true)]
     UpgradeWorker {
@@ -129,6 +134,7 @@ pub fn main() -> ExitCode {
         Verb::Enroll(request) => return enroll::run(config, request),
         Verb::Check => return report(config),
         Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),
+        Verb::Wait(words) => return submit::run_wait(cli.config.as_deref(), &words),
     };
     match done {
         Ok(code) => code,

@@ -100,8 +100,10 @@ pub struct Limits {
     /// Jobs running at once; the rest wait.
     #[serde(deserialize_with = "positive")]
     pub jobs_max: usize,
-    /// Jobs that may wait; with 0, none does.
+    /// Jobs that may wait, for a place or for jobs that they have submitted; with 0, none does for a place.
     pub queue_max: usize,
+    /// Jobs that one job may submit.
+    pub followups_max: usize,
     /// Where less is free on the disk of `state_dir`, new jobs are refused.
     pub disk_reserve_bytes: u64,
     /// From SIGTERM to SIGKILL when a method is stopped.
@@ -131,6 +133,7 @@ impl Default for Limits {
             calls_max: 256,
             jobs_max: 128,
             queue_max: 1000,
+            followups_max: 10_000,
             disk_reserve_bytes: 64 << 20,
             cancel_grace: 5 * SECOND,
             shutdown_grace: 10 * SECOND,
@@ -326,7 +329,11 @@ impl Config {
         };
         let name = match read.name {
             Some(name) => name,
-            None => host_name().map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
+            None => nix::unistd::gethostname()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .parse()
+                .map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
         };
         let from_file = |path: PathBuf| file.parent().map(|folder| folder.join(&path)).unwrap_or(path);
         Ok(Self {
@@ -356,11 +363,6 @@ pub(crate) fn line_of(text: &str, error: &toml::de::Error) -> usize {
 /// The line of `text`, from 1, in which the byte `offset` stands.
 pub(crate) fn line_at(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
-}
-
-fn host_name() -> Result<MinionName, InvalidName> {
-    let name = nix::unistd::gethostname().unwrap_or_default();
-    name.to_string_lossy().parse()
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod modules;
 pub mod moment;
 mod packages;
 pub mod process;
+pub mod progress;
 pub mod random;
 pub mod renewal;
 pub mod server_user;

@@ -23,10 +23,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::progress::{NOBODY, Reporter};
 use crate::worker::Reach;
+
 pub use certs::RevocationsAsked;
 pub(crate) use command::DEFAULT_PATH;
-pub use jobs::{JobsCall, LogsWanted};
+pub use jobs::{JobsCall, JobsWanted, LogsWanted};
 
 /// How much of a caller's word stands in a message.
 const WORD_MAX_LETTERS: usize = 200;
@@ -65,6 +67,16 @@ pub struct Context<'a> {
     pub packages: Option<&'a Path>,
     /// The resident workers. A process of `worker.*` alone has them.
     pub workers: Option<&'a Reach>,
+    /// By which it says how far it is.
+    pub progress: &'a Reporter,
+}
+
+impl<'a> Context<'a> {
+    /// That of a method that the server answers itself, without a process.
+    #[must_use]
+    pub fn of_server(minion: &'a MinionName, registry: &'a Registry, result_max_bytes: usize) -> Self {
+        Self { minion, registry, result_max_bytes, packages: None, workers: None, progress: &NOBODY }
+    }
 }
 
 /// The arguments of a method that takes none.

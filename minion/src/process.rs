@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "fork, setenv and _exit are sound here: the process has one thread, which `require_single_thread` checks")]
 
 use std::ffi::OsStr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -15,6 +15,9 @@ use nix::unistd::{ForkResult, Pid};
 
 /// The exit status of a child whose closure panicked; the panic's message went to its stderr.
 const PANICKED: u8 = 101;
+
+/// From which number on files are put that are to be in no other's way.
+const MOVED_FROM: RawFd = 10;
 
 /// That the process has more than one thread, and so must not fork.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +112,30 @@ pub fn close_all_but(kept: &[RawFd]) -> std::io::Result<()> {
         let _closed = nix::unistd::close(number);
     }
     Ok(())
+}
+
+/// The same file under another number, of [`MOVED_FROM`] or above, which nothing that is executed inherits: out of the way of [`open_as`].
+///
+/// # Errors
+/// The kernel refuses one more.
+pub fn move_away(file: OwnedFd) -> std::io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let number = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(MOVED_FROM))?;
+    drop(file);
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The file under the number `number`, which whatever is executed inherits. What had that number is closed: nothing that is used any more may.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn open_as(number: RawFd, file: OwnedFd) -> std::io::Result<OwnedFd> {
+    let file = move_away(file)?;
+    // SAFETY: dup2 reads no memory; whose number it was is the caller's promise.
+    nix::Error::result(unsafe { nix::libc::dup2(file.as_raw_fd(), number) })?;
+    // SAFETY: the number is the new file's, and ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// This program, to be executed afresh with the configuration `config`: not by its path, which an upgrade may have taken away.

@@ -5,10 +5,12 @@
 
 mod error;
 mod folder;
+mod followups;
 mod forgotten;
 mod format;
 mod life;
 mod output;
+mod progress;
 mod record;
 mod seen;
 

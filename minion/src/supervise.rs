@@ -8,6 +8,7 @@ mod charge;
 mod child;
 mod chunk;
 mod output;
+mod progress;
 mod tree;
 
 use std::io::Read as _;
@@ -38,6 +39,7 @@ use crate::worker::Places;
 use child::Child;
 use chunk::Course;
 use common::protocol::map::Chunk;
+use progress::Reports;
 
 /// How long after its method's end what is left of the tree may take to die. SIGKILL takes effect at once, except for a process that
 /// waits in the kernel, for a dead disk for instance; such a one is left behind after this.
@@ -85,6 +87,7 @@ struct Supervision<'a> {
     answer: Vec<u8>,
     /// How far it is, if it is run for a chunk of items; the answer is then what it says of them, as far as that is not a whole line.
     chunk: Option<Course>,
+    reports: Reports,
     ending: Option<Ending>,
     limit_at: Instant,
     kill_at: Option<Instant>,
@@ -98,7 +101,8 @@ struct Supervision<'a> {
 pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
     let (supervision, [started_at, finished_at]) = watch(station, run, None, charge)?;
     let verdict = supervision.verdict();
-    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
+    let progress = supervision.reports.into_latest().map(Box::new);
+    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
 }
 
 /// Runs `run`, or, for a chunk, `run` for each of its items, until it has ended and nothing of it is left; and from when to when that was.
@@ -125,6 +129,7 @@ fn watch<'a>(
         childless: false,
         answer: Vec::new(),
         chunk: chunk.map(Course::of),
+        reports: Reports::default(),
         ending: None,
         limit_at,
         kill_at: None,
@@ -151,13 +156,19 @@ impl Supervision<'_> {
     }
 
     fn wait_for_news(&mut self) {
-        let [signalled, stopped, answered, printed] = self.poll();
+        let [signalled, stopped, answered, reported, printed] = self.poll();
         if signalled {
             while let Ok(Some(_one_or_more)) = self.signals.read_signal() {}
             self.reap();
         }
         if answered {
             self.read_answer();
+        }
+        if reported {
+            self.reports.hear(&mut self.child.progress);
+        }
+        if let Charge::Job(job) = &self.charge {
+            self.reports.write(|progress| job.spool.write_progress(progress));
         }
         if printed {
             self.child.pump_output(&mut self.charge);
@@ -179,19 +190,21 @@ impl Supervision<'_> {
         }
     }
 
-    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the output.
-    fn poll(&self) -> [bool; 4] {
+    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the progress, the output.
+    fn poll(&self) -> [bool; 5] {
         let wishes = self.ending.is_none().then(|| self.charge.wishes());
-        let streams = [Some(self.signals.as_fd()), wishes, self.child.answer.as_ref().map(|pipe| pipe.as_fd())];
+        let pipes = [&self.child.answer, &self.child.progress].map(|pipe| pipe.as_ref().map(|pipe| pipe.as_fd()));
+        let streams = [Some(self.signals.as_fd()), wishes].into_iter().chain(pipes);
         let outputs = self.child.outputs.iter().map(|output| output.as_ref().map(|pipe| pipe.as_fd()));
-        let listed: Vec<_> = streams.into_iter().chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(3), fd?))).collect();
+        let listed: Vec<_> = streams.chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(4), fd?))).collect();
         let mut polled: Vec<_> = listed.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         let left = self.kill_at.unwrap_or(self.limit_at).saturating_duration_since(Instant::now());
         let wait = if left.is_zero() { KILL_AGAIN } else { left };
         // Rounded up, so that the deadline has passed when the wait is over.
+        let wait = self.reports.due_at().map_or(wait, |due| wait.min(due.saturating_duration_since(Instant::now())));
         let timeout = PollTimeout::try_from(wait.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
         let _interrupted_or_not = poll(&mut polled, timeout);
-        let mut news = [false; 4];
+        let mut news = [false; 5];
         for ((which, _), fd) in listed.iter().zip(&polled) {
             if let Some(place) = news.get_mut(*which) {
                 *place |= fd.any().unwrap_or(false);
@@ -238,6 +251,7 @@ impl Supervision<'_> {
     /// Ends what the method left behind, and takes in the last of its answer and output.
     fn clear_away(&mut self) {
         self.read_answer();
+        self.reports.hear(&mut self.child.progress);
         let deadline = Instant::now() + DEATH_TIMEOUT;
         while !self.childless && Instant::now() < deadline {
             self.child.signal_tree(Signal::SIGKILL);
@@ -254,17 +268,14 @@ impl Supervision<'_> {
     fn verdict(&self) -> Verdict {
         let answer = serde_json::from_slice::<child::Answer>(&self.answer).ok();
         match (answer, &self.ending) {
-            (Some(child::Answer::Ok(result)), _) => Verdict::Ok { result },
+            (Some(answer @ child::Answer::Ok(_)), _) => answer.verdict(),
             (_, Some(Ending::TimedOut)) => {
                 let limit = humane(self.run.limit);
                 let message = format!("{} was stopped at its time limit of {limit}", self.run.method);
                 Verdict::TimedOut { error: Failure::new(ErrorCode::TimedOut, message) }
             }
             (_, Some(Ending::Stopped(stop))) => cancelled(stop),
-            // A worker's task is another process's, which was stopped for a reason of its own.
-            (Some(child::Answer::Error(error)), None) if error.is(ErrorCode::Cancelled) => Verdict::Cancelled { error },
-            (Some(child::Answer::Error(error)), None) if error.is(ErrorCode::TimedOut) => Verdict::TimedOut { error },
-            (Some(child::Answer::Error(error)), None) => Verdict::Failed { error },
+            (Some(answer), None) => answer.verdict(),
             (None, None) => {
                 let message = format!("{}: its process {} before it gave a result", self.run.method, self.death());
                 Verdict::Failed { error: Failure::new(ErrorCode::Crashed, message).with_data(json!({ "type": "crash" })) }

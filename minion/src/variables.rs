@@ -13,6 +13,9 @@ pub const TOKEN: &str = "MINION_JOB_TOKEN";
 /// Of a job: where it submits them.
 pub const SUBMIT_SOCKET: &str = "MINION_SUBMIT_SOCKET";
 
+/// The number of the file where it says how far it is, a line `FRACTION [MESSAGE]` each time.
+pub const PROGRESS_FD: &str = "MINION_PROGRESS_FD";
+
 /// Of a worker's instance: the worker's name.
 pub const WORKER: &str = "MINION_WORKER";
 /// Likewise: which of its instances it is, from 1.
@@ -26,4 +29,5 @@ pub const WORKER_PID: &str = "MINION_WORKER_PID";
 pub const OF_SERVICE_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// All of a method, and of a worker's instance.
-pub const ALL: [&str; 10] = [NAME, CALL, JOB, CALLER, TOKEN, SUBMIT_SOCKET, WORKER, WORKER_INSTANCE, WORKER_SOCKET, WORKER_PID];
+pub const ALL: [&str; 11] =
+    [NAME, CALL, JOB, CALLER, TOKEN, SUBMIT_SOCKET, PROGRESS_FD, WORKER, WORKER_INSTANCE, WORKER_SOCKET, WORKER_PID];

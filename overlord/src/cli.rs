@@ -14,6 +14,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use common::identity::MinionName;
+use common::job::MinionJobId;
 use common::method::MethodName;
 use common::period;
 
@@ -226,6 +227,9 @@ pub(crate) struct JobLogsArgs {
     /// Only of this host
     #[arg(value_name = "HOST")]
     pub(crate) host: Option<MinionName>,
+    /// Of a job that it has submitted there, by its id on the host: `followup` in the JSON of job-status
+    #[arg(long, value_name = "MINION_JOB_ID", requires = "host")]
+    pub(crate) child: Option<MinionJobId>,
     /// Go on with what it writes from now on, until it has ended on every host
     #[arg(long)]
     pub(crate) follow: bool,

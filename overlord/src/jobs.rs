@@ -211,7 +211,10 @@ impl Job {
             return Ok(known);
         }
         match self.learn(&mut known.record, (inquiries, until), |_| ()) {
-            Ok(true) => self.known(),
+            Ok(true) => self.known().map(|mut status| {
+                status.record.take_progress(&known.record);
+                status
+            }),
             Ok(false) => Ok(known),
             Err(error) => {
                 self.fleet.warn(&format!("hosts cannot be asked, so this is what was known before: {}", crate::chain(&error)));

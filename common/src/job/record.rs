@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CallId, HostState, JobId, JobState, MinionJobId};
 use crate::identity::{CallerName, MinionName};
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{Outcome, Progress, Verdict};
 use crate::protocol::Arguments;
 
 /// One line of a job's log.
@@ -88,6 +88,9 @@ pub enum News {
         /// Since when it runs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
+        /// How far the method said last that it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<Progress>,
     },
     /// It ended there, or became known never to start there, or is lost.
     Ended(Outcome),
@@ -125,6 +128,9 @@ pub struct HostRecord {
     /// Since when it runs there, by the host's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// How far the method said last that it is, or was when it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -145,6 +151,7 @@ impl HostRecord {
             state: HostState::Pending,
             minion_job_id: None,
             started_at: None,
+            progress: None,
             outcome: None,
             unreachable: None,
             is_given_up: false,
@@ -159,7 +166,7 @@ impl HostRecord {
     fn hear(&mut self, at: Timestamp, news: &News) {
         match news {
             News::Accepted { minion_job_id, state } => self.accept(minion_job_id, *state),
-            News::Going { state, started_at } => self.go(*state, *started_at),
+            News::Going { state, started_at, progress } => self.go(*state, *started_at, progress.as_ref()),
             News::Ended(outcome) => self.end(outcome),
             News::Unreachable { reason } => self.miss(at, reason),
             News::GivenUp { reason } => self.give_up(at, reason),
@@ -176,16 +183,20 @@ impl HostRecord {
 
     fn accept(&mut self, minion_job_id: &MinionJobId, state: HostState) {
         self.minion_job_id.get_or_insert_with(|| minion_job_id.clone());
-        self.go(state, None);
+        self.go(state, None, None);
     }
 
-    fn go(&mut self, state: HostState, started_at: Option<Timestamp>) {
+    fn go(&mut self, state: HostState, started_at: Option<Timestamp>, progress: Option<&Progress>) {
         self.unreachable = None;
         // What the host itself has called lost is no more mended by its being under way, which may be old news, but by an end.
         let is_lost_for_good = self.state == HostState::Lost && !self.is_given_up;
-        if !state.is_final() && self.state.may_become(state) && !is_lost_for_good {
+        if state == self.state && !state.is_final() {
+            self.started_at = self.started_at.or(started_at);
+            self.progress = progress.cloned().or_else(|| self.progress.take());
+        } else if !state.is_final() && self.state.may_become(state) && !is_lost_for_good {
             self.state = state;
             self.started_at = started_at.or(self.started_at);
+            self.progress = progress.cloned().or_else(|| self.progress.take());
             // That it was lost, if it was, has turned out not to be so.
             self.outcome = None;
             self.is_given_up = false;
@@ -198,6 +209,7 @@ impl HostRecord {
             self.is_given_up = false;
             self.state = outcome.verdict.state();
             self.started_at = outcome.started_at.or(self.started_at);
+            self.progress = outcome.progress.as_deref().cloned().or_else(|| self.progress.take());
             self.outcome = Some(outcome.clone());
         }
     }
@@ -269,6 +281,27 @@ impl JobRecord {
                 std::slice::from_ref(host)
             }
         }
+    }
+
+    /// Takes over what hosts have said of their progress that stands in no log: what was `heard` is newer.
+    pub fn take_progress(&mut self, heard: &Self) {
+        for (name, host) in &mut self.hosts {
+            if let Some(other) = heard.hosts.get(name).filter(|other| other.attempt == host.attempt && host.outcome.is_none()) {
+                host.progress = other.progress.clone().or_else(|| host.progress.take());
+            }
+        }
+    }
+
+    /// How much of the job is done, from 0 to 1: hosts that have ended count whole, others as far as they say. None of a job without hosts.
+    #[must_use]
+    pub fn fraction(&self) -> Option<f64> {
+        let done = |host: &HostRecord| match &host.progress {
+            _ if host.state.is_final() => 1.0,
+            Some(progress) => progress.fraction(),
+            None => 0.0,
+        };
+        let count = u32::try_from(self.hosts.len()).ok().filter(|count| *count > 0)?;
+        Some(self.hosts.values().map(done).sum::<f64>() / f64::from(count))
     }
 
     /// A line of the log is damaged that may have told of a further sending: hosts that are known never to have started the job may have been

@@ -124,7 +124,7 @@ mod tests {
 
     fn run(method: &str, args: Value) -> Result<Value, Failure> {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, workers: None };
+        let context = Context::of_server(&minion, &registry, 1 << 20);
         registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
     }
 
@@ -140,7 +140,7 @@ mod tests {
         );
         assert_eq!(run("system.describe", json!({ "method": "test.ping" })).unwrap()["method"], "test.ping");
         let failure = run("system.describe", json!({ "method": "test.pong" })).unwrap_err();
-        assert!(failure.message.contains("module test has add, echo, explode, ping, sleep"), "{failure:?}");
+        assert!(failure.message.contains("module test has add, echo, explode, ping, progress, sleep"), "{failure:?}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ impl Module for Test {
             Method::new("test.add", "Adds two numbers.", add),
             Method::new("test.square", "Multiplies a number with itself.", square),
             Method::new("test.sleep", "Waits so many seconds, and gives back how many.", sleep),
+            Method::new("test.progress", "Reports each FRACTION, or [FRACTION, MESSAGE], and gives back how many.", progress),
             Method::new("test.explode", "Fails with the message.", explode),
         ]
     }
@@ -58,6 +59,24 @@ struct Sleep {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+struct Reports {
+    /// What to report, one after the other.
+    reports: Vec<Report>,
+    /// How many seconds to wait after each; none unless said.
+    pause: Option<Number>,
+    /// What to fail with after the last.
+    fail: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Report {
+    Fraction(f64),
+    Words(f64, String),
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Explode {
     /// What to fail with.
     message: Option<String>,
@@ -90,11 +109,28 @@ fn square(args: Square, _: &Context<'_>) -> Result<Number, Failure> {
 }
 
 fn sleep(args: Sleep, _: &Context<'_>) -> Result<Number, Failure> {
-    let period = args.seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let period = period
-        .ok_or_else(|| Failure::new(ErrorCode::InvalidArguments, format!("test.sleep: {} seconds is no time to wait", args.seconds)))?;
-    std::thread::sleep(period);
+    std::thread::sleep(period("test.sleep", &args.seconds)?);
     Ok(args.seconds)
+}
+
+fn period(method: &str, seconds: &Number) -> Result<Duration, Failure> {
+    let period = seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    period.ok_or_else(|| Failure::new(ErrorCode::InvalidArguments, format!("{method}: {seconds} seconds is no time to wait")))
+}
+
+fn progress(args: Reports, context: &Context<'_>) -> Result<usize, Failure> {
+    let pause = args.pause.map_or(Ok(Duration::ZERO), |pause| period("test.progress", &pause))?;
+    for report in &args.reports {
+        match report {
+            Report::Fraction(fraction) => context.progress.report(*fraction, ""),
+            Report::Words(fraction, message) => context.progress.report(*fraction, message),
+        }
+        std::thread::sleep(pause);
+    }
+    match args.fail {
+        Some(message) => Err(Failure::of_kind("explosion", message)),
+        None => Ok(args.reports.len()),
+    }
 }
 
 fn explode(args: Explode, _: &Context<'_>) -> Result<(), Failure> {
@@ -110,7 +146,7 @@ mod tests {
 
     fn run(method: &str, args: Value) -> Result<Value, Failure> {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None, workers: None };
+        let context = Context::of_server(&minion, &registry, 1 << 20);
         registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
     }
 
@@ -154,6 +190,12 @@ mod tests {
     fn nobody_can_wait_a_negative_time() {
         assert!(run("test.sleep", json!({ "seconds": -1 })).unwrap_err().is(ErrorCode::InvalidArguments));
         assert_eq!(run("test.sleep", json!({ "seconds": 0.01 })).unwrap(), json!(0.01));
+    }
+
+    #[test]
+    fn reports_that_nobody_hears_are_no_error() {
+        assert_eq!(run("test.progress", json!({ "reports": [7.5, [-1, "y"]] })).unwrap(), json!(2));
+        assert_eq!(run("test.progress", json!({ "reports": [0], "fail": "boom" })).unwrap_err().message, "boom");
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl JsonSchema for Payload {
 
 fn run(args: Run, context: &Context<'_>) -> Result<Value, Failure> {
     let Payload(payload) = args.payload;
-    reach(context)?.run(&args.worker, &payload, &|fraction, message| relay(context, fraction, message)).map(|answer| answer.result)
+    reach(context)?.run(&args.worker, &payload, &|fraction, message| context.progress.report(fraction, message)).map(|answer| answer.result)
 }
 
 fn list(args: List, context: &Context<'_>) -> Result<Value, Failure> {
@@ -89,6 +89,3 @@ fn cancel(args: Cancel, context: &Context<'_>) -> Result<Value, Failure> {
 fn reach<'a>(context: &Context<'a>) -> Result<&'a Reach, Failure> {
     context.workers.ok_or_else(|| Failure::new(ErrorCode::Internal, "workers are reached by a method's process alone"))
 }
-
-/// What a worker says of how far its task is. `worker.list` shows it; a method's own progress is reported where the context has a place for that.
-fn relay(_context: &Context<'_>, _fraction: f64, _message: &str) {}

@@ -93,7 +93,11 @@ fn run_job(post: &Post, request: &SpoolRequest, job: JobCharge, server: UnixStre
     let _gone = order::send(&server, &Reply::Started(now));
     drop(server);
     match supervise(&post.station, run, Charge::Job(job)) {
-        Ok((outcome, Charge::Job(job))) => write_outcome(&job, outcome),
+        Ok((mut outcome, Charge::Job(job))) => {
+            // Of a disk that fails the outcome says what it can.
+            outcome.followup = job.spool.followups().unwrap_or_default();
+            write_outcome(&job, outcome)
+        }
         Err((errno, Charge::Job(job))) => {
             let error = no_process(errno);
             write_outcome(&job, Outcome::not_run(Verdict::Undelivered { error }, Timestamp::now()))

@@ -192,6 +192,13 @@ fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, Spo
             format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
         return refused(Failure::new(ErrorCode::TooLate, message));
     }
+    if let Some(parent) = &signer.parent {
+        let limit = post.station.limits.followups_max;
+        if !Spool::of(&post.spools, parent).add_followup(&minion_job_id, limit)? {
+            let message = format!("the job {parent} has submitted {limit} jobs, and limits.followups_max lets it submit no more");
+            return refused(Failure::new(ErrorCode::LimitReached, message));
+        }
+    }
     let run = Some(post.guard.method_run(&call, passed));
     let certificate = signer.certificate;
     let ask = Some(ask);
@@ -285,7 +292,7 @@ fn tell(post: &Post, ask: Ask, claimant: Claimant) -> Result<Reply, SpoolError> 
             let message = format!("this host knows no job {id} of {caller}");
             Ok(Reply::Refused(Failure::new(ErrorCode::UnknownJob, message)))
         }
-        JobsCall::Status(_) | JobsCall::List | JobsCall::Logs(_) => Ok(Reply::Refused(not_what_it_says(&ask))),
+        JobsCall::Status(_) | JobsCall::List | JobsCall::Logs(_) | JobsCall::Wait(_) => Ok(Reply::Refused(not_what_it_says(&ask))),
     }
 }
 
@@ -347,6 +354,8 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
         Life::Dead(started) => {
             let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
             outcome.started_at = started.and_then(|started| started.at);
+            outcome.progress = spool.progress().map(Box::new);
+            outcome.followup = spool.followups().unwrap_or_default();
             outcome
         }
         Life::Damaged(how) => {

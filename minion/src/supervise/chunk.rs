@@ -115,12 +115,8 @@ impl Course {
             return Some(());
         }
         let (at, answer) = line.strip_prefix(ENDED)?.split_once(' ')?;
-        let (at, answer) = (at.parse().ok()?, serde_json::from_str(answer).ok()?);
-        let verdict = match answer {
-            Answer::Ok(result) => Verdict::Ok { result },
-            Answer::Error(error) => Verdict::Failed { error },
-        };
-        self.outcomes.push(Outcome::ran(verdict, self.begun_at.take()?, at));
+        let (at, answer) = (at.parse().ok()?, serde_json::from_str::<Answer>(answer).ok()?);
+        self.outcomes.push(Outcome::ran(answer.verdict(), self.begun_at.take()?, at));
         None
     }
 

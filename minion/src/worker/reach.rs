@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::Places;
 use super::config::WorkerConfig;
 use super::name::WorkerName;
+use crate::process;
 
 /// How long a daemon that is about to start is waited for: the spawner looks every second.
 const START_PATIENCE: Duration = Duration::from_secs(5);
@@ -223,7 +224,10 @@ fn connect(places: &Places, worker: &WorkerName, patience: Duration) -> Result<L
     let deadline = Instant::now() + patience;
     loop {
         let error = match UnixStream::connect(places.control(worker)) {
-            Ok(stream) => return Ok(Line { stream: BufReader::new(stream), last_id: 0 }),
+            Ok(stream) => match process::move_away(stream.into()) {
+                Ok(stream) => return Ok(Line { stream: BufReader::new(stream.into()), last_id: 0 }),
+                Err(error) => error,
+            },
             Err(error) => error,
         };
         if let Err(error) = WorkerConfig::load(&places.file(worker)) {

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use common::identity::MinionName;
 use common::job::JobState;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{HOST_UNKNOWN, NOT_ENDED, Refusal};
@@ -25,7 +26,7 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobStatusArgs) -> Re
         Err(error) => return Err(error.into()),
     };
     match output.format() {
-        Format::Text => output.print(&shown(&status))?,
+        Format::Text => output.print(&shown(&status, Timestamp::now()))?,
         Format::Json => output.print_json(&document(&status))?,
         Format::Jsonl => output.print_json(&json!({ "summary": job_fields(&status) }))?,
     }

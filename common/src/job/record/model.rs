@@ -172,7 +172,7 @@ impl World {
                     Truth::NotHere => vec![],
                     Truth::Queued => vec![accepted(HostState::Queued)],
                     Truth::Running => {
-                        vec![accepted(HostState::Running), News::Going { state: HostState::Running, started_at: Some(now) }]
+                        vec![accepted(HostState::Running), News::Going { state: HostState::Running, started_at: Some(now), progress: None }]
                     }
                     Truth::Ended(outcome) => vec![News::Ended(outcome)],
                 };

@@ -66,6 +66,7 @@ impl<'a> Reading<'a> {
         let asked = Asked {
             job: job.id.clone(),
             minion_job_id: source.minion_job_id.clone(),
+            is_child: source.is_child,
             offsets: [0, 0],
             max_bytes: logs_chunk_bytes(answer_max_bytes).min(ASKED_MAX_BYTES),
         };
