@@ -1,0 +1,302 @@
+//! Running a flow: what `advance` decides is written into the log, and then done; what hosts say is written into the log, and then decided upon.
+//!
+//! Each step is a job: it is known by its call id, which stands in the log, synced, before it is sent. So whoever goes on after a kill asks the host what
+//! became of it, and never sends it again unless the host says that it never began, and never will.
+
+mod step;
+
+use std::cell::{Cell as Flag, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use common::identity::MinionName;
+use common::job::{CallId, HostState};
+use common::outcome::Outcome;
+use futures_util::future::FutureExt as _;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use jiff::Timestamp;
+
+use super::FlowError;
+use super::advance::{Advance, CallIds, Surroundings};
+use super::file::HostsKind;
+use super::log::{Event, FlowLog, Line};
+use super::plan::Task;
+use super::record::Record;
+use super::state::FlowState;
+use crate::buckets::forks_max;
+use crate::fleet::{Fleet, Link, Stop, gossip};
+use crate::hosts::Roster;
+use step::{Errand, Steps, Work};
+
+/// How often it is looked whether somebody wants the flow suspended or cancelled.
+const HEAR_EVERY: Duration = Duration::from_millis(50);
+/// How long a host that has not taken a task is left alone first; each time twice as long.
+const AVOID_FOR: Duration = Duration::from_millis(500);
+/// How long at most.
+const AVOID_LONGEST: Duration = Duration::from_secs(10);
+
+/// What is told of a flow while it runs.
+pub(crate) type Tell<'t> = &'t mut dyn FnMut(&Record, &[Line]);
+
+/// A flow that is run by us.
+pub(crate) struct Executor {
+    fleet: Fleet,
+    record: Record,
+    log: FlowLog,
+    ids: CallIds,
+    since: Timestamp,
+    /// Lines that are not written yet.
+    unwritten: Vec<Line>,
+}
+
+/// What there is besides the flow: hosts, and how they were of late.
+struct Field {
+    fleet: Fleet,
+    roster: Roster,
+    targets: RefCell<HashMap<String, Result<Vec<MinionName>, String>>>,
+    avoided: RefCell<BTreeMap<MinionName, (Instant, u32)>>,
+    turn: Flag<usize>,
+    forks: usize,
+}
+
+/// What has come back.
+enum Arrival {
+    Ended(CallId, MinionName, Outcome),
+    Told,
+}
+
+type Flying<'f> = FuturesUnordered<Pin<Box<dyn Future<Output = Arrival> + 'f>>>;
+
+impl Executor {
+    pub(crate) fn new(fleet: &Fleet, record: Record, log: FlowLog, ids: CallIds) -> Self {
+        Self { fleet: fleet.clone(), record, log, ids, since: Timestamp::now(), unwritten: Vec::new() }
+    }
+
+    /// Runs it until it has ended or is suspended, or `stop` is stopped: then it is left as it is, for somebody to resume.
+    ///
+    /// # Errors
+    /// There is nothing to call with, or the log cannot be written.
+    pub(crate) fn run(mut self, stop: &Stop, tell: Tell<'_>) -> Result<Record, FlowError> {
+        let fleet = self.fleet.clone();
+        let link = fleet.link()?;
+        let forks = usize::from(fleet.config().forks.min(forks_max()));
+        let field = Field {
+            fleet: fleet.clone(),
+            roster: fleet.roster()?,
+            targets: RefCell::default(),
+            avoided: RefCell::default(),
+            turn: Flag::new(0),
+            forks,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FlowError::Runtime)?;
+        let done = runtime.block_on(self.work(link, &field, stop, tell));
+        runtime.shutdown_background();
+        done?;
+        if !stop.is_stopped() {
+            gossip::carry_on(&fleet, link, stop, None);
+        }
+        Ok(self.record)
+    }
+
+    async fn work(&mut self, link: &Link, field: &Field, stop: &Stop, tell: Tell<'_>) -> Result<(), FlowError> {
+        let steps = Steps::new(link);
+        let mut flying: Flying<'_> = FuturesUnordered::new();
+        self.wake_up()?;
+        for (task, _, _, run) in self.record.open_calls() {
+            // It may have been sent, or not: the host knows.
+            if let Some(errand) = self.errand(field, task, &run.host, &run.call_id, None) {
+                flying.push(Box::pin(carry(&steps, errand, Work::Adopt)));
+            } else {
+                self.hear(field, run.call_id, &run.host, step::gone(&run.host))?;
+            }
+        }
+        let mut was_cancelled = false;
+        loop {
+            self.hear_wishes()?;
+            let sent = self.advance(field, tell)?;
+            for (task, cell, undo, host, call_id) in sent {
+                match self.errand(field, task, &host, &call_id, Some((cell, undo))) {
+                    Some(errand) => flying.push(Box::pin(carry(&steps, errand, Work::Send))),
+                    None => self.hear(field, call_id, &host, step::gone(&host))?,
+                }
+            }
+            if self.record.state.has_ended() || self.record.state == FlowState::Suspended || stop.is_stopped() {
+                return Ok(());
+            }
+            if self.record.cancelled_by.is_some() && !std::mem::replace(&mut was_cancelled, true) {
+                for errand in self.open_errands(field) {
+                    flying.push(Box::pin(cancel(&steps, errand)));
+                }
+            }
+            self.wait(&mut flying, field, stop).await?;
+        }
+    }
+
+    /// Takes up a flow that was suspended, or was to be.
+    fn wake_up(&mut self) -> Result<(), FlowError> {
+        // What was wished before is over: somebody wants it to go on.
+        self.record.is_to_suspend = false;
+        if self.record.state == FlowState::Suspended {
+            let state = self.record.before;
+            self.note(Event::Flow { state, cause: None })?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: Event) -> Result<(), FlowError> {
+        let line = Line { at: Timestamp::now(), event };
+        self.record.apply(&line).map_err(FlowError::Astray)?;
+        self.unwritten.push(line);
+        Ok(())
+    }
+
+    fn hear(&mut self, field: &Field, call_id: CallId, host: &MinionName, outcome: Outcome) -> Result<(), FlowError> {
+        field.judge(host, outcome.verdict.state());
+        self.note(Event::Ended { call_id, outcome: Box::new(outcome) })
+    }
+
+    fn hear_wishes(&mut self) -> Result<(), FlowError> {
+        for wish in self.log.wishes()? {
+            self.record.apply(&wish).map_err(FlowError::Astray)?;
+        }
+        Ok(())
+    }
+
+    /// Decides what is next, and writes it down; gives what is to be sent now.
+    fn advance(&mut self, field: &Field, tell: Tell<'_>) -> Result<Vec<(usize, usize, bool, MinionName, CallId)>, FlowError> {
+        let mut advance = Advance {
+            record: &mut self.record,
+            around: field,
+            ids: &mut self.ids,
+            now: Timestamp::now(),
+            since: self.since,
+            lines: Vec::new(),
+            look_at: None,
+        };
+        let decided = advance.run();
+        field.turn.set(field.turn.get().wrapping_add(1));
+        let lines = std::mem::take(&mut advance.lines);
+        decided.map_err(FlowError::Astray)?;
+        let first = self.unwritten.len();
+        self.unwritten.extend(lines);
+        self.log.append(&self.unwritten)?;
+        let is_sending = self.unwritten.iter().any(|line| matches!(line.event, Event::Sent { .. } | Event::Flow { .. }));
+        if is_sending {
+            self.log.sync()?;
+        }
+        if !self.unwritten.is_empty() {
+            tell(&self.record, &self.unwritten);
+        }
+        let lines = std::mem::take(&mut self.unwritten);
+        let sent = lines.into_iter().skip(first).filter_map(|line| match line.event {
+            Event::Sent { task, cell, undo, host, call_id } => Some((task, cell, undo, host, call_id)),
+            _ => None,
+        });
+        Ok(sent.collect())
+    }
+
+    /// Waits until something comes back, or it is time to look.
+    async fn wait(&mut self, flying: &mut Flying<'_>, field: &Field, stop: &Stop) -> Result<(), FlowError> {
+        let first = tokio::select! {
+            biased;
+            arrival = flying.next(), if !flying.is_empty() => arrival,
+            () = tokio::time::sleep(HEAR_EVERY) => None,
+            () = stop.stopped() => None,
+        };
+        let mut arrival = first;
+        while let Some(arrived) = arrival {
+            if let Arrival::Ended(call_id, host, outcome) = arrived {
+                self.hear(field, call_id, &host, outcome)?;
+            }
+            // What else has come is decided upon together.
+            arrival = if flying.is_empty() { None } else { flying.next().now_or_never().flatten() };
+        }
+        Ok(())
+    }
+
+    /// What it takes to carry a call to its host; none if the host is not in the roster any more.
+    fn errand(&self, field: &Field, task: usize, host: &MinionName, call_id: &CallId, cell: Option<(usize, bool)>) -> Option<Errand> {
+        let host = field.roster.find(host)?.clone();
+        let task_plan = self.record.plan.task(task)?;
+        let limit = task_plan.timeout.unwrap_or_else(|| field.timeout());
+        let mut errand = Errand::new(host, call_id.clone(), &task_plan.call, limit, task_plan.lost_after);
+        let Some((cell, undo)) = cell else { return Some(errand) };
+        let record = self.record.tasks.get(task)?;
+        let cell = record.cells.get(cell)?;
+        let args = match task_plan.undo.as_ref().filter(|_| undo) {
+            Some(undo) => {
+                errand.method.clone_from(&undo.call);
+                errand.limit = undo.timeout.unwrap_or(limit);
+                &undo.args
+            }
+            None => &task_plan.args,
+        };
+        let name = errand.host.name.clone();
+        errand.args =
+            args.render(&|reference| self.record.value(task_plan.scope, reference, Some((record, cell, &name)))).map_err(|no_value| {
+                match no_value {
+                    super::value::NoValue::Ignored(why) | super::value::NoValue::Missing(why) => why,
+                }
+            });
+        Some(errand)
+    }
+
+    fn open_errands(&self, field: &Field) -> Vec<Errand> {
+        let open = self.record.open_calls().into_iter().filter(|(_, _, undo, _)| !undo);
+        open.filter_map(|(task, _, _, run)| self.errand(field, task, &run.host, &run.call_id, None)).collect()
+    }
+}
+
+async fn carry(steps: &Steps<'_>, errand: Errand, work: Work) -> Arrival {
+    let (call_id, host) = (errand.call_id.clone(), errand.host.name.clone());
+    Arrival::Ended(call_id, host, steps.carry(errand, work).await)
+}
+
+async fn cancel(steps: &Steps<'_>, errand: Errand) -> Arrival {
+    steps.cancel(&errand).await;
+    Arrival::Told
+}
+
+impl Field {
+    /// Remembers who has not taken what was offered.
+    fn judge(&self, host: &MinionName, state: HostState) {
+        let mut avoided = self.avoided.borrow_mut();
+        match state {
+            HostState::Undelivered | HostState::Lost => {
+                let times = avoided.get(host).map_or(0, |(_, times)| *times);
+                let pause = AVOID_FOR.saturating_mul(2_u32.saturating_pow(times)).min(AVOID_LONGEST);
+                avoided.insert(host.clone(), (Instant::now() + pause, times + 1));
+            }
+            _ => drop(avoided.remove(host)),
+        }
+    }
+}
+
+impl Surroundings for Field {
+    fn hosts(&self, target: &str) -> Result<Vec<MinionName>, String> {
+        let found = || self.fleet.target(target).map(|target| target.hosts().cloned().collect()).map_err(|error| crate::chain(&error));
+        self.targets.borrow_mut().entry(target.to_owned()).or_insert_with(found).clone()
+    }
+
+    fn pick(&self, task: &Task, hosts: &[MinionName], record: &Record) -> Option<MinionName> {
+        debug_assert_eq!(task.hosts, HostsKind::Any, "others have their hosts");
+        let (avoided, now) = (self.avoided.borrow(), Instant::now());
+        let is_free = |host: &&MinionName| avoided.get(*host).is_none_or(|(until, _)| *until <= now);
+        let busy = |host: &MinionName| record.busy.get(host).copied().unwrap_or(0);
+        // Of those with the least to do the next in turn, so that no host is always the first.
+        let turn = self.turn.get();
+        let count = hosts.len().max(1);
+        let place = |at: usize| (at + count - turn % count) % count;
+        let free = hosts.iter().enumerate().filter(|(_, host)| is_free(host));
+        free.min_by_key(|(at, host)| (busy(host), place(*at))).map(|(_, host)| host.clone())
+    }
+
+    fn timeout(&self) -> Duration {
+        self.fleet.config().timeout
+    }
+
+    fn forks(&self) -> usize {
+        self.forks
+    }
+}

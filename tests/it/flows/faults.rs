@@ -1,0 +1,223 @@
+//! Flows against kills: of who runs them, of hosts, and of what hosts say.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use fleet::{Fleet, PATIENCE, wait_until};
+use serde_json::{Value, json};
+
+use super::{file, mark, ran, ran_file, run, states, status, wait_for_state};
+
+/// A task that leaves its name, and then waits for a file.
+fn held(fleet: &Fleet, name: &str, more: &str) -> String {
+    let (ran, gate) = (ran_file(fleet), fleet.root().join("gate").display().to_string());
+    format!(
+        "[[step]]\nname = \"{name}\"\ntarget = \"web1\"\ncall = \"command.run\"\n\
+         args = {{ line = \"echo {name} >> {ran}; until [ -e {gate} ]; do sleep 0.02; done; echo {name}-end >> {ran}\" }}\n{more}\n"
+    )
+}
+
+fn open_gate(fleet: &Fleet) {
+    fs::write(fleet.root().join("gate"), "").unwrap();
+}
+
+fn wait_for_line(fleet: &Fleet, line: &str) {
+    wait_until("a task to have run", PATIENCE, || ran(fleet).iter().any(|ran| ran == line));
+}
+
+/// Starts a flow behind, and gives its id.
+fn begin(fleet: &Fleet, text: &str) -> String {
+    let file = file(fleet, text);
+    fleet.overlord(["flow", "run", &file, "--async"]).ok().out().trim().to_owned()
+}
+
+#[test]
+fn a_flow_that_is_suspended_and_killed_goes_on_with_what_is_left() {
+    let fleet = Fleet::start(1);
+    let text = [mark(&fleet, "one", "web1", ""), held(&fleet, "two", ""), mark(&fleet, "three", "web1", "")].concat();
+    let id = begin(&fleet, &text);
+    wait_for_line(&fleet, "two");
+    assert_eq!(status(&fleet, &id)["state"], "RUNNING");
+    drop(fleet.overlord(["flow", "suspend", &id]).ok());
+    open_gate(&fleet);
+    let document = wait_for_state(&fleet, &id, "SUSPENDED");
+    assert_eq!(states(&document), [("one", "SUCCESS"), ("two", "SUCCESS"), ("three", "PENDING")]);
+    // On another machine: the home alone comes along.
+    let elsewhere = fleet.root().join("elsewhere");
+    copy(&fleet.home(), &elsewhere);
+    let elsewhere = elsewhere.to_str().unwrap();
+    let document = fleet.overlord(["--home", elsewhere, "flow", "resume", &id, "--output", "json"]).ok().json();
+    assert_eq!(document["state"], "SUCCESS");
+    assert_eq!(ran(&fleet), ["one web1", "two", "two-end", "three web1"]);
+    let run = fleet.overlord(["--home", elsewhere, "flow", "resume", &id]).expect(64);
+    assert!(run.err().contains("has ended: it is SUCCESS"), "{}", run.err());
+    fleet.assert_no_leaks();
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let done = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(done.success());
+}
+
+#[test]
+fn who_runs_a_flow_is_killed_in_the_middle_of_a_step_that_is_then_not_repeated() {
+    let fleet = Fleet::start(1);
+    let text = [mark(&fleet, "one", "web1", ""), held(&fleet, "two", ""), mark(&fleet, "three", "web1", "")].concat();
+    let file = file(&fleet, &text);
+    let running = fleet.overlord_spawn(["flow", "run", &file]);
+    wait_for_line(&fleet, "two");
+    running.kill9();
+    let id = fleet.overlord(["flow", "list", "--output", "json"]).ok().json()[0]["flow_id"].as_str().unwrap().to_owned();
+    let shown = fleet.overlord(["flow", "status", &id]).expect(75).out();
+    assert!(shown.contains("RUNNING") && shown.contains(&format!("overlord flow resume {id}")), "{shown}");
+    let resumed = fleet.overlord_spawn(["flow", "resume", &id, "--output", "json"]);
+    wait_until("somebody to work on it", PATIENCE, || status(&fleet, &id)["at_work"] == true);
+    let second = fleet.overlord(["flow", "resume", &id]).expect(75);
+    assert!(second.err().contains("is at work already"), "{}", second.err());
+    open_gate(&fleet);
+    assert_eq!(resumed.wait().ok().json()["state"], "SUCCESS");
+    assert_eq!(ran(&fleet), ["one web1", "two", "two-end", "three web1"]);
+}
+
+/// Killed again and again at moments that nobody chose, a flow of many steps runs each once, on each host.
+#[test]
+fn kills_at_any_moment_repeat_nothing_and_lose_nothing() {
+    let fleet = Fleet::start(2);
+    let steps = 24;
+    let text: String = (0..steps).map(|step| mark(&fleet, &format!("s{step}"), "web*", "")).collect();
+    let file = file(&fleet, &text);
+    let mut running = fleet.overlord_spawn(["flow", "run", &file]);
+    let mut id = None;
+    for round in 1_usize.. {
+        // So that each time some of it gets done: the kill hits wherever it is by then.
+        let done = ran(&fleet).len();
+        wait_until("something to have run, or the end", PATIENCE, || ran(&fleet).len() > done + round % 5 || !running.is_running());
+        if running.is_running() {
+            running.kill9();
+        }
+        drop(running.wait());
+        let id = id.get_or_insert_with(|| {
+            fleet.overlord(["flow", "list", "--output", "json"]).ok().json()[0]["flow_id"].as_str().unwrap().to_owned()
+        });
+        if status(&fleet, id)["state"] == "SUCCESS" {
+            assert!(round > 3, "it was killed too seldom: {round}");
+            break;
+        }
+        running = fleet.overlord_spawn(["flow", "resume", id]);
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for line in ran(&fleet) {
+        *counts.entry(line).or_default() += 1;
+    }
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+    assert_eq!(counts.len(), 2 * steps);
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_flow_that_is_cancelled_stops_what_runs_and_undoes_what_is_done() {
+    let fleet = Fleet::start(1);
+    let undo =
+        format!("undo = {{ call = \"command.run\", args = {{ line = \"echo undo-two >> {}\" }}, also_failed = true }}", ran_file(&fleet));
+    let text = [mark(&fleet, "one", "web1", ""), held(&fleet, "two", &undo), mark(&fleet, "three", "web1", "")].concat();
+    let id = begin(&fleet, &text);
+    wait_for_line(&fleet, "two");
+    drop(fleet.overlord(["flow", "cancel", &id]).ok());
+    let document = wait_for_state(&fleet, &id, "REVERTED");
+    assert_eq!(states(&document), [("one", "REVERTED"), ("two", "REVERTED"), ("three", "PENDING")]);
+    assert_eq!(document["cause"]["state"], "cancelled");
+    assert_eq!(ran(&fleet), ["one web1", "two", "undo-two", "undo-one web1"]);
+    let watched = fleet.overlord(["flow", "status", &id, "--watch"]).expect(2).out();
+    assert!(watched.contains("REVERTED"), "{watched}");
+    fleet.assert_no_leaks();
+}
+
+/// `web1` dies with a task; who asked for that learns it within the time that the task gives it.
+#[test]
+fn a_host_that_dies_with_a_task_never_hangs_a_flow() {
+    for (policy, code, state) in [("fail", 4, "REVERTED"), ("again", 0, "SUCCESS")] {
+        let fleet = Fleet::start(2);
+        let line = format!("echo $MINION_NAME >> {}; test $MINION_NAME = web2 || sleep 60", ran_file(&fleet));
+        let task = format!(
+            "[[step]]\nname = \"a\"\ntarget = \"web[1-2]\"\nhosts = \"any\"\ncall = \"command.run\"\nargs = {{ line = \"{line}\" }}\n\
+             lost = \"{policy}\"\nlost_after = \"1s\"\n"
+        );
+        let file = file(&fleet, &task);
+        let running = fleet.overlord_spawn(["flow", "run", &file, "--output", "json"]);
+        wait_until("the task to run", PATIENCE, || !ran(&fleet).is_empty());
+        assert_eq!(ran(&fleet), ["web1"], "the first in turn");
+        fleet.minion("web1").kill9();
+        let document = running.wait().expect(code).json();
+        assert_eq!(document["state"], state, "{document}");
+        let expected: &[&str] = if policy == "again" { &["web1", "web2"] } else { &["web1"] };
+        assert_eq!(ran(&fleet), expected);
+        if policy == "fail" {
+            assert_eq!(document["cause"]["state"], "lost");
+            assert!(document["cause"]["error"]["message"].as_str().unwrap().contains("it may have run"), "{document}");
+        }
+    }
+}
+
+/// A minion that is killed and started again in the middle of a task has the task all the same.
+#[test]
+fn a_minion_that_comes_back_tells_what_became_of_its_task() {
+    let fleet = Fleet::start(1);
+    let text = [held(&fleet, "one", ""), mark(&fleet, "two", "web1", "")].concat();
+    let file = file(&fleet, &text);
+    let running = fleet.overlord_spawn(["flow", "run", &file, "--output", "json"]);
+    wait_for_line(&fleet, "one");
+    fleet.minion("web1").kill9();
+    open_gate(&fleet);
+    wait_for_line(&fleet, "one-end");
+    fleet.minion("web1").start();
+    assert_eq!(running.wait().ok().json()["state"], "SUCCESS");
+    assert_eq!(ran(&fleet), ["one", "one-end", "two web1"]);
+}
+
+#[test]
+fn no_capable_host_is_an_error_at_the_time_limit_and_nothing_is_undone_that_never_ran() {
+    let fleet = Fleet::start(2);
+    let undo =
+        format!("undo = {{ call = \"command.run\", args = {{ line = \"echo undone >> {}\" }}, also_failed = true }}", ran_file(&fleet));
+    let text = format!(
+        "{}[[step]]\nname = \"a\"\ntarget = \"*\"\nhosts = \"any\"\ncall = \"worker.run\"\nargs = [\"nobody\", \"x\"]\ntimeout = \"1s\"\n{undo}\n",
+        mark(&fleet, "first", "web1", "")
+    );
+    let document = run(&fleet, &text).expect(4).json();
+    assert_eq!(document["state"], "REVERTED");
+    assert_eq!(states(&document), [("first", "REVERTED"), ("a", "FAILURE")]);
+    assert_eq!(document["cause"]["state"], "undelivered");
+    let took = document["duration_ms"].as_u64().unwrap();
+    assert!((1000..6000).contains(&took), "{took}");
+    assert_eq!(ran(&fleet), ["first web1", "undo-first web1"]);
+    let asked = |method: &str| fleet.minions().iter().flat_map(|minion| minion.audit()).filter(|line| line["method"] == method).count();
+    assert_eq!((asked("async.worker.run"), asked("worker.list") > 0), (0, true), "it goes to none that has no such worker");
+}
+
+#[test]
+fn a_host_that_is_down_is_passed_over_for_one_that_is_there() {
+    let fleet = Fleet::start(2);
+    fleet.minion("web1").kill9();
+    let text = "[[step]]\nname = \"a\"\ntarget = \"*\"\nhosts = \"any\"\ncall = \"test.echo\"\nargs = [\"${item}\"]\nfor_each = [1, 2, 3, 4, 5, 6]\nprovides = \"all\"\n";
+    let document = run(&fleet, text).ok().json();
+    assert_eq!(document["values"]["all"], json!([1, 2, 3, 4, 5, 6]));
+    assert!(document["tasks"][0]["runs"].as_array().unwrap().iter().all(|run| run["host"] == "web2"), "{document}");
+}
+
+#[test]
+fn a_damaged_log_is_refused_and_the_place_named() {
+    let fleet = Fleet::start(1);
+    let document = run(&fleet, &mark(&fleet, "one", "web1", "")).ok().json();
+    let id = document["flow_id"].as_str().unwrap();
+    let log = fleet.home().join(format!("flows/{id}.log"));
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.lines().filter(|line| !line.is_empty()).all(|line| serde_json::from_str::<Value>(line).is_ok()));
+    fs::write(&log, text.replace("\"SUCCESS\"", "\"FAILURE\"")).unwrap();
+    let run = fleet.overlord(["flow", "status", id]).expect(4);
+    assert!(run.err().contains("is damaged at byte"), "{}", run.err());
+    let whole = text.trim_end();
+    fs::write(&log, whole.get(..whole.len() - 9).unwrap()).unwrap();
+    assert_eq!(status(&fleet, id)["state"], "RUNNING", "a line that was cut off was not acted upon");
+    assert_eq!(fleet.overlord(["flow", "resume", id, "--output", "json"]).ok().json()["state"], "SUCCESS");
+    assert_eq!(ran(&fleet), ["one web1"]);
+}
