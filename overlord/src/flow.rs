@@ -14,6 +14,9 @@ pub(crate) mod record;
 pub(crate) mod state;
 pub(crate) mod value;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
@@ -76,6 +79,9 @@ pub(crate) struct Known {
     pub(crate) record: Record,
     pub(crate) is_at_work: bool,
 }
+
+/// One of all flows, or why it cannot be known.
+pub(crate) type Listed = (JobId, Result<Known, FlowError>);
 
 /// A flow that is written down and ready to be run by us.
 pub(crate) struct Ready {
@@ -232,7 +238,7 @@ pub(crate) fn known(fleet: &Fleet, text: &str) -> Result<Known, FlowError> {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub(crate) fn all(fleet: &Fleet) -> Result<Vec<(JobId, Result<Known, FlowError>)>, FlowError> {
+pub(crate) fn all(fleet: &Fleet) -> Result<Vec<Listed>, FlowError> {
     let ids = log::list(fleet.home())?;
     Ok(ids.into_iter().map(|id| (id.clone(), known(fleet, id.as_str()))).collect())
 }

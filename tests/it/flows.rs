@@ -229,12 +229,12 @@ provides = \"some\"
 name = \"sub\"
 flow = \"sub.toml\"
 vars = { n = \"${sums.2}\" }
-provides = { result = \"squared\" }
+provides = { outcome = \"squared\" }
 [[step]]
 name = \"last\"
 target = \"web1\"
 call = \"test.add\"
-args = [\"${result}\", 1]
+args = [\"${outcome}\", 1]
 provides = \"last\"
 ";
     let document = run(&fleet, text).ok().json();
@@ -258,16 +258,16 @@ fn what_cannot_work_is_refused_before_anything_runs() {
         format!("{first}[[step]]\nname = \"a\"\ntarget = \"web1\"\ncall = \"{call}\"\nargs = {args}\n{more}")
     };
     for (text, problem) in [
-        (step("test.add", "[\"5\", 1]", ""), "flow.toml:8: the task a: test.add: `a` wants number, not \"5\""),
-        (step("nobody.has_it", "[]", ""), "flow.toml:8: the task a: no host of web1 has nobody.has_it"),
+        (step("test.add", "[\"5\", 1]", ""), "flow.toml:9: the task a: test.add: `a` wants number, not \"5\""),
+        (step("nobody.has_it", "[]", ""), "flow.toml:9: the task a: no host of web1 has nobody.has_it"),
         (step("test.ping", "[]", "").replace("web1\"\ncall = \"test.ping", "nowhere\"\ncall = \"test.ping"), "no host is named nowhere"),
-        (step("test.echo", "[\"${x}\"]", "provides = \"x\""), "flow.toml:8: a cycle"),
+        (step("test.echo", "[\"${x}\"]", "provides = \"x\""), "flow.toml:9: a cycle"),
         (
             step("test.ping", "[]", "provides = \"x\"")
                 + "[[step]]\nname = \"b\"\ntarget = \"web1\"\ncall = \"test.ping\"\nprovides = \"x\"",
             "two provide x",
         ),
-        (step("test.ping", "[]", "provide = \"x\""), "flow.toml:12: unknown field `provide`"),
+        (step("test.ping", "[]", "provide = \"x\""), "flow.toml:13: unknown field `provide`"),
     ] {
         let file = file(&fleet, &text);
         for verb in ["check", "run"] {

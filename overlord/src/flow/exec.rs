@@ -60,9 +60,18 @@ struct Field {
     forks: usize,
 }
 
+/// What is to be sent now.
+struct Sending {
+    task: usize,
+    cell: usize,
+    undo: bool,
+    host: MinionName,
+    call_id: CallId,
+}
+
 /// What has come back.
 enum Arrival {
-    Ended(CallId, MinionName, Outcome),
+    Ended(CallId, MinionName, Box<Outcome>),
     Told,
 }
 
@@ -115,7 +124,7 @@ impl Executor {
         loop {
             self.hear_wishes()?;
             let sent = self.advance(field, tell)?;
-            for (task, cell, undo, host, call_id) in sent {
+            for Sending { task, cell, undo, host, call_id } in sent {
                 match self.errand(field, task, &host, &call_id, Some((cell, undo))) {
                     Some(errand) => flying.push(Box::pin(carry(&steps, errand, Work::Send))),
                     None => self.hear(field, call_id, &host, step::gone(&host))?,
@@ -164,7 +173,7 @@ impl Executor {
     }
 
     /// Decides what is next, and writes it down; gives what is to be sent now.
-    fn advance(&mut self, field: &Field, tell: Tell<'_>) -> Result<Vec<(usize, usize, bool, MinionName, CallId)>, FlowError> {
+    fn advance(&mut self, field: &Field, tell: Tell<'_>) -> Result<Vec<Sending>, FlowError> {
         let mut advance = Advance {
             record: &mut self.record,
             around: field,
@@ -190,7 +199,7 @@ impl Executor {
         }
         let lines = std::mem::take(&mut self.unwritten);
         let sent = lines.into_iter().skip(first).filter_map(|line| match line.event {
-            Event::Sent { task, cell, undo, host, call_id } => Some((task, cell, undo, host, call_id)),
+            Event::Sent { task, cell, undo, host, call_id } => Some(Sending { task, cell, undo, host, call_id }),
             _ => None,
         });
         Ok(sent.collect())
@@ -207,7 +216,7 @@ impl Executor {
         let mut arrival = first;
         while let Some(arrived) = arrival {
             if let Arrival::Ended(call_id, host, outcome) = arrived {
-                self.hear(field, call_id, &host, outcome)?;
+                self.hear(field, call_id, &host, *outcome)?;
             }
             // What else has come is decided upon together.
             arrival = if flying.is_empty() { None } else { flying.next().now_or_never().flatten() };
@@ -250,7 +259,7 @@ impl Executor {
 
 async fn carry(steps: &Steps<'_>, errand: Errand, work: Work) -> Arrival {
     let (call_id, host) = (errand.call_id.clone(), errand.host.name.clone());
-    Arrival::Ended(call_id, host, steps.carry(errand, work).await)
+    Arrival::Ended(call_id, host, Box::new(steps.carry(errand, work).await))
 }
 
 async fn cancel(steps: &Steps<'_>, errand: Errand) -> Arrival {

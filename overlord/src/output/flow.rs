@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::job::verdict_fields;
 use super::{harmless, table};
-use crate::flow::Known;
 use crate::flow::log::{Cause, Event, Line};
 use crate::flow::plan::Task;
 use crate::flow::record::{Cell, Record, Run, TaskRecord};
 use crate::flow::state::{FlowState, TaskState};
+use crate::flow::{Known, Listed};
 
 /// The exit bits of a flow that has ended.
 const FAILED: u8 = 2;
@@ -174,8 +174,8 @@ pub(crate) fn exit_bits(record: &Record) -> u8 {
 }
 
 /// The flows for a person, a line each.
-pub(crate) fn list(flows: &[(common::job::JobId, Result<Known, crate::flow::FlowError>)]) -> String {
-    let row = |(id, known): &(common::job::JobId, Result<Known, crate::flow::FlowError>)| match known {
+pub(crate) fn list(flows: &[Listed]) -> String {
+    let row = |(id, known): &Listed| match known {
         Ok(Known { record, is_at_work }) => {
             let done = record.tasks.iter().filter(|task| task.state.is_passed()).count();
             let state = if record.state.has_ended() || *is_at_work || record.state == FlowState::Suspended {

@@ -161,7 +161,9 @@ impl<'l> Steps<'l> {
             // Who may not ask is told by the call itself.
             Ok(()) => drop(self.capable.borrow_mut().insert(key)),
             Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::Denied) => {}
-            Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::InvalidArguments) => return Err(Verdict::Failed { error: failure }),
+            Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::InvalidArguments) && worker.is_none() => {
+                return Err(Verdict::Failed { error: failure });
+            }
             Err(NoAnswer::Refused(failure)) => {
                 return Err(Verdict::Undelivered { error: Failure { code: ErrorCode::UnknownMethod as i32, ..failure } });
             }

@@ -1,18 +1,22 @@
 //! Making the graph of a flow's files: first every step is put in its place, then every reference is followed to what provides it.
 
+mod connect;
+mod task;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use petgraph::algo::{tarjan_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 use serde_json::{Map, Value};
 
-use super::{At, Block, DEPTH_MAX, Node, Plan, Retry, Source, TASKS_MAX, Task, Undo, share};
+use super::{At, Block, DEPTH_MAX, Node, Plan, Retry, Source, TASKS_MAX, Task};
 use crate::config::ConfigError;
 use crate::flow::condition::Condition;
-use crate::flow::file::{BlockKind, FlowFile, HostsKind, Kind, MaxFail, Part, Period, Provides, Step, Texts, beside};
+use crate::flow::file::{BlockKind, FlowFile, Kind, Part, Provides, Step, Texts, beside};
 use crate::flow::value::{Reference, Template, is_name};
+use task::{coerced, task_key, task_of};
+pub(in crate::flow) use task::{kind_name, kind_of};
 
 /// A host that has not answered for so long has lost a task, unless the task says otherwise.
 const LOST_AFTER: Duration = Duration::from_secs(60);
@@ -415,255 +419,5 @@ impl<'t> Builder<'t> {
         }
         self.plan.tasks.push(task);
         Some((node, node))
-    }
-
-    /// Follows every wish to what fulfils it.
-    fn connect(&mut self) {
-        for wish in std::mem::take(&mut self.wishes) {
-            let is_finally = matches!(self.plan.graph.node_weight(wish.node), Some(Node::Task(task)) if self.plan.task(*task).is_some_and(|task| task.is_finally));
-            match &wish.needs {
-                Need::Step(name) => match self.steps.get(&(wish.scope, name.clone())).copied() {
-                    Some((_, end)) if !is_finally => self.edge(end, &wish, name),
-                    Some(_) => {}
-                    None => self.problem(&wish.at, format!("after: there is no step {name}")),
-                },
-                Need::Value(name) if wish.own.contains(&name.as_str()) => {}
-                Need::Value(name) => match self.provider(wish.scope, name) {
-                    Ok(Some(provider)) if !is_finally => {
-                        // What a task's own undo refers to is there once the task is done.
-                        if provider != wish.node || !is_own_result(&self.plan, &wish, name) {
-                            self.edge(provider, &wish, name);
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(problem) => self.problem(&wish.at, problem),
-                },
-            }
-        }
-    }
-
-    /// The node behind which a value is there; none if it always is.
-    fn provider(&self, scope: usize, name: &str) -> Result<Option<NodeIndex>, String> {
-        if let Some((_, end)) = self.steps.get(&(usize::MAX, format!("{scope}/{name}"))) {
-            let Some(Source::Alias { scope: within, name: inside }) = self.plan.source(scope, name) else { return Ok(Some(*end)) };
-            return match self.plan.source(*within, inside) {
-                Some(_) => Ok(Some(*end)),
-                None => Err(format!("the sub-flow provides no {inside}, of which {name} is to be another name")),
-            };
-        }
-        match self.plan.source(scope, name) {
-            Some(Source::Provided { task, .. }) => {
-                let is_it = |node: &NodeIndex| self.plan.graph.node_weight(*node) == Some(&Node::Task(*task));
-                Ok(self.task_nodes(*task).filter(is_it))
-            }
-            Some(_) => Ok(None),
-            None => Err(match OWN_NAMES.contains(&name) {
-                true => format!("${{{name}}} means nothing here"),
-                false => format!("nothing provides {name}: no step, var or input has that name"),
-            }),
-        }
-    }
-
-    fn task_nodes(&self, task: usize) -> Option<NodeIndex> {
-        let path = &self.plan.task(task)?;
-        let name = path.path.rsplit('/').next()?;
-        self.steps.get(&(path.scope, name.to_owned())).map(|(node, _)| *node)
-    }
-
-    fn edge(&mut self, from: NodeIndex, wish: &Wish, name: &str) {
-        let of_others = self.blocks_of(from);
-        // The innermost block that holds both: whether its children may need each other is its kind's.
-        let common = wish.blocks.iter().zip(&of_others).take_while(|(left, right)| left == right).count();
-        if let Some((BlockKind::Unordered, _)) = common.checked_sub(1).and_then(|at| self.kinds.get(*wish.blocks.get(at)?)) {
-            let problem =
-                format!("{name} comes from a step of the same unordered block, whose steps do not wait for each other: make it a graph");
-            return self.problem(&wish.at, problem);
-        }
-        self.plan.graph.add_edge(from, wish.node, ());
-    }
-
-    fn blocks_of(&self, node: NodeIndex) -> Vec<usize> {
-        match self.plan.graph.node_weight(node) {
-            Some(Node::Task(task)) => self.plan.task(*task).map(|task| task.blocks.clone()).unwrap_or_default(),
-            Some(Node::Start(block) | Node::End(block)) => {
-                let mut blocks: Vec<usize> =
-                    std::iter::successors(self.kinds.get(*block).and_then(|(_, outer)| *outer), |block| self.kinds.get(*block)?.1)
-                        .collect();
-                blocks.reverse();
-                blocks
-            }
-            None => Vec::new(),
-        }
-    }
-
-    /// Puts the nodes into an order, or says which stand in a circle.
-    fn sort(&mut self) {
-        match toposort(&self.plan.graph, None) {
-            Ok(order) => self.plan.order = order.into_iter().filter(|node| !self.is_finally(*node)).collect(),
-            Err(_) => {
-                for circle in tarjan_scc(&self.plan.graph) {
-                    let is_loop = circle.len() > 1 || circle.first().is_some_and(|node| self.plan.graph.contains_edge(*node, *node));
-                    if is_loop {
-                        self.tell_circle(&circle);
-                    }
-                }
-            }
-        }
-    }
-
-    fn is_finally(&self, node: NodeIndex) -> bool {
-        matches!(self.plan.graph.node_weight(node), Some(Node::Task(task)) if self.plan.task(*task).is_some_and(|task| task.is_finally))
-    }
-
-    fn tell_circle(&mut self, circle: &[NodeIndex]) {
-        let mut tasks: Vec<&Task> = circle
-            .iter()
-            .filter_map(|node| match self.plan.graph.node_weight(*node) {
-                Some(Node::Task(task)) => self.plan.task(*task),
-                _ => None,
-            })
-            .collect();
-        tasks.sort_by_key(|task| task.at.line);
-        let names: Vec<&str> = tasks.iter().map(|task| task.path.as_str()).take(10).collect();
-        let (text, at) = (names.join(", "), tasks.first().map(|task| task.at.clone()));
-        let at = at.unwrap_or(At { path: PathBuf::new(), line: 1 });
-        self.problem(&at, format!("a cycle: each of these waits for another of them: {text}"));
-    }
-}
-
-/// Whether the undo of a task alone asks for what the task provides.
-fn is_own_result(plan: &Plan, wish: &Wish, name: &str) -> bool {
-    let Some(Node::Task(task)) = plan.graph.node_weight(wish.node) else { return false };
-    let Some(task) = plan.task(*task) else { return false };
-    let uses = |template: &Template| template.references().iter().any(|reference| reference.name == name);
-    let by_itself = uses(&task.args) || uses(&task.target) || task.for_each.as_ref().is_some_and(uses);
-    !by_itself && task.undo.as_ref().is_some_and(|undo| uses(&undo.args))
-}
-
-/// A key that only tasks have.
-fn task_key(step: &Step) -> Option<&'static str> {
-    let is_sub_flow = step.flow.is_some();
-    let keys = [
-        ("target", step.target.is_some()),
-        ("args", step.args.is_some()),
-        ("hosts", step.hosts.is_some()),
-        ("for_each", step.for_each.is_some()),
-        ("provides", step.provides.is_some() && !is_sub_flow),
-        ("undo", step.undo.is_some()),
-        ("timeout", step.timeout.is_some()),
-        ("max_fail", step.max_fail.is_some()),
-        ("forks", step.forks.is_some()),
-        ("lost", step.lost.is_some()),
-        ("lost_after", step.lost_after.is_some()),
-        ("block", step.block.is_some() && is_sub_flow),
-        ("vars", !step.vars.is_empty() && !is_sub_flow),
-    ];
-    keys.into_iter().find_map(|(key, is_there)| is_there.then_some(key))
-}
-
-fn task_of(step: Step, around: &Around<'_>, at: &At) -> Result<Task, String> {
-    let name = step.name.into_inner();
-    let call = step.call.map(toml::Spanned::into_inner).unwrap_or_default();
-    let target = step.target.map(toml::Spanned::into_inner).ok_or_else(|| format!("the task {name} has no target"))?;
-    if !step.vars.is_empty() || step.block.is_some() {
-        return Err(format!("the step {name} is a task, and cannot have vars or block"));
-    }
-    if step.forks == Some(0) {
-        return Err(format!("the task {name} has forks = 0: it would never run"));
-    }
-    if let Some(MaxFail::Share(text)) = &step.max_fail
-        && share(text).is_none()
-    {
-        return Err(format!("max_fail is a number or a share like \"20%\", not \"{text}\""));
-    }
-    let period = |period: Option<Period>| period.map(|period| period.0);
-    let hosts = step.hosts.unwrap_or_default();
-    let undo = step.undo.map(|undo| {
-        Ok::<_, String>(Undo {
-            call: undo.call.parse().map_err(|error| format!("undo: {error}"))?,
-            args: arguments(undo.args.as_ref())?,
-            timeout: period(undo.timeout),
-            times: undo.times.unwrap_or(1).max(1),
-            also_failed: undo.also_failed,
-        })
-    });
-    Ok(Task {
-        path: format!("{}{name}", around.prefix),
-        scope: around.scope,
-        blocks: around.blocks.clone(),
-        call: call.parse().map_err(|error| format!("{error}"))?,
-        is_single: hosts == HostsKind::Any || is_one_host(&target),
-        target: Template::parse_text(&target).map_err(|problem| format!("target: {problem}"))?,
-        args: arguments(step.args.as_ref())?,
-        hosts,
-        for_each: step.for_each.as_ref().map(Template::parse).transpose()?,
-        when: around.when.clone(),
-        requires: step.requires,
-        provides: Vec::new(),
-        retry: None,
-        undo: undo.transpose()?,
-        timeout: period(step.timeout),
-        max_fail: step.max_fail.unwrap_or(MaxFail::Count(0)),
-        forks: step.forks,
-        lost: step.lost.unwrap_or_default(),
-        lost_after: period(step.lost_after).unwrap_or(LOST_AFTER),
-        is_finally: around.is_finally,
-        at: at.clone(),
-    })
-}
-
-/// Whether a target is one host by its name: what it gives is one value then, however many hosts there are.
-fn is_one_host(target: &str) -> bool {
-    !target.contains(['*', '?', '[', ']', '{', '}', ',', ';', '@', '!', '/', '$'])
-}
-
-fn arguments(args: Option<&Value>) -> Result<Template, String> {
-    match args {
-        None => Ok(Template::List(Vec::new())),
-        Some(value @ (Value::Array(_) | Value::Object(_))) => Template::parse(value).map_err(|problem| format!("args: {problem}")),
-        Some(_) => Err("args is a list, like [23, 45], or a table, like { a = 23 }".to_owned()),
-    }
-}
-
-/// The type of a value.
-pub(in crate::flow) fn kind_of(value: &Value) -> Kind {
-    match value {
-        Value::Null => Kind::Any,
-        Value::Bool(_) => Kind::Boolean,
-        Value::Number(number) if number.is_f64() => Kind::Number,
-        Value::Number(_) => Kind::Integer,
-        Value::String(_) => Kind::String,
-        Value::Array(_) => Kind::Array,
-        Value::Object(_) => Kind::Object,
-    }
-}
-
-/// A value of `--var` as what it is to be: a text where a text is wanted, and else what the text says as JSON.
-fn coerced(name: &str, given: &Value, wanted: Kind) -> Result<Value, String> {
-    let Value::String(text) = given else { return Ok(given.clone()) };
-    if wanted == Kind::String {
-        return Ok(given.clone());
-    }
-    let typed: Option<Value> = serde_json::from_str(text).ok();
-    let fits = |value: &Value| match (wanted, kind_of(value)) {
-        (Kind::Any, _) | (Kind::Number, Kind::Integer) => true,
-        (wanted, is) => wanted == is,
-    };
-    match typed {
-        Some(value) if fits(&value) => Ok(value),
-        None if wanted == Kind::Any => Ok(given.clone()),
-        _ => Err(format!("--var {name} wants {}, not {given}", kind_name(wanted))),
-    }
-}
-
-pub(in crate::flow) fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::String => "string",
-        Kind::Integer => "integer",
-        Kind::Number => "number",
-        Kind::Boolean => "boolean",
-        Kind::Array => "array",
-        Kind::Object => "object",
-        Kind::Any => "any",
     }
 }

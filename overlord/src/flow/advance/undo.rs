@@ -1,0 +1,118 @@
+//! Undoing: the task that ended last first, in a block that begins anew or in the whole flow.
+
+use common::job::HostState;
+
+use super::Advance;
+use super::cells::{cause_of_run, is_fenced};
+use crate::envelope::later;
+use crate::flow::log::Event;
+use crate::flow::plan::Task;
+use crate::flow::state::{FlowState, TaskState};
+
+impl Advance<'_> {
+    /// Goes on with undoing what is to be undone.
+    pub(super) fn retreat(&mut self) -> Result<(), String> {
+        if self.record.state == FlowState::Reverting {
+            return self.undo_next(&|task: &Task| !task.is_finally).map(drop);
+        }
+        for block in 0..self.record.blocks.len() {
+            let is = |block: usize| self.record.blocks.get(block).is_some_and(|block| block.is_retreating);
+            let outer = self.record.plan.blocks.get(block).map(|block| block.outer.clone()).unwrap_or_default();
+            if !is(block) || outer.into_iter().any(is) {
+                continue;
+            }
+            if self.undo_next(&|task: &Task| task.blocks.contains(&block))? {
+                self.begin_again(block)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to undo the task that ended last, once nothing among those that are meant is at work; `true` if nothing is left to undo.
+    fn undo_next(&mut self, is_meant: &dyn Fn(&Task) -> bool) -> Result<bool, String> {
+        let mut last: Option<(u64, usize)> = None;
+        for (index, (task, record)) in self.record.plan.tasks.iter().zip(&self.record.tasks).enumerate() {
+            if !is_meant(task) {
+                continue;
+            }
+            if record.state.is_at_work() {
+                return Ok(false);
+            }
+            if record.is_to_undo(task) {
+                last = last.max(Some((record.order, index)));
+            }
+        }
+        match last {
+            None => Ok(true),
+            Some(_) if self.record.is_to_suspend => Ok(false),
+            Some((_, index)) => {
+                self.task(index, TaskState::Reverting, None)?;
+                self.settle_reverting(index)?;
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) fn settle_reverting(&mut self, index: usize) -> Result<(), String> {
+        let Some((task, record)) = self.record.plan.task(index).zip(self.record.tasks.get(index)) else { return Ok(()) };
+        let Some(undo) = &task.undo else { return self.task(index, TaskState::Reverted, None) };
+        let (mut flying, mut ready, mut failed) = (0, Vec::new(), None);
+        for (at, cell) in record.cells.iter().enumerate().filter(|(_, cell)| cell.is_to_undo(undo.also_failed)) {
+            match cell.undo.last() {
+                None => ready.push(at),
+                Some(run) if run.outcome.is_none() => flying += 1,
+                Some(run) if run.state() == Some(HostState::Ok) => {}
+                Some(run) => {
+                    let tries = cell.undo.iter().filter(|run| !run.outcome.as_ref().is_some_and(is_fenced)).count();
+                    let may_again = run.outcome.as_ref().is_some_and(is_fenced) || tries < usize::try_from(undo.times).unwrap_or(1);
+                    if may_again { ready.push(at) } else { failed = failed.or(Some(at)) }
+                }
+            }
+        }
+        for cell in ready.iter().copied() {
+            if self.record.is_to_suspend || self.record.in_flight() >= self.around.forks() {
+                return Ok(());
+            }
+            let host = self.record.tasks.get(index).and_then(|task| task.cells.get(cell)?.last_host().cloned());
+            let Some(host) = host else { continue };
+            let call_id = self.ids.draw();
+            self.emit(Event::Sent { task: index, cell, undo: true, host, call_id })?;
+            flying += 1;
+        }
+        if flying > 0 {
+            return Ok(());
+        }
+        let Some(cell) = failed else { return self.task(index, TaskState::Reverted, None) };
+        let Some((task, record)) = self.record.plan.task(index).zip(self.record.tasks.get(index)) else { return Ok(()) };
+        let cause =
+            record.cells.get(cell).and_then(|cell| Some(cause_of_run(task, record.items.as_deref(), cell, cell.undo.last()?, true, 0)));
+        self.task(index, TaskState::RevertFailure, cause)
+    }
+
+    /// What was done in a block is undone: it begins anew, or what is around it gives up, too.
+    fn begin_again(&mut self, block: usize) -> Result<(), String> {
+        let within: Vec<usize> = self.tasks_in(block);
+        let stuck =
+            within.iter().copied().find(|index| self.record.tasks.get(*index).is_some_and(|task| task.state == TaskState::RevertFailure));
+        if let Some(stuck) = stuck {
+            let path = self.record.plan.blocks.get(block).map(|block| block.path.clone());
+            let first = self.record.history.iter().rev().find(|past| Some(&past.path) == path.as_ref()).map(|past| past.cause.clone());
+            let cause = first.or_else(|| self.record.tasks.get(stuck).and_then(|task| task.cause.clone()));
+            return self.flow(FlowState::Reverting, cause);
+        }
+        let round = self.record.blocks.get(block).map_or(0, |block| block.round);
+        let retry = self.record.plan.blocks.get(block).and_then(|block| block.retry.as_ref());
+        let not_before = retry.map_or(self.now, |retry| later(self.now, retry.pause_behind(round)));
+        for index in within {
+            if self.record.tasks.get(index).is_some_and(|task| task.state != TaskState::Pending) {
+                self.task(index, TaskState::Pending, None)?;
+            }
+        }
+        self.emit(Event::Again { block, round: round + 1, not_before })
+    }
+
+    fn tasks_in(&self, block: usize) -> Vec<usize> {
+        let tasks = self.record.plan.tasks.iter().enumerate();
+        tasks.filter(|(_, task)| task.blocks.contains(&block)).map(|(index, _)| index).collect()
+    }
+}
