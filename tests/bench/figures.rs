@@ -5,6 +5,7 @@
 
 mod async_start;
 mod calls;
+mod flow;
 mod idle;
 mod map;
 mod restart;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 8] = [
+    let all: [(&str, fn()); 9] = [
         ("calls", calls::run),
         ("async", async_start::run),
         ("idle", idle::run),
@@ -25,6 +26,7 @@ fn main() {
         ("restart", restart::run),
         ("status", status::run),
         ("map", map::run),
+        ("flow", flow::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
