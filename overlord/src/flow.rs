@@ -23,12 +23,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::job::JobId;
+use common::job::retention::KEPT_AT_LEAST;
 use common::method::{Catalogue, MethodName, MethodSpec};
 use common::outcome::{ErrorCode, Verdict};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::config::ConfigError;
+use crate::envelope::later;
 use crate::fleet::{CallError, Fleet, LinkError, Stop};
 use crate::hosts::RosterError;
 use advance::CallIds;
@@ -42,6 +44,8 @@ use value::Template;
 
 /// How often an id is drawn before it is given up.
 const IDS_DRAWN_MAX: usize = 16;
+/// So many of the oldest flows are looked at when a new one begins.
+const TIDIED_AT_ONCE: usize = 20;
 /// How long hosts may take to say whether they have a method, before a flow begins.
 const DESCRIBE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -163,6 +167,9 @@ fn content(at: &At, problem: String) -> ConfigError {
 pub(crate) fn begin(fleet: &Fleet, path: &Path, vars: Map<String, Value>) -> Result<Ready, FlowError> {
     let (texts, plan) = checked(fleet, path, &vars)?;
     let caller = fleet.link()?.caller.clone();
+    if let Err(error) = tidy(fleet) {
+        fleet.warn(&crate::chain(&error));
+    }
     for _ in 0..IDS_DRAWN_MAX {
         let id = service::fresh_id();
         let header = Header {
@@ -180,6 +187,27 @@ pub(crate) fn begin(fleet: &Fleet, path: &Path, vars: Map<String, Value>) -> Res
         }
     }
     Err(FlowError::Ids)
+}
+
+/// Gives up some of the flows that ended so long ago, or are so many, that `retention` of overlord.toml lets them go: none in the 60 minutes after its end.
+fn tidy(fleet: &Fleet) -> Result<(), FlowError> {
+    let (limits, now) = (&fleet.config().retention, Timestamp::now());
+    let ids = log::list(fleet.home())?;
+    let mut surplus = ids.len().saturating_sub(limits.count);
+    for id in ids.iter().take(TIDIED_AT_ONCE) {
+        let mut log = FlowLog::open(fleet.home(), id)?;
+        // What cannot be read is left for a person to look at.
+        if !log.lock()? {
+            continue;
+        }
+        let Ok(record) = log.read().map_err(FlowError::from).and_then(|lines| folded(id, &lines)) else { continue };
+        let kept_for = if surplus > 0 { KEPT_AT_LEAST } else { limits.age };
+        if record.finished_at.is_some_and(|end| later(end, kept_for) <= now) {
+            log.delete()?;
+            surplus = surplus.saturating_sub(1);
+        }
+    }
+    Ok(())
 }
 
 /// Takes up a flow that was suspended, or that nobody works on any more.

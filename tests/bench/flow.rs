@@ -23,7 +23,7 @@ const NOT_INSTALLED: i32 = 3;
 
 pub(crate) fn run() {
     let fleet = Fleet::start(HOSTS);
-    let wide = file(&fleet, "unordered", TASKS, "target = \"*\"\nhosts = \"any\"");
+    let wide = file(&fleet, "unordered", TASKS, "target = \"*\"\nhosts = \"any\"\nrun = \"call\"");
     let mut times = Vec::new();
     for round in 0..=ROUNDS {
         let started = Instant::now();
@@ -58,13 +58,20 @@ fn file(fleet: &Fleet, block: &str, tasks: u32, lines: &str) -> String {
 
 /// Tasks one after the other on one host, beside as many calls.
 fn chain(fleet: &Fleet) {
-    let linear = file(fleet, "linear", CHAIN, "target = \"web1\"");
+    for (what, lines) in [("call", "target = \"web1\"\nrun = \"call\""), ("job", "target = \"web1\"")] {
+        chain_of(fleet, what, lines);
+    }
+}
+
+fn chain_of(fleet: &Fleet, what: &str, lines: &str) {
+    let linear = file(fleet, "linear", CHAIN, lines);
     let document = fleet.overlord(["flow", "run", &linear, "--output", "json"]).ok().json();
-    let runs: Vec<&Value> = document["tasks"].as_array().unwrap().iter().map(|task| &task["runs"][0]).collect();
-    let time = |run: &Value, name: &str| run[name].as_str().unwrap().parse::<Timestamp>().unwrap();
+    let tasks = document.get("tasks").and_then(Value::as_array).unwrap();
+    let time = |task: &Value, name: &str| task.pointer(&format!("/runs/0/{name}")).unwrap().as_str().unwrap().parse::<Timestamp>().unwrap();
     let between = |from: Timestamp, to: Timestamp| Duration::try_from(to.duration_since(from)).unwrap_or_default();
-    let steps: Vec<Duration> = runs.iter().map(|run| between(time(run, "sent_at"), time(run, "ended_at"))).collect();
-    let pauses: Vec<Duration> = runs.windows(2).map(|pair| between(time(pair[0], "ended_at"), time(pair[1], "sent_at"))).collect();
+    let steps: Vec<Duration> = tasks.iter().map(|task| between(time(task, "sent_at"), time(task, "ended_at"))).collect();
+    let next = tasks.iter().zip(tasks.iter().skip(1));
+    let pauses: Vec<Duration> = next.map(|(one, next)| between(time(one, "ended_at"), time(next, "sent_at"))).collect();
     let target = overlord::Fleet::open(fleet.home()).unwrap().target("web1").unwrap();
     let call = |number: u32| {
         let started = Instant::now();
@@ -72,8 +79,8 @@ fn chain(fleet: &Fleet) {
         started.elapsed()
     };
     let calls: Vec<Duration> = (0..CHAIN).map(call).collect();
-    println!("a step of a linear flow, sent to ended: {}", crate::spread(&steps));
-    println!("a call of the same:                     {}", crate::spread(&calls));
+    println!("a step of a linear flow, run as a {what}: {}", crate::spread(&steps));
+    println!("a call of the same:                   {}", crate::spread(&calls));
     let (step, call) = (crate::median(steps).as_secs_f64(), crate::median(calls).as_secs_f64());
     println!("a step costs {:.2} ms on top of a call (goal: at most 1)", (step - call) * 1e3);
     println!("from the last dependency's end to the sending: {} (goal: at most 5 ms)", crate::spread(&pauses));

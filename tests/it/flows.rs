@@ -263,7 +263,7 @@ fn what_cannot_work_is_refused_before_anything_runs() {
         (step("test.ping", "[]", "").replace("web1\"\ncall = \"test.ping", "nowhere\"\ncall = \"test.ping"), "no host is named nowhere"),
         (step("test.echo", "[\"${x}\"]", "provides = \"x\""), "flow.toml:9: a cycle"),
         (
-            step("test.ping", "[]", "provides = \"x\"")
+            step("test.ping", "[]", "provides = \"x\"\n")
                 + "[[step]]\nname = \"b\"\ntarget = \"web1\"\ncall = \"test.ping\"\nprovides = \"x\"",
             "two provide x",
         ),

@@ -31,8 +31,8 @@ pub(crate) trait Surroundings {
     fn pick(&self, task: &Task, hosts: &[MinionName], record: &Record) -> Option<MinionName>;
     /// The time limit of a task that has none of its own.
     fn timeout(&self) -> std::time::Duration;
-    /// So many calls are on their way at once.
-    fn forks(&self) -> usize;
+    /// So many calls are on their way at once when one of this task is sent.
+    fn forks(&self, task: &Task) -> usize;
 }
 
 /// Call ids, each drawn once.

@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::job::{CallId, HostState};
-use common::outcome::Outcome;
+use common::method::MethodName;
+use common::outcome::{ErrorCode, Outcome};
 use futures_util::future::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 
 use super::FlowError;
 use super::advance::{Advance, CallIds, Surroundings};
-use super::file::HostsKind;
+use super::file::{HostsKind, RunKind};
 use super::log::{Event, FlowLog, Line};
 use super::plan::Task;
 use super::record::Record;
@@ -27,7 +28,7 @@ use super::state::FlowState;
 use crate::buckets::forks_max;
 use crate::fleet::{Fleet, Link, Stop, gossip};
 use crate::hosts::Roster;
-use step::{Errand, Steps, Work};
+use step::{Errand, Pace, Steps, Work};
 
 /// How often it is looked whether somebody wants the flow suspended or cancelled.
 const HEAR_EVERY: Duration = Duration::from_millis(50);
@@ -57,6 +58,7 @@ struct Field {
     targets: RefCell<HashMap<String, Result<Vec<MinionName>, String>>>,
     avoided: RefCell<BTreeMap<MinionName, (Instant, u32)>>,
     turn: Flag<usize>,
+    pace: Pace,
     forks: usize,
 }
 
@@ -71,7 +73,7 @@ struct Sending {
 
 /// What has come back.
 enum Arrival {
-    Ended(CallId, MinionName, Box<Outcome>),
+    Ended(Vec<(CallId, MinionName, Outcome)>),
     Told,
 }
 
@@ -96,6 +98,7 @@ impl Executor {
             targets: RefCell::default(),
             avoided: RefCell::default(),
             turn: Flag::new(0),
+            pace: Pace::default(),
             forks,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FlowError::Runtime)?;
@@ -109,37 +112,56 @@ impl Executor {
     }
 
     async fn work(&mut self, link: &Link, field: &Field, stop: &Stop, tell: Tell<'_>) -> Result<(), FlowError> {
-        let steps = Steps::new(link);
+        let steps = Steps::new(link, &field.pace);
         let mut flying: Flying<'_> = FuturesUnordered::new();
         self.wake_up()?;
-        for (task, _, _, run) in self.record.open_calls() {
-            // It may have been sent, or not: the host knows.
-            if let Some(errand) = self.errand(field, task, &run.host, &run.call_id, None) {
-                flying.push(Box::pin(carry(&steps, errand, Work::Adopt)));
-            } else {
-                self.hear(field, run.call_id, &run.host, step::gone(&run.host))?;
+        for (task, _, undo, run) in self.record.open_calls() {
+            let is_job = undo || self.record.plan.task(task).is_some_and(|task| task.run == RunKind::Job);
+            match self.errand(field, task, &run.host, &run.call_id, None) {
+                // It may have been sent, or not: the host knows.
+                Some(errand) if is_job => flying.push(Box::pin(carry(&steps, errand, Work::Adopt))),
+                Some(_) => self.hear(field, run.call_id, &run.host, step::orphaned())?,
+                None => self.hear(field, run.call_id, &run.host, step::gone(&run.host))?,
             }
         }
         let mut was_cancelled = false;
         loop {
             self.hear_wishes()?;
             let sent = self.advance(field, tell)?;
-            for Sending { task, cell, undo, host, call_id } in sent {
-                match self.errand(field, task, &host, &call_id, Some((cell, undo))) {
-                    Some(errand) => flying.push(Box::pin(carry(&steps, errand, Work::Send))),
-                    None => self.hear(field, call_id, &host, step::gone(&host))?,
-                }
-            }
+            self.send(sent, &steps, field, &flying)?;
             if self.record.state.has_ended() || self.record.state == FlowState::Suspended || stop.is_stopped() {
                 return Ok(());
             }
             if self.record.cancelled_by.is_some() && !std::mem::replace(&mut was_cancelled, true) {
-                for errand in self.open_errands(field) {
+                for errand in self.open_jobs(field) {
                     flying.push(Box::pin(cancel(&steps, errand)));
                 }
             }
             self.wait(&mut flying, field, stop).await?;
         }
+    }
+
+    /// Sends what was decided: jobs one by one, and calls of one method to one host together, as many as it is quick with.
+    fn send<'f>(&mut self, sent: Vec<Sending>, steps: &'f Steps<'f>, field: &Field, flying: &Flying<'f>) -> Result<(), FlowError> {
+        let mut calls: BTreeMap<(MinionName, MethodName, Duration), Vec<Errand>> = BTreeMap::new();
+        for Sending { task, cell, undo, host, call_id } in sent {
+            let is_call = !undo && self.record.plan.task(task).is_some_and(|task| task.run == RunKind::Call);
+            match self.errand(field, task, &host, &call_id, Some((cell, undo))) {
+                Some(errand) if is_call => {
+                    calls.entry((host, errand.method.clone(), errand.limit)).or_default().push(errand);
+                }
+                Some(errand) => flying.push(Box::pin(carry(steps, errand, Work::Send))),
+                None => self.hear(field, call_id, &host, step::gone(&host))?,
+            }
+        }
+        for ((_, method, _), errands) in calls {
+            let together = steps.together(&method);
+            let mut errands = errands.into_iter().peekable();
+            while errands.peek().is_some() {
+                flying.push(Box::pin(call(steps, errands.by_ref().take(together).collect())));
+            }
+        }
+        Ok(())
     }
 
     /// Takes up a flow that was suspended, or was to be.
@@ -161,7 +183,10 @@ impl Executor {
     }
 
     fn hear(&mut self, field: &Field, call_id: CallId, host: &MinionName, outcome: Outcome) -> Result<(), FlowError> {
-        field.judge(host, outcome.verdict.state());
+        // What was not begun because others took too long says nothing of the host.
+        if !outcome.verdict.error().is_some_and(|error| error.is(ErrorCode::Fenced)) {
+            field.judge(host, outcome.verdict.state());
+        }
         self.note(Event::Ended { call_id, outcome: Box::new(outcome) })
     }
 
@@ -215,8 +240,10 @@ impl Executor {
         };
         let mut arrival = first;
         while let Some(arrived) = arrival {
-            if let Arrival::Ended(call_id, host, outcome) = arrived {
-                self.hear(field, call_id, &host, *outcome)?;
+            if let Arrival::Ended(ends) = arrived {
+                for (call_id, host, outcome) in ends {
+                    self.hear(field, call_id, &host, outcome)?;
+                }
             }
             // What else has come is decided upon together.
             arrival = if flying.is_empty() { None } else { flying.next().now_or_never().flatten() };
@@ -251,15 +278,24 @@ impl Executor {
         Some(errand)
     }
 
-    fn open_errands(&self, field: &Field) -> Vec<Errand> {
+    fn open_jobs(&self, field: &Field) -> Vec<Errand> {
         let open = self.record.open_calls().into_iter().filter(|(_, _, undo, _)| !undo);
-        open.filter_map(|(task, _, _, run)| self.errand(field, task, &run.host, &run.call_id, None)).collect()
+        let is_job = |task: usize| self.record.plan.task(task).is_some_and(|task| task.run == RunKind::Job);
+        open.filter(|(task, ..)| is_job(*task))
+            .filter_map(|(task, _, _, run)| self.errand(field, task, &run.host, &run.call_id, None))
+            .collect()
     }
 }
 
 async fn carry(steps: &Steps<'_>, errand: Errand, work: Work) -> Arrival {
     let (call_id, host) = (errand.call_id.clone(), errand.host.name.clone());
-    Arrival::Ended(call_id, host, Box::new(steps.carry(errand, work).await))
+    Arrival::Ended(vec![(call_id, host, steps.carry(errand, work).await)])
+}
+
+async fn call(steps: &Steps<'_>, errands: Vec<Errand>) -> Arrival {
+    let names: Vec<(CallId, MinionName)> = errands.iter().map(|errand| (errand.call_id.clone(), errand.host.name.clone())).collect();
+    let outcomes = steps.call(errands).await;
+    Arrival::Ended(names.into_iter().zip(outcomes).map(|((call_id, host), outcome)| (call_id, host, outcome)).collect())
 }
 
 async fn cancel(steps: &Steps<'_>, errand: Errand) -> Arrival {
@@ -305,7 +341,11 @@ impl Surroundings for Field {
         self.fleet.config().timeout
     }
 
-    fn forks(&self) -> usize {
-        self.forks
+    fn forks(&self, task: &Task) -> usize {
+        let together = match task.run {
+            RunKind::Job => 1,
+            RunKind::Call => self.pace.borrow().get(&task.call).copied().unwrap_or(1),
+        };
+        self.forks.saturating_mul(together)
     }
 }

@@ -128,6 +128,8 @@ pub(crate) struct Step {
     pub(crate) max_fail: Option<MaxFail>,
     /// Of a task: on so many hosts, or for so many items, it runs at once.
     pub(crate) forks: Option<u16>,
+    /// Of a task: how it is run.
+    pub(crate) run: Option<RunKind>,
     /// Of a task: what is done where it may have run, and its end is not known.
     pub(crate) lost: Option<LostPolicy>,
     /// Of a task: a host that has not answered for so long has lost it [default: 1m].
@@ -154,6 +156,17 @@ pub(crate) enum HostsKind {
     Each,
     /// One that has the method, and the least to do.
     Any,
+}
+
+/// How a task is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RunKind {
+    /// As a job: whoever runs the flow may die meanwhile, and the task goes on and is asked after.
+    #[default]
+    Job,
+    /// As a call, which is quicker, and ends with whoever runs the flow: it is lost then.
+    Call,
 }
 
 /// What is done where a task may have run.

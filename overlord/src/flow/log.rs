@@ -210,6 +210,11 @@ impl FlowLog {
         self.file.sync_data().map_err(|source| self.failed("syncing", source))
     }
 
+    /// Deletes it, if it is locked.
+    pub(crate) fn delete(self) -> Result<(), LogError> {
+        fs::remove_file(&self.path).map_err(|source| self.failed("deleting", source))
+    }
+
     /// Every line from the beginning. What is left of lines that were cut off is passed over: nothing was done by them.
     pub(crate) fn read(&mut self) -> Result<Vec<Line>, LogError> {
         let mut bytes = Vec::new();

@@ -16,7 +16,7 @@ use petgraph::visit::EdgeRef;
 use serde_json::{Map, Value};
 
 use super::condition::Condition;
-use super::file::{HostsKind, Kind, LostPolicy, MaxFail, RetryFile, Texts};
+use super::file::{HostsKind, Kind, LostPolicy, MaxFail, RetryFile, RunKind, Texts};
 use super::value::Template;
 use crate::config::ConfigError;
 
@@ -85,6 +85,7 @@ pub(crate) struct Task {
     pub(crate) timeout: Option<Duration>,
     pub(crate) max_fail: MaxFail,
     pub(crate) forks: Option<u16>,
+    pub(crate) run: RunKind,
     pub(crate) lost: LostPolicy,
     pub(crate) lost_after: Duration,
     pub(crate) is_finally: bool,

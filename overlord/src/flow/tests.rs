@@ -31,7 +31,7 @@ impl Surroundings for Hosts {
         Duration::from_secs(60)
     }
 
-    fn forks(&self) -> usize {
+    fn forks(&self, _: &Task) -> usize {
         4
     }
 }

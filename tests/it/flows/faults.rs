@@ -158,6 +158,54 @@ fn a_host_that_dies_with_a_task_never_hangs_a_flow() {
     }
 }
 
+/// A call ends with who runs the flow: that it may have run is said, or it runs again where that is allowed; what is a job is never repeated.
+#[test]
+fn a_call_that_was_under_way_when_its_flow_was_killed_is_lost_or_runs_again() {
+    for (policy, code, state) in [("fail", 4, "REVERTED"), ("again", 0, "SUCCESS")] {
+        let fleet = Fleet::start(1);
+        let text = mark(&fleet, "one", "web1", "") + &held(&fleet, "two", &format!("run = \"call\"\nlost = \"{policy}\""));
+        let file = file(&fleet, &text);
+        let running = fleet.overlord_spawn(["flow", "run", &file]);
+        wait_for_line(&fleet, "two");
+        running.kill9();
+        drop(running.wait());
+        open_gate(&fleet);
+        let id = fleet.overlord(["flow", "list", "--output", "json"]).ok().json()[0]["flow_id"].as_str().unwrap().to_owned();
+        let document = fleet.overlord(["flow", "resume", &id, "--output", "json"]).expect(code).json();
+        assert_eq!(document["state"], state, "{document}");
+        let begun = ran(&fleet).iter().filter(|line| *line == "two").count();
+        if policy == "fail" {
+            assert_eq!((&document["cause"]["state"], begun), (&json!("lost"), 1));
+            assert!(document["cause"]["error"]["message"].as_str().unwrap().contains("who ran the flow died"), "{document}");
+        } else {
+            assert_eq!(begun, 2);
+        }
+    }
+}
+
+/// Calls that travel together have each an end of their own, and a bad one costs the others nothing.
+#[test]
+fn calls_of_one_method_that_travel_together_keep_apart() {
+    let fleet = Fleet::start(2);
+    let items: Vec<String> = (0..300).map(|item| if item == 117 { "\"x\"".to_owned() } else { item.to_string() }).collect();
+    let text = format!(
+        "[[step]]\nname = \"a\"\ntarget = \"*\"\nhosts = \"any\"\ncall = \"test.square\"\nargs = [\"${{item}}\"]\nfor_each = [{}]\nrun = \"call\"\n\
+         max_fail = 1\nprovides = \"squares\"\n",
+        items.join(", ")
+    );
+    let document = run(&fleet, &text).ok().json();
+    let squares = document["values"]["squares"].as_array().unwrap();
+    assert!(squares.iter().enumerate().all(|(item, square)| if item == 117 {
+        square.is_null()
+    } else {
+        square.as_u64() == Some((item * item) as u64)
+    }));
+    let bad = &document["tasks"][0]["runs"][117];
+    assert_eq!((&bad["item"], &bad["state"], &bad["error"]["code"]), (&json!("x"), &json!("failed"), &json!(-32602)), "{bad}");
+    let together = fleet.minions().iter().flat_map(|minion| minion.audit()).filter(|line| line["method"] == "map.test.square").count();
+    assert!((1..150).contains(&together), "{together}");
+}
+
 /// A minion that is killed and started again in the middle of a task has the task all the same.
 #[test]
 fn a_minion_that_comes_back_tells_what_became_of_its_task() {

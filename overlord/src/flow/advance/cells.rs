@@ -36,6 +36,7 @@ impl Advance<'_> {
         let is_stopped = self.is_stopped(index);
         let Some(task) = self.record.plan.task(index) else { return Ok(()) };
         let (max_fail, forks) = (task.max_fail.clone(), task.forks.map_or(usize::MAX, usize::from));
+        let at_once = self.around.forks(task);
         let deadline = self.deadline(index);
         let count = self.record.tasks.get(index).map_or(0, |task| task.cells.len());
         let allowed = max_fail.of(count);
@@ -52,7 +53,7 @@ impl Advance<'_> {
         let may_send = !is_stopped && failed <= allowed;
         if may_send && !self.record.is_to_suspend {
             for cell in ready.iter().copied() {
-                if flying >= forks || self.record.in_flight() >= self.around.forks() {
+                if flying >= forks || self.record.in_flight() >= at_once {
                     break;
                 }
                 match self.send(index, cell)? {

@@ -55,6 +55,7 @@ impl Advance<'_> {
 
     pub(super) fn settle_reverting(&mut self, index: usize) -> Result<(), String> {
         let Some((task, record)) = self.record.plan.task(index).zip(self.record.tasks.get(index)) else { return Ok(()) };
+        let at_once = self.around.forks(task);
         let Some(undo) = &task.undo else { return self.task(index, TaskState::Reverted, None) };
         let (mut flying, mut ready, mut failed) = (0, Vec::new(), None);
         for (at, cell) in record.cells.iter().enumerate().filter(|(_, cell)| cell.is_to_undo(undo.also_failed)) {
@@ -70,7 +71,7 @@ impl Advance<'_> {
             }
         }
         for cell in ready.iter().copied() {
-            if self.record.is_to_suspend || self.record.in_flight() >= self.around.forks() {
+            if self.record.is_to_suspend || self.record.in_flight() >= at_once {
                 return Ok(());
             }
             let host = self.record.tasks.get(index).and_then(|task| task.cells.get(cell)?.last_host().cloned());

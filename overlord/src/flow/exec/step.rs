@@ -9,6 +9,7 @@ use common::identity::MinionName;
 use common::job::{CallId, HostState, MinionJobId};
 use common::method::{Catalogue, MethodName, MethodSpec};
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use common::protocol::map::{CHUNK_PERIOD, Chunk, Chunked, MAP_PREFIX};
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments, JobProgress, JobReport, JobsWaited};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,13 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const ASK_AGAIN_LONGEST: Duration = Duration::from_secs(2);
 /// The method by which resident workers work.
 const WORKER_RUN: &str = "worker.run";
+
+/// How long a host is to be busy with calls that are sent together.
+const TOGETHER_AIM: Duration = Duration::from_millis(50);
+/// So many calls are sent together at most.
+const TOGETHER_MAX: usize = 64;
+/// So many times more than the time before.
+const GROWTH: usize = 8;
 
 /// What is to be done on one host.
 pub(super) struct Errand {
@@ -53,7 +61,11 @@ pub(super) struct Steps<'l> {
     catalogue: Catalogue,
     lines: RefCell<HashMap<MinionName, Vec<Line>>>,
     capable: RefCell<HashSet<(MinionName, String)>>,
+    pace: &'l Pace,
 }
+
+/// How many calls of a method are sent together; one, unless it is known to be quick.
+pub(super) type Pace = RefCell<HashMap<MethodName, usize>>;
 
 impl Errand {
     pub(super) fn new(host: Host, call_id: CallId, method: &MethodName, limit: Duration, lost_after: Duration) -> Self {
@@ -66,13 +78,20 @@ pub(super) fn gone(host: &MinionName) -> Outcome {
     not_run(Verdict::lost(format!("{host} is no longer in hosts.toml, so it cannot be asked what became of it")))
 }
 
+/// The outcome of a call that was under way when whoever ran the flow died.
+pub(super) fn orphaned() -> Outcome {
+    not_run(Verdict::lost(
+        "it was a call, and who ran the flow died while it was under way: it may have run (`run = \"job\"` outlives that)",
+    ))
+}
+
 fn not_run(verdict: Verdict) -> Outcome {
     Outcome::not_run(verdict, Timestamp::now())
 }
 
 impl<'l> Steps<'l> {
-    pub(super) fn new(link: &'l Link) -> Self {
-        Self { link, catalogue: Catalogue::builtin(), lines: RefCell::default(), capable: RefCell::default() }
+    pub(super) fn new(link: &'l Link, pace: &'l Pace) -> Self {
+        Self { link, catalogue: Catalogue::builtin(), lines: RefCell::default(), capable: RefCell::default(), pace }
     }
 
     /// What becomes of it. It always comes back: a host that does not answer has lost it in the end.
@@ -81,6 +100,90 @@ impl<'l> Steps<'l> {
         let outcome = self.carry_by(&line, &errand, work).await;
         self.lines.borrow_mut().entry(errand.host.name.clone()).or_default().push(line);
         outcome
+    }
+
+    /// How many calls of this method are to be sent together.
+    pub(super) fn together(&self, method: &MethodName) -> usize {
+        self.pace.borrow().get(method).copied().unwrap_or(1)
+    }
+
+    /// What becomes of calls of one method to one host, which end with us.
+    pub(super) async fn call(&self, errands: Vec<Errand>) -> Vec<Outcome> {
+        let Some(first) = errands.first() else { return Vec::new() };
+        let line = self.lines.borrow_mut().get_mut(&first.host.name).and_then(Vec::pop).unwrap_or_default();
+        let outcomes = self.call_by(&line, &errands).await;
+        self.lines.borrow_mut().entry(first.host.name.clone()).or_default().push(line);
+        self.learn_pace(&first.method, &outcomes);
+        outcomes
+    }
+
+    /// By the hosts' own clocks, which do not count the way there and back.
+    fn learn_pace(&self, method: &MethodName, outcomes: &[Outcome]) {
+        let spans = outcomes.iter().filter_map(|outcome| Duration::try_from(outcome.finished_at?.duration_since(outcome.started_at?)).ok());
+        let (took, count) = spans.fold((Duration::ZERO, 0_usize), |(took, count), span| (took + span, count + 1));
+        if count == 0 {
+            return;
+        }
+        let each = took.as_nanos() / u128::try_from(count).unwrap_or(1);
+        let fit = usize::try_from(TOGETHER_AIM.as_nanos() / each.max(1)).unwrap_or(usize::MAX);
+        self.pace.borrow_mut().insert(method.clone(), fit.clamp(1, count.saturating_mul(GROWTH).min(TOGETHER_MAX)));
+    }
+
+    async fn call_by(&self, line: &Line, errands: &[Errand]) -> Vec<Outcome> {
+        let all = |outcome: Outcome| errands.iter().map(|_| outcome.clone()).collect::<Vec<_>>();
+        let Some(first) = errands.first() else { return Vec::new() };
+        let args: Result<Vec<Value>, String> = errands.iter().map(|errand| errand.args.clone()).collect();
+        let args = match args {
+            Ok(args) => args,
+            // One that cannot be said costs the others nothing.
+            Err(problem) if errands.len() == 1 => return all(not_run(Verdict::Failed { error: Failure::of_kind("flow_value", problem) })),
+            Err(_) => {
+                let alone = |errand: &Errand| match &errand.args {
+                    Ok(_) => not_begun(),
+                    Err(problem) => not_run(Verdict::Failed { error: Failure::of_kind("flow_value", problem.clone()) }),
+                };
+                return errands.iter().map(alone).collect();
+            }
+        };
+        for args in &args {
+            if let Err(verdict) = self.look_for_method(line, first, args).await {
+                return all(not_run(verdict));
+            }
+        }
+        match self.call_together(line, first, args).await {
+            Ok(outcomes) if outcomes.len() == errands.len() => outcomes,
+            Ok(_) => {
+                all(not_run(Verdict::lost("it answered for another number of calls than it was asked: what became of them is not known")))
+            }
+            Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::UnknownMethod) => {
+                all(not_run(Verdict::Undelivered { error: failure }))
+            }
+            Err(no_answer) => all(not_run(no_answer.into_verdict())),
+        }
+    }
+
+    /// One call, or several as a chunk of a map.
+    async fn call_together(&self, line: &Line, first: &Errand, mut args: Vec<Value>) -> Result<Vec<Outcome>, NoAnswer> {
+        let nobody = || NoAnswer::NotSent("there is nobody to ask".to_owned());
+        let step = Some((&first.call_id, first.limit));
+        if args.len() == 1 {
+            let args = args.pop().unwrap_or_default();
+            let letter = self.letter(first, first.method.to_string(), Arguments::Json(args), step).ok_or_else(nobody)?;
+            let within = first.limit.saturating_add(ANSWER_GRACE);
+            return self.link.client.ask_by::<Outcome>(line, &letter, within, &Sent::default()).await.map(|outcome| vec![outcome]);
+        }
+        let chunk = Chunk { first: 0, items: args.into_iter().map(Arguments::Json).collect() };
+        let chunk = serde_json::to_value(&chunk).map_err(|error| NoAnswer::NotSent(error.to_string()))?;
+        let letter = self.letter(first, format!("{MAP_PREFIX}{}", first.method), Arguments::Json(chunk), step).ok_or_else(nobody)?;
+        let within = first.limit.saturating_add(CHUNK_PERIOD).saturating_add(ANSWER_GRACE);
+        let outcome = self.link.client.ask_by::<Outcome>(line, &letter, within, &Sent::default()).await?;
+        match outcome.verdict {
+            Verdict::Ok { result } => {
+                let chunked = serde_json::from_value::<Chunked>(result).map_err(|error| NoAnswer::Silent(error.to_string()))?;
+                Ok(chunked.outcomes.into_iter().map(fenced).collect())
+            }
+            other => Err(NoAnswer::Silent(other.error().map(|error| error.message.clone()).unwrap_or_default())),
+        }
     }
 
     async fn carry_by(&self, line: &Line, errand: &Errand, work: Work) -> Outcome {
@@ -262,6 +365,11 @@ impl<'l> Steps<'l> {
             }
         }
     }
+}
+
+/// It is to be sent again, alone.
+fn not_begun() -> Outcome {
+    not_run(Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, "it was not sent yet") })
 }
 
 /// A step that a fence has kept from ever beginning was never sent, whoever asks.
