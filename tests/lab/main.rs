@@ -15,5 +15,6 @@ mod install;
 mod power;
 mod removal;
 mod restarts;
+mod rollout;
 mod rpm;
 mod upgrades;
