@@ -218,7 +218,7 @@ proptest! {
     ) {
         let mut run = Run::begin(&written(&steps));
         let mut choices = choices.into_iter().cycle();
-        for turn in 0..20_000_usize {
+        for turn in 0..5_000_usize {
             run.advance();
             if run.record.state == FlowState::Suspended {
                 prop_assert!(run.open.is_empty(), "nothing is on its way");
