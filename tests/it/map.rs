@@ -143,6 +143,15 @@ fn an_item_has_its_time_for_itself() {
     assert!(run.took < Duration::from_secs(15), "{:?}", run.took);
 }
 
+/// Quick ones make chunks large, so that the last two, which need 4.15 s together, are in one of them.
+#[test]
+fn the_time_of_an_item_begins_with_it_and_not_with_its_chunk() {
+    let fleet = Fleet::start(1);
+    let seconds = std::iter::repeat_n(0.0, 100).chain([0.45, 3.7]);
+    let run = map(&fleet, "test.sleep", seconds.map(|seconds| json!(seconds)), &["--timeout", "4s"]).ok();
+    assert_eq!(lines(&run, 102).1, json!({ "ok": 102 }), "{}", run.out());
+}
+
 /// `web1` begins one item and dies of its test; `web2` does the rest.
 fn one_host_dies(retries: &str) -> (Run, Vec<u64>) {
     let fleet = Fleet::start(2);
@@ -330,9 +339,11 @@ fn an_item_that_is_too_large_for_a_host_names_the_limit_and_the_rest_is_sent_in_
 #[test]
 fn large_results_come_in_smaller_chunks() {
     let fleet = Fleet::start(1);
-    let run = map(&fleet, "command.run", (0..60).map(|_| json!(["head -c 300000 /dev/zero | tr '\\0' x"])), &[]).ok();
-    let (lines, _) = lines(&run, 60);
-    assert!(lines.iter().all(|line| line["result"]["stdout"].as_str().unwrap().len() == 300_000));
+    // What the quick ones make large is a chunk whose results would be beyond the overlord's `result_max_bytes`.
+    let item = |number: usize| json!([if number < 100 { "true" } else { "head -c 900000 /dev/zero | tr '\\0' x" }]);
+    let run = map(&fleet, "command.run", (0..130).map(item), &[]).ok();
+    let (lines, _) = lines(&run, 130);
+    assert!(lines[100..].iter().all(|line| line["result"]["stdout"].as_str().unwrap().len() == 900_000));
 }
 
 #[test]
