@@ -29,8 +29,7 @@ use serde_json::json;
 
 pub use cgroup::Cgroups;
 pub use charge::{Charge, JobCharge, Stop};
-pub use chunk::supervise_chunk;
-pub use tree::{kill_bearing, kill_marked, signal_below};
+pub use tree::{kill_bearing, signal_below};
 
 use crate::config::Limits;
 use crate::jobs::MethodRun;
@@ -93,25 +92,17 @@ struct Supervision<'a> {
     kill_at: Option<Instant>,
 }
 
-/// Runs `run` to its end and gives what became of it, with the charge, which the method's process has closed first of all.
-/// SIGCHLD must be blocked in the calling process.
+/// Runs `run` to its end, or each item of `chunk` in one process, where the limit is that of an item and the result is the `Chunked`; and gives what
+/// became of it, with the charge, which the method's process has closed first of all. SIGCHLD must be blocked in the calling process.
 ///
 /// # Errors
-/// No process could be made: the method did not start.
-pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
-    let (supervision, [started_at, finished_at]) = watch(station, run, None, charge)?;
-    let verdict = supervision.verdict();
-    let progress = supervision.reports.into_latest().map(Box::new);
-    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
-}
-
-/// Runs `run`, or, for a chunk, `run` for each of its items, until it has ended and nothing of it is left; and from when to when that was.
-fn watch<'a>(
-    station: &'a Station,
-    run: &'a MethodRun,
+/// No process could be made: nothing was started.
+pub fn supervise(
+    station: &Station,
+    run: &MethodRun,
     chunk: Option<&Chunk>,
     charge: Charge,
-) -> Result<(Supervision<'a>, [Timestamp; 2]), (nix::Error, Charge)> {
+) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
     let signals = match prepare() {
         Ok(signals) => signals,
         Err(errno) => return Err((errno, charge)),
@@ -139,7 +130,9 @@ fn watch<'a>(
     }
     let finished_at = Timestamp::now();
     supervision.clear_away();
-    Ok((supervision, [started_at, finished_at]))
+    let verdict = supervision.judge(finished_at);
+    let progress = supervision.reports.into_latest().map(Box::new);
+    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
 }
 
 /// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.
@@ -263,6 +256,14 @@ impl Supervision<'_> {
         self.child.pump_output(&mut self.charge);
         self.charge.close_output();
         self.child.leave_cgroup();
+    }
+
+    /// What became of it, or of each item of a chunk.
+    fn judge(&mut self, at: Timestamp) -> Verdict {
+        let Some(course) = self.chunk.take() else { return self.verdict() };
+        // What is left of a line says nothing.
+        self.answer.clear();
+        course.verdict(&self.verdict(), at)
     }
 
     fn verdict(&self) -> Verdict {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cgroup::Cgroup;
-use super::{Charge, Station, chunk, tree};
+use super::{Charge, Station, chunk, signal_below};
 use crate::call::Token;
 use crate::jobs::MethodRun;
 use crate::modules::Context;
@@ -139,7 +139,7 @@ impl Child {
             cgroup.kill();
         }
         // Root may leave its cgroup, and `su` does; nothing leaves its ancestors.
-        tree::signal_descendants(signal);
+        signal_below(getpid().as_raw(), signal);
     }
 
     /// Removes the cgroup, which is empty now.

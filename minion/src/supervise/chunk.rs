@@ -11,37 +11,13 @@ use common::protocol::map::{CHUNK_ANSWER_BYTES, CHUNK_PERIOD, Chunk, Chunked};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::Station;
 use super::child::{Answer, encode};
-use super::{Charge, Station, watch};
 use crate::jobs::MethodRun;
 
 /// The first letters of the lines: of an item that begins, and of one that has ended. Behind each stands when, behind the second the answer.
 const BEGUN: char = 'B';
 const ENDED: char = 'E';
-
-/// Runs `run` for each item of `chunk` in one process, as [`supervise`](super::supervise) does for one; its limit is that of an item. The outcome's
-/// result is the [`Chunked`].
-///
-/// # Errors
-/// No process could be made: nothing was begun.
-pub fn supervise_chunk(
-    station: &Station,
-    run: &MethodRun,
-    chunk: &Chunk,
-    charge: Charge,
-) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
-    let (mut supervision, [started_at, finished_at]) = watch(station, run, Some(chunk), charge)?;
-    // What is left of a line says nothing.
-    supervision.answer.clear();
-    let ended = supervision.verdict();
-    let chunked = supervision.chunk.take().map(|course| course.finish(&ended, finished_at));
-    let result = serde_json::to_value(chunked);
-    let verdict = result.map_or_else(
-        |error| Verdict::lost(format!("what became of the items cannot be written: {error}")),
-        |result| Verdict::Ok { result },
-    );
-    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
-}
 
 /// In the process: works through the items, and says of each when it begins and how it has ended. `item` answers to one whose arguments are bound; or
 /// it is why none can be run.
@@ -120,7 +96,15 @@ impl Course {
         None
     }
 
-    /// What became of all of them, where the process has `ended` so.
+    /// The [`Chunked`] as a result, where the process has `ended` so.
+    pub(super) fn verdict(self, ended: &Verdict, at: Timestamp) -> Verdict {
+        serde_json::to_value(self.finish(ended, at)).map_or_else(
+            |error| Verdict::lost(format!("what became of the items cannot be written: {error}")),
+            |result| Verdict::Ok { result },
+        )
+    }
+
+    /// What became of all of them.
     fn finish(mut self, ended: &Verdict, at: Timestamp) -> Chunked {
         let under_way = self.begun_at.map(|begun_at| Outcome::ran(ended.clone(), begun_at, at));
         let why = match &under_way {

@@ -4,28 +4,20 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
-use common::job::MinionJobId;
 use nix::sys::signal::Signal;
 use procfs::process::{Process, all_processes};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
-use crate::variables;
-
 /// A tree deeper than this is not followed: no chain of parents is, that is not changing while it is read.
 const DEPTH_MAX: usize = 10_000;
 
-/// Sends `signal` to every descendant of this process.
-pub(super) fn signal_descendants(signal: Signal) {
-    let this = rustix::process::getpid().as_raw_nonzero().get();
-    signal_all(signal, |process| descends_from(process, this));
-}
-
-/// Sends `signal` to every descendant of the process `ancestor`, which is a child of ours that is not waited for yet.
+/// Sends `signal` to every descendant of the process `ancestor`: this one, or a child of ours that is not waited for yet.
 pub fn signal_below(ancestor: i32, signal: Signal) {
     signal_all(signal, |process| descends_from(process, ancestor));
 }
 
-/// Kills every process whose variable `name` begins with `value`, until none is left or `patience` is over.
+/// Kills every process whose variable `name` begins with `value`, until none is left or `patience` is over: what was left behind by one whose parent was
+/// killed.
 pub fn kill_bearing(name: &str, value: &OsStr, patience: Duration) {
     let bears = |process: &Process| {
         let found = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new(name)));
@@ -33,15 +25,6 @@ pub fn kill_bearing(name: &str, value: &OsStr, patience: Duration) {
     };
     let deadline = Instant::now() + patience;
     while signal_all(Signal::SIGKILL, bears) > 0 && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Kills every process that carries the mark of the job `id` in its environment, until none is left or `patience` is over.
-/// For what a job left behind whose daemon was killed.
-pub fn kill_marked(id: &MinionJobId, patience: Duration) {
-    let deadline = Instant::now() + patience;
-    while signal_all(Signal::SIGKILL, |process| is_marked(process, id)) > 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -71,11 +54,4 @@ fn descends_from(process: &Process, ancestor: i32) -> bool {
         }
     }
     false
-}
-
-fn is_marked(process: &Process, id: &MinionJobId) -> bool {
-    let marked = |variables: std::collections::HashMap<std::ffi::OsString, std::ffi::OsString>| {
-        variables.get(OsStr::new(variables::JOB)).is_some_and(|value| value == id.as_str())
-    };
-    process.environ().is_ok_and(marked)
 }
