@@ -216,19 +216,36 @@ fn an_item_that_kills_hosts_is_set_aside_after_two_of_them() {
 /// A host that is told to stop answers what it has begun, and what comes next waits until it is there again.
 #[test]
 fn a_restart_in_the_middle_loses_nothing() {
+    for in_flight in ["1", "8"] {
+        let fleet = Fleet::start(1);
+        let begun = marks(&fleet).join("begun");
+        let line = |item: usize| {
+            let mark = if item == 4 { format!("touch {}; sleep 0.5", begun.display()) } else { "true".to_owned() };
+            json!([format!("sleep 0.1; {mark}; echo {item}")])
+        };
+        let file = items(&fleet, (0..40).map(line));
+        let running = fleet.overlord_spawn(["map", "*", "command.run", "--items", &file, "--in-flight", in_flight]);
+        wait_until("an item to be under way", PATIENCE, || begun.exists());
+        fleet.minion("web1").stop();
+        fleet.minion("web1").start();
+        let run = running.wait().ok();
+        assert_eq!((run.err().as_str(), run.out().lines().count()), ("40 ok\n", 40));
+    }
+}
+
+/// What was to run a second time, and did not, may have run the first time.
+#[test]
+fn what_was_begun_on_the_only_host_is_lost_however_often_it_might_run() {
     let fleet = Fleet::start(1);
     let begun = marks(&fleet).join("begun");
-    let line = |item: usize| {
-        let mark = if item == 4 { format!("touch {}; sleep 0.5", begun.display()) } else { "true".to_owned() };
-        json!([format!("sleep 0.1; {mark}; echo {item}")])
-    };
-    let file = items(&fleet, (0..20).map(line));
-    let running = fleet.overlord_spawn(["map", "*", "command.run", "--items", &file]);
+    let file = items(&fleet, [json!([format!("touch {}; sleep 600", begun.display())]), json!(["true"])]);
+    let running =
+        fleet.overlord_spawn(["map", "*", "command.run", "--items", &file, "--timeout", "600s", "--retries", "3", "--output", "jsonl"]);
     wait_until("an item to be under way", PATIENCE, || begun.exists());
-    fleet.minion("web1").stop();
-    fleet.minion("web1").start();
-    let run = running.wait().ok();
-    assert_eq!((run.err().as_str(), run.out().lines().count()), ("20 ok\n", 20));
+    fleet.minion("web1").kill9();
+    let (lines, summary) = lines(&running.wait().expect(4), 2);
+    assert_eq!(summary, json!({ "lost": 1, "undelivered": 1 }));
+    assert_eq!((&lines[0]["state"], &lines[0]["host"]), (&json!("lost"), &json!("web1")));
 }
 
 #[test]
@@ -333,6 +350,19 @@ fn an_item_that_is_too_large_for_a_host_names_the_limit_and_the_rest_is_sent_in_
     let (lines, summary) = lines(&run, 60);
     assert_eq!(summary, json!({ "ok": 59, "undelivered": 1 }));
     assert!(message(&lines[31]).contains("limits.body_max_bytes"), "{}", lines[31]);
+}
+
+#[test]
+fn an_item_that_is_too_large_for_one_host_goes_to_another() {
+    let fleet = Fleet::builder().hosts(2).stopped().start();
+    let config = fleet.minion("web1").config_file();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text}\n[limits]\nbody_max_bytes = 20000\n")).unwrap();
+    fleet.minion("web1").start();
+    fleet.minion("web2").start();
+    let run = map(&fleet, "test.echo", (0..40).map(|_| json!("x".repeat(30_000))), &[]).ok();
+    let (lines, _) = lines(&run, 40);
+    assert!(lines.iter().all(|line| line["host"] == "web2"), "{}", run.out());
 }
 
 /// A chunk's results must fit into one answer, however small the items were.
