@@ -52,8 +52,8 @@ pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;
 pub use jobs::{
-    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, ParcelError, RetryError,
-    StartError,
+    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, MapCancellation, ParcelError,
+    RetryError, StartError,
 };
 pub use package::PackageError;
 pub use store::{JobSummary, StoreError};

@@ -242,6 +242,45 @@ impl Deal {
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
     }
 
+    /// Goes on where another has stopped: of the items before `fresh` those are dealt again of which `again` knows the hosts with which they were lost;
+    /// the others have ended. To be called before anything is dealt.
+    ///
+    /// # Errors
+    /// The items cannot be read.
+    pub(crate) fn go_on(&mut self, fresh: u64, mut again: impl FnMut(u64) -> Option<Vec<MinionName>>) -> std::io::Result<()> {
+        while self.fresh < fresh.min(self.items.count()) {
+            let index = self.fresh;
+            let Some(Read { args, bytes }) = self.items.read()? else { break };
+            if let Some(lost_on) = again(index) {
+                let lost_on = lost_on.iter().map(|name| self.seat(name)).collect();
+                self.again.insert(index, Item { index, args, bytes, lost_on });
+            }
+            self.fresh += 1;
+        }
+        Ok(())
+    }
+
+    /// One that was to be dealt again, as if that host had it.
+    pub(crate) fn take_again(&mut self, index: u64) -> Option<Item> {
+        let item = self.again.remove(&index)?;
+        self.in_flight += 1;
+        Some(item)
+    }
+
+    /// The number of a host, which gets nothing if it is none of those that take part.
+    pub(crate) fn seat(&mut self, name: &MinionName) -> usize {
+        self.hosts.iter().position(|player| player.name == *name).unwrap_or_else(|| {
+            let retired = Some(Verdict::undelivered("it is no longer in hosts.toml"));
+            self.hosts.push(Player { name: name.clone(), failures: 0, retired });
+            self.hosts.len() - 1
+        })
+    }
+
+    /// Outcomes wait for nobody: all items may be begun.
+    pub(crate) fn unbind(&mut self, bytes: usize) {
+        self.print(self.items.count(), bytes);
+    }
+
     /// Nothing more is dealt.
     pub(crate) fn stop(&mut self) {
         self.is_stopped = true;
@@ -259,6 +298,11 @@ impl Deal {
         };
         let verdict = if self.is_stopped { Verdict::undelivered("interrupted before it was sent") } else { self.fate() };
         Some(Ended { index, host: None, outcome: Outcome::not_run(verdict, Timestamp::now()), bytes: 0 })
+    }
+
+    /// The first item that was never dealt.
+    pub(crate) fn fresh(&self) -> u64 {
+        self.fresh
     }
 
     /// How many items were never dealt.

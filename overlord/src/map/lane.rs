@@ -39,6 +39,25 @@ pub(super) struct Lane {
     pace: Wanted,
 }
 
+/// What became of a chunk's items; those of which nothing is said were not begun.
+#[derive(Debug, Default)]
+pub(crate) struct Fates {
+    pub(crate) ended: Vec<Ended>,
+    /// They may have run, and are dealt again.
+    pub(crate) doubted: Vec<u64>,
+}
+
+impl Fates {
+    /// As [`Deal::lose`] decides.
+    pub(crate) fn lose(&mut self, deal: &mut Deal, host: usize, item: Item, outcome: Outcome) {
+        let index = item.index;
+        match deal.lose(host, item, outcome) {
+            Some(ended) => self.ended.push(ended),
+            None => self.doubted.push(index),
+        }
+    }
+}
+
 /// Why a chunk's outcome says nothing of its items.
 type NotUnderstood = String;
 
@@ -50,6 +69,10 @@ impl Lane {
     /// Works until there is nothing left to do for this host.
     pub(super) async fn work(mut self, table: &Table<'_>, ends: Sender<Ended>) {
         while let Some((chunk, permit)) = self.take(table).await {
+            let Some(number) = table.note_dealt(self.host, &chunk).await else {
+                give_back_all(&mut table.deal(), chunk);
+                break;
+            };
             let sent = Sent::default();
             let begun = Instant::now();
             let answer = tokio::select! {
@@ -58,8 +81,15 @@ impl Lane {
                 () = table.stop.stopped() => None,
             };
             drop(permit);
-            let mut ended = Vec::with_capacity(chunk.len());
-            let pause = self.settle(&mut table.deal(), chunk, answer, &sent, begun.elapsed(), &mut ended);
+            let (ended, pause) = {
+                let mut deal = table.deal();
+                let indexes: Vec<u64> = chunk.iter().map(|item| item.index).collect();
+                let mut fates = Fates::default();
+                let pause = self.settle(&mut deal, chunk, answer, &sent, begun.elapsed(), &mut fates);
+                // Before anyone else gets what was given back: that is noted behind this.
+                table.note_done(number, self.host, &indexes, &fates);
+                (fates.ended, pause)
+            };
             for one in ended {
                 // Who collects may have stopped, and has stopped us then.
                 let _unread = ends.send(one);
@@ -125,13 +155,13 @@ impl Lane {
         answer: Option<Result<Outcome, NoAnswer>>,
         sent: &Sent,
         took: Duration,
-        ended: &mut Vec<Ended>,
+        fates: &mut Fates,
     ) -> Option<u32> {
         let host = self.host;
         match answer {
             Some(Ok(outcome)) => match outcomes_of(outcome, &chunk) {
-                Ok(outcomes) => self.settle_each(deal, chunk, outcomes, took, ended),
-                Err(problem) => lose_all(deal, host, chunk, Verdict::lost(problem), ended),
+                Ok(outcomes) => self.settle_each(deal, chunk, outcomes, took, fates),
+                Err(problem) => lose_all(deal, host, chunk, Verdict::lost(problem), fates),
             },
             Some(Err(NoAnswer::TooLarge(_))) if chunk.len() > 1 => {
                 self.pace.bytes = chunk.iter().map(|item| item.bytes).sum::<usize>() / 2;
@@ -140,12 +170,12 @@ impl Lane {
             }
             Some(Err(NoAnswer::TooLarge(reason))) => {
                 let outcome = Outcome::not_run(Verdict::undelivered(reason), Timestamp::now());
-                ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
+                fates.ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
                 None
             }
-            Some(Err(NoAnswer::Silent(reason))) => lose_all(deal, host, chunk, Verdict::lost(reason), ended),
+            Some(Err(NoAnswer::Silent(reason))) => lose_all(deal, host, chunk, Verdict::lost(reason), fates),
             Some(Err(NoAnswer::Refused(failure))) if failure.is(ErrorCode::Internal) || failure.is(ErrorCode::Lost) => {
-                lose_all(deal, host, chunk, Verdict::lost(failure.message), ended)
+                lose_all(deal, host, chunk, Verdict::lost(failure.message), fates)
             }
             Some(Err(NoAnswer::Refused(failure))) => {
                 give_back_all(deal, chunk);
@@ -160,7 +190,7 @@ impl Lane {
                 if sent.is_set() {
                     let verdict = Verdict::lost("interrupted while it was under way; the host stops what it had begun");
                     let outcome = Outcome::not_run(verdict, Timestamp::now());
-                    ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
+                    fates.ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
                 } else {
                     give_back_all(deal, chunk);
                 }
@@ -175,7 +205,7 @@ impl Lane {
         chunk: Vec<Item>,
         outcomes: Vec<Outcome>,
         took: Duration,
-        ended: &mut Vec<Ended>,
+        fates: &mut Fates,
     ) -> Option<u32> {
         let host = self.host;
         let (mut done, mut last, span) = (0_usize, None, span(&outcomes).min(took));
@@ -187,12 +217,12 @@ impl Lane {
                 }
                 Verdict::Lost { .. } => {
                     last = Some(outcome.verdict.clone());
-                    ended.extend(deal.lose(host, item, outcome));
+                    fates.lose(deal, host, item, outcome);
                 }
                 _ => {
                     done += 1;
                     let bytes = OUTCOME_BYTES + weight(&outcome.verdict);
-                    ended.push(deal.end(host, &item, outcome, bytes));
+                    fates.ended.push(deal.end(host, &item, outcome, bytes));
                 }
             }
         }
@@ -229,9 +259,9 @@ fn give_back_all(deal: &mut Deal, chunk: Vec<Item>) {
     chunk.into_iter().for_each(|item| deal.give_back(item));
 }
 
-fn lose_all(deal: &mut Deal, host: usize, chunk: Vec<Item>, verdict: Verdict, ended: &mut Vec<Ended>) -> Option<u32> {
+fn lose_all(deal: &mut Deal, host: usize, chunk: Vec<Item>, verdict: Verdict, fates: &mut Fates) -> Option<u32> {
     let outcome = Outcome::not_run(verdict.clone(), Timestamp::now());
-    ended.extend(chunk.into_iter().filter_map(|item| deal.lose(host, item, outcome.clone())));
+    chunk.into_iter().for_each(|item| fates.lose(deal, host, item, outcome.clone()));
     deal.blame(host, verdict)
 }
 
@@ -262,7 +292,7 @@ fn outcomes_of(outcome: Outcome, chunk: &[Item]) -> Result<Vec<Outcome>, NotUnde
 fn span(outcomes: &[Outcome]) -> Duration {
     let begun = outcomes.iter().find_map(|outcome| outcome.started_at);
     let ended = outcomes.iter().rev().filter(|outcome| outcome.started_at.is_some()).find_map(|outcome| outcome.finished_at);
-    begun.zip(ended).and_then(|(begun, ended)| Duration::try_from(ended.duration_since(begun)).ok()).unwrap_or_default()
+    begun.zip(ended).and_then(|(begun, fates)| Duration::try_from(ended.duration_since(begun)).ok()).unwrap_or_default()
 }
 
 /// How many items the next chunk is to have, where of one of `size` so many are `done` after `span`.
