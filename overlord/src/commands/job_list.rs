@@ -84,7 +84,14 @@ fn document((job, state): &(JobSummary, JobState)) -> Value {
 
 fn shown(jobs: &[(JobSummary, JobState)]) -> String {
     let row = |(job, state): &(JobSummary, JobState)| {
-        [job.job_id.to_string(), state.to_string(), job.method.clone(), job.target.clone(), format!("{}{}", if job.is_map { "items: " } else { "" }, counted(&job.counts)), moment(job.created_at)]
+        [
+            job.job_id.to_string(),
+            state.to_string(),
+            job.method.clone(),
+            job.target.clone(),
+            format!("{}{}", if job.is_map { "items: " } else { "" }, counted(&job.counts)),
+            moment(job.created_at),
+        ]
     };
     table(["JOB", "STATE", "METHOD", "TARGET", "HOSTS", "STARTED"], jobs.iter().map(row))
 }

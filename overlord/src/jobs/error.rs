@@ -67,7 +67,9 @@ pub enum JobError {
         instead: String,
     },
     /// A map cannot go on.
-    #[error("the map {job} cannot go on: {reason}; `overlord job-status {job}` says how it stands, and `overlord job-cancel {job}` ends it")]
+    #[error(
+        "the map {job} cannot go on: {reason}; `overlord job-status {job}` says how it stands, and `overlord job-cancel {job}` ends it"
+    )]
     Stuck {
         /// The job.
         job: JobId,

@@ -14,7 +14,7 @@ const PROBLEM_MAX_LETTERS: usize = 200;
 
 /// Why there are no items. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ItemsError {
+pub enum ItemsError {
     /// They cannot be read.
     #[error("reading the items from {name}: {source}")]
     Read {

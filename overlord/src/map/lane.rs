@@ -199,14 +199,7 @@ impl Lane {
         }
     }
 
-    fn settle_each(
-        &mut self,
-        deal: &mut Deal,
-        chunk: Vec<Item>,
-        outcomes: Vec<Outcome>,
-        took: Duration,
-        fates: &mut Fates,
-    ) -> Option<u32> {
+    fn settle_each(&mut self, deal: &mut Deal, chunk: Vec<Item>, outcomes: Vec<Outcome>, took: Duration, fates: &mut Fates) -> Option<u32> {
         let host = self.host;
         let (mut done, mut last, span) = (0_usize, None, span(&outcomes).min(took));
         for (item, outcome) in chunk.into_iter().zip(outcomes) {
@@ -292,7 +285,7 @@ fn outcomes_of(outcome: Outcome, chunk: &[Item]) -> Result<Vec<Outcome>, NotUnde
 fn span(outcomes: &[Outcome]) -> Duration {
     let begun = outcomes.iter().find_map(|outcome| outcome.started_at);
     let ended = outcomes.iter().rev().filter(|outcome| outcome.started_at.is_some()).find_map(|outcome| outcome.finished_at);
-    begun.zip(ended).and_then(|(begun, fates)| Duration::try_from(ended.duration_since(begun)).ok()).unwrap_or_default()
+    begun.zip(ended).and_then(|(begun, ended)| Duration::try_from(ended.duration_since(begun)).ok()).unwrap_or_default()
 }
 
 /// How many items the next chunk is to have, where of one of `size` so many are `done` after `span`.

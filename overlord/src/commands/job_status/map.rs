@@ -32,7 +32,10 @@ pub(super) fn print(output: &mut Output, job: &Job, status: &JobStatus, tally: &
 fn print_items(output: &mut Output, job: &Job, status: &JobStatus) -> Result<io::Result<()>, Refusal> {
     let Some(mut results) = job.results(&status.record.header)? else { return Ok(Ok(())) };
     for index in 0.. {
-        let Some(item) = results.item(index).map_err(|error| Refusal::internal(format!("reading what became of item {index}: {error}")))? else { break };
+        let Some(item) = results.item(index).map_err(|error| Refusal::internal(format!("reading what became of item {index}: {error}")))?
+        else {
+            break;
+        };
         if let Err(unread) = output.print_json(&item_fields(&item)) {
             return Ok(Err(unread));
         }

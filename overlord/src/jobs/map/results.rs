@@ -113,7 +113,9 @@ fn note(fold: &mut MapFold, lines: &mut Vec<u64>, offset: u64, line: &LogLine) {
     };
     match &line.event {
         Event::Done { ends, .. } => ends.iter().for_each(|(index, _)| put(*index)),
-        Event::Left { first, count, .. } => (*first..first.saturating_add(*count)).take_while(|index| fold.item(*index).is_some()).for_each(put),
+        Event::Left { first, count, .. } => {
+            (*first..first.saturating_add(*count)).take_while(|index| fold.item(*index).is_some()).for_each(put)
+        }
         _ => {}
     }
     fold.add(line);

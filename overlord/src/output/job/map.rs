@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use common::job::map::MapTally;
 use common::job::JobState;
+use common::job::map::MapTally;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
@@ -25,7 +25,8 @@ pub(crate) fn summary(status: &JobStatus, tally: &MapTally, now: Timestamp) -> M
 pub(crate) fn document(status: &JobStatus, tally: &MapTally, now: Timestamp) -> Value {
     let mut fields = summary(status, tally, now);
     let none = BTreeMap::new();
-    let hosts = status.record.header.hosts.iter().map(|host| (host.to_string(), json!({ "items": tally.hosts.get(host).unwrap_or(&none) })));
+    let hosts =
+        status.record.header.hosts.iter().map(|host| (host.to_string(), json!({ "items": tally.hosts.get(host).unwrap_or(&none) })));
     fields.insert("hosts".to_owned(), Value::Object(hosts.collect()));
     Value::Object(fields)
 }
