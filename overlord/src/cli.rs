@@ -81,11 +81,11 @@ pub(crate) enum Command {
     JobList(JobListArgs),
     /// Start a new job like an earlier one, on those of its hosts where that failed, was lost, or never started
     JobRetry(JobRetryArgs),
-    /// Send a job again to the hosts where it never started
+    /// Send a job again to the hosts where it never started; go on with a map that was broken off
     JobResume(JobArgs),
     /// Delete jobs that have ended, here and on their hosts
     JobDelete(JobDeleteArgs),
-    /// Stop a job on its hosts, or on one of them
+    /// Stop a job on its hosts, or on one of them; end a map
     JobCancel(JobCancelArgs),
     /// Show what a job has written to its stdout and stderr, on all its hosts or on one
     JobLogs(JobLogsArgs),
@@ -142,6 +142,9 @@ pub(crate) struct MapArgs {
     /// The items, one a line as JSON: a list of arguments, an object of them, or any other value as the only one; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) items: String,
+    /// Go on by itself, and print a job id at once; `job-status ID` says how far it is, and with `--output jsonl` what each item gave
+    #[arg(long = "async")]
+    pub(crate) as_job: bool,
     /// How many chunks of items a host works on at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) in_flight: u16,

@@ -91,6 +91,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
     match command {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
         Command::Call(args) => call::run(&open(&options)?, output, args),
+        Command::Map(args) if args.as_job => map::start(&options, output, &args),
         Command::Map(args) => map::run(&open(&options)?, output, &args),
         Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
         Command::JobList(args) => job_list::run(&open(&options)?, output, &args),
@@ -150,6 +151,10 @@ impl Refusal {
         Self { status, message: chain(error) }
     }
 
+    fn internal(message: impl Into<String>) -> Self {
+        Self { status: INTERNAL, message: message.into() }
+    }
+
     fn usage(message: impl Into<String>) -> Self {
         Self { status: USAGE, message: message.into() }
     }
@@ -204,7 +209,7 @@ impl From<CallError> for Refusal {
 
 impl From<ItemsError> for Refusal {
     fn from(error: ItemsError) -> Self {
-        let status = if matches!(error, ItemsError::Keep { .. }) { INTERNAL } else { USAGE };
+        let status = if matches!(error, ItemsError::Keep { .. } | ItemsError::Kept { .. }) { INTERNAL } else { USAGE };
         Self::of(status, &error)
     }
 }
@@ -223,6 +228,7 @@ impl From<StartError> for Refusal {
         match error {
             StartError::Check(error) => error.into(),
             StartError::Parcel(_) => Self::of(USAGE, &error),
+            StartError::Items(error) => error.into(),
             StartError::Link(_) | StartError::Log(_) | StartError::Full { .. } | StartError::Ids | StartError::Thread { .. } => {
                 Self::of(INTERNAL, &error)
             }
@@ -254,6 +260,8 @@ impl From<JobError> for Refusal {
     fn from(error: JobError) -> Self {
         let status = match &error {
             JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } | JobError::NotKept { .. } => USAGE,
+            JobError::IsMap { .. } => USAGE,
+            JobError::Stuck { .. } => INTERNAL,
             JobError::Unknown { .. } | JobError::Damaged { .. } => HOST_UNKNOWN,
             JobError::Dispatching { .. } | JobError::NotEnded { .. } => NOT_ENDED,
             JobError::OtherCaller { .. }

@@ -1,5 +1,6 @@
 //! `overlord map`: items dealt to hosts that have time, results in the items' order, and the truth about each item whatever happens to hosts.
 
+mod detached;
 mod hostile;
 mod rights;
 

@@ -35,8 +35,6 @@ pub(crate) struct Item {
     pub(crate) bytes: usize,
     /// The hosts with which it was lost, once for each time.
     pub(crate) lost_on: Vec<usize>,
-    /// What was said of it the last time.
-    last_loss: Option<Box<Outcome>>,
     /// The hosts that do not take it, because it is too large.
     too_large_for: Vec<usize>,
 }
@@ -189,7 +187,7 @@ impl Deal {
                 break;
             }
             bytes += more;
-            chunk.push(Item { index: self.fresh, args, bytes: more, lost_on: Vec::new(), last_loss: None, too_large_for: Vec::new() });
+            chunk.push(Item { index: self.fresh, args, bytes: more, lost_on: Vec::new(), too_large_for: Vec::new() });
             self.fresh += 1;
         }
         chunk
@@ -235,7 +233,6 @@ impl Deal {
         if item.lost_on.len() > self.retries as usize {
             return Some(self.end(host, &item, outcome, 0));
         }
-        item.last_loss = Some(Box::new(outcome));
         self.give_back(item);
         None
     }
@@ -279,6 +276,45 @@ impl Deal {
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
     }
 
+    /// Goes on where another has stopped: of the items before `fresh` those are dealt again of which `again` knows the hosts with which they were lost;
+    /// the others have ended. To be called before anything is dealt.
+    ///
+    /// # Errors
+    /// The items cannot be read.
+    pub(crate) fn go_on(&mut self, fresh: u64, mut again: impl FnMut(u64) -> Option<Vec<MinionName>>) -> std::io::Result<()> {
+        while self.fresh < fresh.min(self.items.count()) {
+            let index = self.fresh;
+            let Some(Read { args, bytes }) = self.items.read()? else { break };
+            if let Some(lost_on) = again(index) {
+                let lost_on = lost_on.iter().map(|name| self.seat(name)).collect();
+                self.again.insert(index, Item { index, args, bytes, lost_on, too_large_for: Vec::new() });
+            }
+            self.fresh += 1;
+        }
+        Ok(())
+    }
+
+    /// One that was to be dealt again, as if that host had it.
+    pub(crate) fn take_again(&mut self, index: u64) -> Option<Item> {
+        let item = self.again.remove(&index)?;
+        self.in_flight += 1;
+        Some(item)
+    }
+
+    /// The number of a host, which gets nothing if it is none of those that take part.
+    pub(crate) fn seat(&mut self, name: &MinionName) -> usize {
+        self.hosts.iter().position(|player| player.name == *name).unwrap_or_else(|| {
+            let retired = Some(Verdict::undelivered("it is no longer in hosts.toml"));
+            self.hosts.push(Player { name: name.clone(), failures: 0, rests_until: None, retired });
+            self.hosts.len() - 1
+        })
+    }
+
+    /// Outcomes wait for nobody: all items may be begun.
+    pub(crate) fn unbind(&mut self, bytes: usize) {
+        self.print(self.items.count(), bytes);
+    }
+
     /// Nothing more is dealt.
     pub(crate) fn stop(&mut self) {
         self.is_stopped = true;
@@ -300,16 +336,24 @@ impl Deal {
 
     /// The end of an item that `outcome` says was not run; but if it was lost before, that is what is true of it.
     fn end_without_run(&self, item: Item, host: Option<usize>, outcome: Outcome) -> Ended {
-        let (host, outcome) = match item.last_loss {
-            Some(loss) => (item.lost_on.last().copied(), *loss),
-            None => (host, outcome),
+        let (host, outcome) = match item.lost_on.last().and_then(|host| self.name(*host)) {
+            Some(host) => {
+                let message = format!("it may have run on {host}, which did not say what became of it, and no host has run it again since");
+                (Some(host), Outcome { verdict: Verdict::lost(message), ..outcome })
+            }
+            None => (host.and_then(|host| self.name(host)), outcome),
         };
-        Ended { index: item.index, host: host.and_then(|host| self.name(host)), outcome, bytes: 0 }
+        Ended { index: item.index, host, outcome, bytes: 0 }
     }
 
     /// The hosts that may get more.
     fn live(&self) -> impl Iterator<Item = usize> {
         self.hosts.iter().enumerate().filter(|(_, player)| player.retired.is_none()).map(|(host, _)| host)
+    }
+
+    /// The first item that was never dealt.
+    pub(crate) fn fresh(&self) -> u64 {
+        self.fresh
     }
 
     /// How many items were never dealt.

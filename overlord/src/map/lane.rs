@@ -40,6 +40,25 @@ pub(super) struct Lane {
     pace: Wanted,
 }
 
+/// What became of a chunk's items; those of which nothing is said were not begun.
+#[derive(Debug, Default)]
+pub(crate) struct Fates {
+    pub(crate) ended: Vec<Ended>,
+    /// They may have run, and are dealt again.
+    pub(crate) doubted: Vec<u64>,
+}
+
+impl Fates {
+    /// As [`Deal::lose`] decides.
+    pub(crate) fn lose(&mut self, deal: &mut Deal, host: usize, item: Item, outcome: Outcome) {
+        let index = item.index;
+        match deal.lose(host, item, outcome) {
+            Some(ended) => self.ended.push(ended),
+            None => self.doubted.push(index),
+        }
+    }
+}
+
 /// Why a chunk's outcome says nothing of its items.
 type NotUnderstood = String;
 
@@ -51,6 +70,10 @@ impl Lane {
     /// Works until there is nothing left to do for this host.
     pub(super) async fn work(mut self, table: &Table<'_>, ends: Sender<Ended>) {
         while let Some((chunk, permit)) = self.take(table).await {
+            let Some(number) = table.note_dealt(self.host, &chunk).await else {
+                give_back_all(&mut table.deal(), chunk);
+                break;
+            };
             let sent = Sent::default();
             let dealt_at = Instant::now();
             let answer = tokio::select! {
@@ -59,8 +82,15 @@ impl Lane {
                 () = table.stop.stopped() => None,
             };
             drop(permit);
-            let mut ended = Vec::with_capacity(chunk.len());
-            self.settle(&mut table.deal(), chunk, dealt_at, answer, &sent, &mut ended);
+            let ended = {
+                let mut deal = table.deal();
+                let indexes: Vec<u64> = chunk.iter().map(|item| item.index).collect();
+                let mut fates = Fates::default();
+                self.settle(&mut deal, chunk, dealt_at, answer, &sent, &mut fates);
+                // Before anyone else gets what was given back: that is noted behind this.
+                table.note_done(number, self.host, &indexes, &fates);
+                fates.ended
+            };
             for one in ended {
                 // Who collects may have stopped, and has stopped us then.
                 let _unread = ends.send(one);
@@ -147,14 +177,14 @@ impl Lane {
         dealt_at: Instant,
         answer: Option<Result<Outcome, NoAnswer>>,
         sent: &Sent,
-        ended: &mut Vec<Ended>,
+        fates: &mut Fates,
     ) {
         let host = self.host;
         let not_run = |verdict| Outcome::not_run(verdict, Timestamp::now());
         match answer {
             Some(Ok(outcome)) => match outcomes_of(outcome, &chunk) {
-                Ok(outcomes) => self.settle_each(deal, chunk, dealt_at, outcomes, ended),
-                Err(problem) => lose_all(deal, host, chunk, dealt_at, Verdict::lost(problem), ended),
+                Ok(outcomes) => self.settle_each(deal, chunk, dealt_at, outcomes, fates),
+                Err(problem) => lose_all(deal, host, chunk, dealt_at, Verdict::lost(problem), fates),
             },
             Some(Err(NoAnswer::TooLarge(_))) if chunk.len() > 1 => {
                 self.pace.bytes = chunk.iter().map(|item| item.bytes).sum::<usize>() / 2;
@@ -162,9 +192,9 @@ impl Lane {
             }
             Some(Err(NoAnswer::TooLarge(reason))) => {
                 let outcome = not_run(Verdict::undelivered(reason));
-                ended.extend(chunk.into_iter().filter_map(|item| deal.refuse(host, item, outcome.clone())));
+                fates.ended.extend(chunk.into_iter().filter_map(|item| deal.refuse(host, item, outcome.clone())));
             }
-            Some(Err(no)) if may_have_run(&no) => lose_all(deal, host, chunk, dealt_at, Verdict::lost(no.reason()), ended),
+            Some(Err(no)) if may_have_run(&no) => lose_all(deal, host, chunk, dealt_at, Verdict::lost(no.reason()), fates),
             Some(Err(no)) => {
                 give_back_all(deal, chunk);
                 deal.blame(host, dealt_at, no.into_verdict(), Instant::now());
@@ -173,7 +203,7 @@ impl Lane {
                 deal.stop();
                 if sent.is_set() {
                     let outcome = not_run(Verdict::lost("interrupted while it was under way; the host stops what it had begun"));
-                    ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
+                    fates.ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
                 } else {
                     give_back_all(deal, chunk);
                 }
@@ -181,7 +211,7 @@ impl Lane {
         }
     }
 
-    fn settle_each(&mut self, deal: &mut Deal, chunk: Vec<Item>, dealt_at: Instant, outcomes: Vec<Outcome>, ended: &mut Vec<Ended>) {
+    fn settle_each(&mut self, deal: &mut Deal, chunk: Vec<Item>, dealt_at: Instant, outcomes: Vec<Outcome>, fates: &mut Fates) {
         let host = self.host;
         let (mut done, mut last, span) = (0_usize, None, span(&outcomes).min(dealt_at.elapsed()));
         for (item, outcome) in chunk.into_iter().zip(outcomes) {
@@ -192,12 +222,12 @@ impl Lane {
                 }
                 Verdict::Lost { .. } => {
                     last = Some(outcome.verdict.clone());
-                    ended.extend(deal.lose(host, item, outcome));
+                    fates.lose(deal, host, item, outcome);
                 }
                 _ => {
                     done += 1;
                     let bytes = OUTCOME_BYTES + weight(&outcome.verdict);
-                    ended.push(deal.end(host, &item, outcome, bytes));
+                    fates.ended.push(deal.end(host, &item, outcome, bytes));
                 }
             }
         }
@@ -231,9 +261,9 @@ fn give_back_all(deal: &mut Deal, chunk: Vec<Item>) {
     chunk.into_iter().for_each(|item| deal.give_back(item));
 }
 
-fn lose_all(deal: &mut Deal, host: usize, chunk: Vec<Item>, dealt_at: Instant, verdict: Verdict, ended: &mut Vec<Ended>) {
+fn lose_all(deal: &mut Deal, host: usize, chunk: Vec<Item>, dealt_at: Instant, verdict: Verdict, fates: &mut Fates) {
     let outcome = Outcome::not_run(verdict.clone(), Timestamp::now());
-    ended.extend(chunk.into_iter().filter_map(|item| deal.lose(host, item, outcome.clone())));
+    chunk.into_iter().for_each(|item| fates.lose(deal, host, item, outcome.clone()));
     deal.blame(host, dealt_at, verdict, Instant::now());
 }
 

@@ -156,7 +156,7 @@ fn what_may_have_run_never_counts_as_undelivered() {
         |deal, _, _| deal.stop(),
         |deal, item, _| {
             let ended = deal.refuse(0, item, Outcome::not_run(Verdict::undelivered("too large"), Timestamp::UNIX_EPOCH)).unwrap();
-            assert_eq!((ended.outcome, ended.host), (lost(), Some("web1".parse().unwrap())));
+            assert_eq!((ended.outcome.verdict.state(), ended.host), (HostState::Lost, Some("web1".parse().unwrap())));
         },
     ];
     for (number, end) in ends.into_iter().enumerate() {
@@ -166,7 +166,7 @@ fn what_may_have_run_never_counts_as_undelivered() {
         let again = if number == 2 { chunk(&mut deal, 0, MUCH).remove(0) } else { deal.again.get(&0).cloned().unwrap() };
         end(&mut deal, again, now);
         if let Some(left) = deal.left() {
-            assert_eq!((left.outcome, left.host), (lost(), Some("web1".parse().unwrap())));
+            assert_eq!((left.outcome.verdict.state(), left.host), (HostState::Lost, Some("web1".parse().unwrap())));
         }
         assert_eq!(deal.left(), None);
     }
