@@ -2,7 +2,7 @@
 //! believes whom.
 //!
 //! A worker's daemon ([`run`]) is one process with one thread, executed afresh by the spawner's side (`launch`). It owns its instances, their sockets
-//! and its queue, and neither reads the network nor knows a caller: methods (`worker.*`) ask it over `control.sock`.
+//! and its queue, and neither reads the network nor decides who may ask: methods (`worker.*`) ask it over `control.sock`.
 
 mod callers;
 pub mod config;
@@ -38,7 +38,7 @@ use config::{WorkerConfig, WorkerConfigError};
 use daemon::Daemon;
 use instance::Home;
 use name::WorkerName;
-pub use reach::{Answer, Reach, ReachError};
+pub use reach::{Answer, Asker, Reach, ReachError};
 
 /// What a worker's file ends with.
 const SUFFIX: &str = ".toml";

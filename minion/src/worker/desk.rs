@@ -129,6 +129,11 @@ impl Desk {
         held.or_else(waits).unwrap_or(Whereabouts::Nowhere)
     }
 
+    /// The task of that id, wherever it is.
+    pub(super) fn task(&self, id: &str) -> Option<&Task> {
+        self.held.values().chain(&self.waiting).find(|task| task.id == id)
+    }
+
     /// A task that waits is to wait no more.
     pub(super) fn withdraw(&mut self, id: &str) -> Option<Task> {
         let at = self.waiting.iter().position(|task| task.id == id)?;

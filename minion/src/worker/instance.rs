@@ -150,8 +150,11 @@ impl Instance {
     }
 
     /// Takes in who connects: it, or something that it has started, for nobody else may.
-    pub(super) fn accept(&mut self) {
-        while let Some(stream) = accepted(&self.door) {
+    ///
+    /// # Errors
+    /// One that waits cannot be taken.
+    pub(super) fn accept(&mut self) -> io::Result<()> {
+        while let Some(stream) = accepted(&self.door)? {
             let line_max = self.config.result_max_bytes.saturating_mul(ESCAPED_BYTES).saturating_add(LINE_MARGIN_BYTES);
             if self.wires.len() < WIRES_MAX
                 && let Ok(wire) = Wire::new(stream, line_max)
@@ -160,6 +163,7 @@ impl Instance {
                 self.wires.insert(self.wires_made, wire);
             }
         }
+        Ok(())
     }
 
     /// Forgets the connections that are over.
