@@ -78,10 +78,7 @@ impl Daemon {
             self.look_at_file();
             self.look_at_program(now);
         }
-        if self.restart_at.is_some_and(|at| at <= Timestamp::now()) {
-            self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
-            self.restart_at = self.config.restart_at.and_then(|minutes| next_time(Timestamp::now(), minutes));
-        }
+        self.look_at_clock(Timestamp::now());
         for number in self.slots.iter().map(|slot| slot.number).collect::<Vec<_>>() {
             self.tend_task(number, now);
             self.tend_health(number, now);
@@ -89,6 +86,17 @@ impl Daemon {
         }
         let (config, is_ending) = (Rc::clone(&self.config), self.ends_by.is_some());
         self.slots.retain(|slot| slot.instance.is_some() || !is_ending && slot.number <= config.instances);
+    }
+
+    /// Replaces all instances when it is time. Where the clock was set back, the next time is another.
+    fn look_at_clock(&mut self, now: Timestamp) {
+        let Some(at) = self.restart_at else { return };
+        if at <= now {
+            self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
+        }
+        if at <= now || at.duration_since(now) > SignedDuration::from_secs(DAY_SECONDS) {
+            self.restart_at = self.config.restart_at.and_then(|minutes| next_time(now, minutes));
+        }
     }
 
     /// Nothing is left to be done.
