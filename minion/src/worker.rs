@@ -8,6 +8,8 @@ mod callers;
 pub mod config;
 mod daemon;
 mod desk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod instance;
 pub(crate) mod launch;
 mod log;

@@ -93,13 +93,21 @@ impl Daemon {
         nix::sys::prctl::set_child_subreaper(true)?;
         let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
         let control = bind_own(&path).map_err(|source| WorkerError::File { doing: "listening at", path, source })?;
+        let mut daemon = Self { stamp, ..Self::new(places, home, config, (control, signals)) };
+        daemon.settle_in();
+        tracing::info!(worker = %daemon.home.worker, instances = daemon.config.instances, "a worker's daemon listens");
+        Ok(daemon)
+    }
+
+    /// One that has heard of nobody yet.
+    pub(super) fn new(places: Places, home: Home, config: WorkerConfig, (control, signals): (UnixListener, SignalFd)) -> Self {
         let log = OutputLog::open(home.folder.join("output.log"));
         let now = Instant::now();
-        let mut daemon = Self {
+        Self {
             places,
             home,
             config: Rc::new(config),
-            stamp,
+            stamp: None,
             looked_at: now,
             config_problem: None,
             program_gone: None,
@@ -116,10 +124,7 @@ impl Daemon {
             control,
             signals,
             deaf: Deafness::default(),
-        };
-        daemon.settle_in();
-        tracing::info!(worker = %daemon.home.worker, instances = daemon.config.instances, "a worker's daemon listens");
-        Ok(daemon)
+        }
     }
 
     /// Waits for the next thing, and does what follows; `false` when all is over.

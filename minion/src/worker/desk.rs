@@ -131,7 +131,13 @@ impl Desk {
 
     /// The task of that id, wherever it is.
     pub(super) fn task(&self, id: &str) -> Option<&Task> {
-        self.held.values().chain(&self.waiting).find(|task| task.id == id)
+        self.all().map(|(_, task)| task).find(|task| task.id == id)
+    }
+
+    /// All tasks, each with the instance that has it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Option<SlotId>, &Task)> {
+        let held = self.held.iter().map(|(slot, task)| (Some(*slot), task));
+        held.chain(self.waiting.iter().map(|task| (None, task)))
     }
 
     /// A task that waits is to wait no more.
