@@ -42,7 +42,7 @@ pub(super) struct Daemon {
     pub(super) stamp: Option<Stamp>,
     pub(super) looked_at: Instant,
     pub(super) config_problem: Option<String>,
-    /// Since when the program that this process executes is no longer there.
+    /// Since when the program that this process executes is no longer there, or is another.
     pub(super) program_gone: Option<Instant>,
     pub(super) desk: Desk,
     pub(super) slots: Vec<Slot>,

@@ -24,6 +24,9 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a daemon may take to say how it is, or to take a wish.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const START_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long a daemon that ends is followed by the next, and how often that is tried: its instances may take their `stop_grace`.
+const NEXT_DAEMON_TIMEOUT: Duration = Duration::from_secs(15);
+const NEXT_DAEMON_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a worker returned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,12 +113,26 @@ impl Reach {
         self.lines.values().flatten().map(|line| line.borrow().stream.get_ref().as_raw_fd())
     }
 
-    /// Has a task done, and waits for it. `progress` hears how far it is.
+    /// Has a task done, and waits for it. `progress` hears how far it is. Where a daemon ends before the task has begun, the next one gets it.
     ///
     /// # Errors
     /// What the worker says; or that it was refused, was stopped, or died.
     pub fn run(&self, worker: &str, payload: &Value, progress: &dyn Fn(f64, &str)) -> Result<Answer, Failure> {
-        let answer = self.ask(worker, "task.run", &json!({ "payload": payload, "by": self.asker.by }), None, progress)?;
+        let params = json!({ "payload": payload, "by": self.asker.by });
+        let mut give_up_at = None;
+        let answer = loop {
+            match self.ask(worker, "task.run", &params, None, progress) {
+                Err(failure) if failure.is(ErrorCode::Undelivered) => {
+                    let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + NEXT_DAEMON_TIMEOUT);
+                    if Instant::now() >= give_up_at {
+                        return Err(failure);
+                    }
+                    std::thread::sleep(NEXT_DAEMON_PAUSE);
+                    self.hang_up(worker)?;
+                }
+                answered => break answered?,
+            }
+        };
         serde_json::from_value(answer).map_err(|error| Failure::new(ErrorCode::Internal, format!("{worker}: its daemon's answer: {error}")))
     }
 
@@ -154,6 +171,14 @@ impl Reach {
             all.extend(self.strange.iter().map(strange));
         }
         Ok(Value::Object(all))
+    }
+
+    /// The next question goes to whoever listens then.
+    fn hang_up(&self, worker: &str) -> Result<(), Failure> {
+        if let Some(Ok(line)) = self.lines.get(self.find(worker)?) {
+            let _gone = line.borrow().stream.get_ref().shutdown(Shutdown::Both);
+        }
+        Ok(())
     }
 
     fn find(&self, worker: &str) -> Result<&WorkerName, Failure> {

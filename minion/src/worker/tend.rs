@@ -22,7 +22,7 @@ use crate::supervise::humane;
 
 /// Farther than anything is planned.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
-/// How long the program is missed before it counts as taken away.
+/// How long the program is missed before it counts as taken away, or as replaced: by then the spawner is another, too, and starts the new one.
 const GONE_FOR: Duration = Duration::from_secs(10);
 /// How long a killed instance may take to die, for a dead disk for instance, until it is left behind.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -212,17 +212,24 @@ impl Daemon {
         }
     }
 
-    /// Ends where the package was taken away: an upgrade puts another program into the place of this one at once.
+    /// Ends where the package was taken away; and where another program has taken the place of this one, as an upgrade does, once there is no task.
     fn look_at_program(&mut self, now: Instant) {
         let runs = fs::read_link("/proc/self/exe").unwrap_or_default();
         let runs = runs.to_string_lossy();
         // The kernel appends this to the path of a file that is there no more.
-        let is_gone = runs.strip_suffix(" (deleted)").is_some_and(|path| !Path::new(path).exists());
-        let since = *self.program_gone.get_or_insert(now);
-        if !is_gone {
+        let Some(path) = runs.strip_suffix(" (deleted)") else {
             self.program_gone = None;
-        } else if now.saturating_duration_since(since) >= GONE_FOR {
-            self.end("ended, because the minion's program was taken away,");
+            return;
+        };
+        let since = *self.program_gone.get_or_insert(now);
+        if now.saturating_duration_since(since) < GONE_FOR {
+            return;
+        }
+        let is_idle = self.desk.all().next().is_none();
+        match Path::new(path).exists() {
+            true if is_idle => self.end("gave way to the new version of the minion"),
+            true => {}
+            false => self.end("ended, because the minion's program was taken away,"),
         }
     }
 
