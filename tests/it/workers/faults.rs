@@ -319,3 +319,19 @@ fn who_fetches_again_has_given_the_task_up() {
     assert_eq!(abandoned["error"]["data"]["type"], "abandoned", "{abandoned}");
     assert_eq!(host.run("careless", "x")["result"], "second");
 }
+
+#[test]
+fn what_waits_at_a_daemon_that_is_told_to_end_is_done_by_the_next() {
+    let host = Host::start();
+    host.pytask("stop_grace = \"200ms\"\n");
+    let (_gate, line) = host.gate("gate");
+    let first = host.spawn("pytask", &line);
+    host.wait_until_busy("pytask", 1);
+    let second = host.spawn("pytask", "print('by the next', end='')");
+    let before = wait_for("one to wait", PATIENCE, || Some(host.list("pytask")).filter(|list| list["queued"] == 1));
+    let daemon = i32::try_from(before["daemon_pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(daemon), Signal::SIGTERM).unwrap();
+    assert_eq!(outcome(&first.wait())["error"]["data"]["type"], "worker_died");
+    assert_eq!(outcome(&second.wait())["result"], "by the next");
+    assert_ne!(host.list("pytask")["daemon_pid"], daemon);
+}
