@@ -201,6 +201,7 @@ pub fn run(minion: &Config, name: WorkerName) -> Result<(), WorkerError> {
     let mut daemon = began.inspect_err(|error| launch::tell(&places, &name, &error.to_string()))?;
     launch::forget(&places, &name);
     while daemon.turn()? {}
+    daemon.take_leave();
     Ok(())
 }
 

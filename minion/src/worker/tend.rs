@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use serde_json::json;
 
 use super::config::{WorkerConfig, WorkerConfigError};
 use super::daemon::Daemon;
@@ -111,9 +112,21 @@ impl Daemon {
         }
         tracing::info!(worker = %self.home.worker, why, "a worker's daemon ends");
         self.ends_by = Some(Instant::now() + self.config.stop_grace);
+        // Who comes from now on finds nobody, and waits for the next daemon.
+        let _gone = fs::remove_file(self.places.control(&self.home.worker));
         for task in self.desk.clear() {
             let message = format!("{}: the worker {why} before task {} started; nothing was run", self.home.worker, task.id);
             self.tell(&task, Err(Failure::new(ErrorCode::Undelivered, message)));
+        }
+    }
+
+    /// The last word to who has connected, and has asked for nothing that was begun: whatever it has asked for meanwhile was not heard.
+    pub(super) fn take_leave(&mut self) {
+        let busy: Vec<u64> = self.desk.all().map(|(_, task)| task.ticket.caller).collect();
+        let message = format!("{}: the worker has ended; nothing was run; try again", self.home.worker);
+        let error = Failure::new(ErrorCode::Undelivered, message);
+        for (_, wire) in self.callers.iter_mut().filter(|(caller, _)| !busy.contains(caller)) {
+            wire.send(&json!({ "jsonrpc": "2.0", "id": null, "error": error }));
         }
     }
 
