@@ -2,12 +2,14 @@
 //! believes whom.
 //!
 //! A worker's daemon ([`run`]) is one process with one thread, executed afresh by the spawner's side (`launch`). It owns its instances, their sockets
-//! and its queue, and neither reads the network nor knows a caller: methods (`worker.*`) ask it over `control.sock`.
+//! and its queue, and neither reads the network nor decides who may ask: methods (`worker.*`) ask it over `control.sock`.
 
 mod callers;
 pub mod config;
 mod daemon;
 mod desk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod instance;
 pub(crate) mod launch;
 mod log;
@@ -38,7 +40,7 @@ use config::{WorkerConfig, WorkerConfigError};
 use daemon::Daemon;
 use instance::Home;
 use name::WorkerName;
-pub use reach::{Answer, Reach, ReachError};
+pub use reach::{Answer, Asker, Reach, ReachError};
 
 /// What a worker's file ends with.
 const SUFFIX: &str = ".toml";
@@ -199,6 +201,7 @@ pub fn run(minion: &Config, name: WorkerName) -> Result<(), WorkerError> {
     let mut daemon = began.inspect_err(|error| launch::tell(&places, &name, &error.to_string()))?;
     launch::forget(&places, &name);
     while daemon.turn()? {}
+    daemon.take_leave();
     Ok(())
 }
 

@@ -1,7 +1,10 @@
 //! Resident workers, through the two real programs: who gets which answer, and what a killed instance, daemon, server or spawner costs.
 
 mod any;
+mod bounds;
 mod faults;
+mod progress;
+mod rights;
 
 use std::collections::BTreeMap;
 use std::fs;

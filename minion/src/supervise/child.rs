@@ -22,7 +22,7 @@ use crate::process;
 use crate::progress::{PROGRESS_FD, Reporter};
 use crate::user::{User, UserError};
 use crate::variables;
-use crate::worker::Reach;
+use crate::worker::{Asker, Reach};
 
 /// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
@@ -42,6 +42,7 @@ impl Answer {
             Self::Ok(result) => Verdict::Ok { result },
             Self::Error(error) if error.is(ErrorCode::Cancelled) => Verdict::Cancelled { error },
             Self::Error(error) if error.is(ErrorCode::TimedOut) => Verdict::TimedOut { error },
+            Self::Error(error) if error.is(ErrorCode::Denied) => Verdict::Denied { error },
             Self::Error(error) => Verdict::Failed { error },
         }
     }
@@ -242,7 +243,8 @@ fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
 
 /// The connections of a call of `worker.*`. Of a chunk each item names its own.
 fn reach_workers(station: &Station, run: &MethodRun) -> Reach {
-    Reach::open(&station.workers, run.caller.as_str(), run.args.get("worker").and_then(Value::as_str))
+    let wanted = run.args.get("worker").and_then(Value::as_str);
+    Reach::open(&station.workers, Asker { by: run.caller.to_string(), scope: run.scope }, wanted)
 }
 
 fn answer_of(station: &Station, run: &MethodRun, args: Value, progress: &Reporter, workers: Option<&Reach>) -> Answer {

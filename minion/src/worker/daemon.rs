@@ -30,7 +30,7 @@ use crate::spawner::signal_fd;
 /// The longest wait, after which the worker's file is looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long no connection is taken after one could not be, for want of files for instance.
+/// How long no connection is taken after one could not be, for want of files for instance: it would be found waiting again and again.
 const DEAF_FOR: Duration = Duration::from_millis(50);
 
 /// All that one daemon has.
@@ -42,7 +42,7 @@ pub(super) struct Daemon {
     pub(super) stamp: Option<Stamp>,
     pub(super) looked_at: Instant,
     pub(super) config_problem: Option<String>,
-    /// Since when the program that this process executes is no longer there.
+    /// Since when the program that this process executes is no longer there, or is another.
     pub(super) program_gone: Option<Instant>,
     pub(super) desk: Desk,
     pub(super) slots: Vec<Slot>,
@@ -58,6 +58,14 @@ pub(super) struct Daemon {
     pub(super) ends_by: Option<Instant>,
     control: UnixListener,
     signals: SignalFd,
+    deaf: Deafness,
+}
+
+/// Whether connections are taken.
+#[derive(Debug, Default)]
+struct Deafness {
+    until: Option<Instant>,
+    is_told: bool,
 }
 
 /// Where something happened.
@@ -85,13 +93,21 @@ impl Daemon {
         nix::sys::prctl::set_child_subreaper(true)?;
         let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
         let control = bind_own(&path).map_err(|source| WorkerError::File { doing: "listening at", path, source })?;
+        let mut daemon = Self { stamp, ..Self::new(places, home, config, (control, signals)) };
+        daemon.settle_in();
+        tracing::info!(worker = %daemon.home.worker, instances = daemon.config.instances, "a worker's daemon listens");
+        Ok(daemon)
+    }
+
+    /// One that has heard of nobody yet.
+    pub(super) fn new(places: Places, home: Home, config: WorkerConfig, (control, signals): (UnixListener, SignalFd)) -> Self {
         let log = OutputLog::open(home.folder.join("output.log"));
         let now = Instant::now();
-        let mut daemon = Self {
+        Self {
             places,
             home,
             config: Rc::new(config),
-            stamp,
+            stamp: None,
             looked_at: now,
             config_problem: None,
             program_gone: None,
@@ -107,15 +123,15 @@ impl Daemon {
             ends_by: None,
             control,
             signals,
-        };
-        daemon.settle_in();
-        tracing::info!(worker = %daemon.home.worker, instances = daemon.config.instances, "a worker's daemon listens");
-        Ok(daemon)
+            deaf: Deafness::default(),
+        }
     }
 
     /// Waits for the next thing, and does what follows; `false` when all is over.
     pub(super) fn turn(&mut self) -> Result<bool, WorkerError> {
-        self.tend(Instant::now());
+        let now = Instant::now();
+        self.tend(now);
+        self.deaf.until = self.deaf.until.filter(|until| *until > now);
         if self.is_over() {
             return Ok(false);
         }
@@ -136,7 +152,8 @@ impl Daemon {
     fn wait(&self) -> Result<Vec<(Source, bool)>, WorkerError> {
         let listed = self.sources();
         let mut fds: Vec<_> = listed.iter().map(|(_, fd, wanted)| PollFd::new(*fd, *wanted)).collect();
-        let left = self.next_due().min(self.looked_at + LOOK_EVERY).saturating_duration_since(Instant::now());
+        let due = self.next_due().min(self.looked_at + LOOK_EVERY);
+        let left = self.deaf.until.map_or(due, |until| due.min(until)).saturating_duration_since(Instant::now());
         // Rounded up, so that what is due is due when the wait is over.
         let timeout = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
@@ -153,12 +170,17 @@ impl Daemon {
             let reads = if wire.is_stuck() { PollFlags::empty() } else { PollFlags::POLLIN };
             if wire.is_full() { reads | PollFlags::POLLOUT } else { reads }
         };
-        let mut all =
-            vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN), (Source::Control, self.control.as_fd(), PollFlags::POLLIN)];
+        let takes_connections = self.deaf.until.is_none();
+        let mut all = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
+        if takes_connections {
+            all.push((Source::Control, self.control.as_fd(), PollFlags::POLLIN));
+        }
         all.extend(self.callers.iter().map(|(caller, wire)| (Source::Caller(*caller), wire.as_fd(), wishes(wire))));
         for slot in &self.slots {
             let Some(instance) = &slot.instance else { continue };
-            all.push((Source::Door(slot.number), instance.door.as_fd(), PollFlags::POLLIN));
+            if takes_connections {
+                all.push((Source::Door(slot.number), instance.door.as_fd(), PollFlags::POLLIN));
+            }
             all.extend(instance.wires.iter().map(|(id, wire)| (Source::Wire(slot.number, *id), wire.as_fd(), wishes(wire))));
             all.extend(instance.output.as_ref().map(|pipe| (Source::Output(slot.number), pipe.as_fd(), PollFlags::POLLIN)));
         }
@@ -177,7 +199,8 @@ impl Daemon {
             }
             Source::Door(slot) => {
                 if let Some(instance) = self.slot(slot).and_then(|slot| slot.instance.as_mut()) {
-                    instance.accept();
+                    let taken = instance.accept();
+                    self.hear_or_not(taken);
                 }
             }
             Source::Wire(slot, wire) => {
@@ -199,9 +222,27 @@ impl Daemon {
 
     /// The next connections of callers.
     fn meet_callers(&mut self) {
-        while let Some(stream) = accepted(&self.control) {
-            self.meet(stream);
+        let taken = loop {
+            match accepted(&self.control) {
+                Ok(Some(stream)) => self.meet(stream),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.hear_or_not(taken);
+    }
+
+    /// Where a connection could not be taken, none is for a moment. Whoever waits goes on waiting, and what is under way goes on.
+    fn hear_or_not(&mut self, taken: io::Result<()>) {
+        let Err(error) = taken else {
+            self.deaf = Deafness::default();
+            return;
+        };
+        if !self.deaf.is_told {
+            let worker = &self.home.worker;
+            tracing::error!(%worker, %error, "a worker's daemon cannot take a connection; who waits goes on waiting, and it is tried again and again");
         }
+        self.deaf = Deafness { until: Some(Instant::now() + DEAF_FOR), is_told: true };
     }
 
     fn hear_signals(&mut self) -> Result<(), WorkerError> {
@@ -250,16 +291,11 @@ impl Daemon {
     }
 }
 
-/// The next connection that waits.
-pub(super) fn accepted(listener: &UnixListener) -> Option<UnixStream> {
+/// The next connection that waits; none if nobody does.
+pub(super) fn accepted(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
     match listener.accept() {
-        Ok((stream, _)) => Some(stream),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-        Err(error) => {
-            // Whoever waits goes on waiting, and would be found waiting again and again meanwhile.
-            tracing::warn!(%error, "a connection cannot be taken");
-            std::thread::sleep(DEAF_FOR);
-            None
-        }
+        Ok((stream, _)) => Ok(Some(stream)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -126,13 +126,19 @@ impl Instance {
             let _gone = std::fs::remove_file(&socket);
             format!("no process can be made: {error}")
         })?;
-        let now = Instant::now();
         let user = user.map_or_else(crate::server_user::own_name, |user| user.name().to_owned());
-        Ok(Self {
+        let output = Some(output);
+        Ok(Self { user, output, ..Self::new(pid, config, door, socket) })
+    }
+
+    /// One that has said nothing yet.
+    pub(super) fn new(pid: Pid, config: &Rc<WorkerConfig>, door: UnixListener, socket: PathBuf) -> Self {
+        let now = Instant::now();
+        Self {
             pid,
             started: now,
             config: Rc::clone(config),
-            user,
+            user: String::new(),
             door,
             wires: BTreeMap::new(),
             fetch: None,
@@ -143,16 +149,19 @@ impl Instance {
             check: None,
             checked: now,
             health: None,
-            output: Some(output),
+            output: None,
             socket,
             wires_made: 0,
-        })
+        }
     }
 
     /// Takes in who connects: it, or something that it has started, for nobody else may.
-    pub(super) fn accept(&mut self) {
-        while let Some(stream) = accepted(&self.door) {
-            let line_max = self.config.result_max_bytes.saturating_mul(ESCAPED_BYTES).saturating_add(LINE_MARGIN_BYTES);
+    ///
+    /// # Errors
+    /// One that waits cannot be taken.
+    pub(super) fn accept(&mut self) -> io::Result<()> {
+        while let Some(stream) = accepted(&self.door)? {
+            let line_max = self.line_max();
             if self.wires.len() < WIRES_MAX
                 && let Ok(wire) = Wire::new(stream, line_max)
             {
@@ -160,6 +169,12 @@ impl Instance {
                 self.wires.insert(self.wires_made, wire);
             }
         }
+        Ok(())
+    }
+
+    /// The longest line that it may say: a result, letter for letter.
+    pub(super) fn line_max(&self) -> usize {
+        self.config.result_max_bytes.saturating_mul(ESCAPED_BYTES).saturating_add(LINE_MARGIN_BYTES)
     }
 
     /// Forgets the connections that are over.

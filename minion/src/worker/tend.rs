@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use serde_json::json;
 
 use super::config::{WorkerConfig, WorkerConfigError};
 use super::daemon::Daemon;
@@ -22,7 +23,7 @@ use crate::supervise::humane;
 
 /// Farther than anything is planned.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
-/// How long the program is missed before it counts as taken away.
+/// How long the program is missed before it counts as taken away, or as replaced: by then the spawner is another, too, and starts the new one.
 const GONE_FOR: Duration = Duration::from_secs(10);
 /// How long a killed instance may take to die, for a dead disk for instance, until it is left behind.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,10 +79,7 @@ impl Daemon {
             self.look_at_file();
             self.look_at_program(now);
         }
-        if self.restart_at.is_some_and(|at| at <= Timestamp::now()) {
-            self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
-            self.restart_at = self.config.restart_at.and_then(|minutes| next_time(Timestamp::now(), minutes));
-        }
+        self.look_at_clock(Timestamp::now());
         for number in self.slots.iter().map(|slot| slot.number).collect::<Vec<_>>() {
             self.tend_task(number, now);
             self.tend_health(number, now);
@@ -89,6 +87,17 @@ impl Daemon {
         }
         let (config, is_ending) = (Rc::clone(&self.config), self.ends_by.is_some());
         self.slots.retain(|slot| slot.instance.is_some() || !is_ending && slot.number <= config.instances);
+    }
+
+    /// Replaces all instances when it is time. Where the clock was set back, the next time is another.
+    fn look_at_clock(&mut self, now: Timestamp) {
+        let Some(at) = self.restart_at else { return };
+        if at <= now {
+            self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
+        }
+        if at <= now || at.duration_since(now) > SignedDuration::from_secs(DAY_SECONDS) {
+            self.restart_at = self.config.restart_at.and_then(|minutes| next_time(now, minutes));
+        }
     }
 
     /// Nothing is left to be done.
@@ -103,9 +112,21 @@ impl Daemon {
         }
         tracing::info!(worker = %self.home.worker, why, "a worker's daemon ends");
         self.ends_by = Some(Instant::now() + self.config.stop_grace);
+        // Who comes from now on finds nobody, and waits for the next daemon.
+        let _gone = fs::remove_file(self.places.control(&self.home.worker));
         for task in self.desk.clear() {
             let message = format!("{}: the worker {why} before task {} started; nothing was run", self.home.worker, task.id);
             self.tell(&task, Err(Failure::new(ErrorCode::Undelivered, message)));
+        }
+    }
+
+    /// The last word to who has connected, and has asked for nothing that was begun: whatever it has asked for meanwhile was not heard.
+    pub(super) fn take_leave(&mut self) {
+        let busy: Vec<u64> = self.desk.all().map(|(_, task)| task.ticket.caller).collect();
+        let message = format!("{}: the worker has ended; nothing was run; try again", self.home.worker);
+        let error = Failure::new(ErrorCode::Undelivered, message);
+        for (_, wire) in self.callers.iter_mut().filter(|(caller, _)| !busy.contains(caller)) {
+            wire.send(&json!({ "jsonrpc": "2.0", "id": null, "error": error }));
         }
     }
 
@@ -204,17 +225,24 @@ impl Daemon {
         }
     }
 
-    /// Ends where the package was taken away: an upgrade puts another program into the place of this one at once.
+    /// Ends where the package was taken away; and where another program has taken the place of this one, as an upgrade does, once there is no task.
     fn look_at_program(&mut self, now: Instant) {
         let runs = fs::read_link("/proc/self/exe").unwrap_or_default();
         let runs = runs.to_string_lossy();
         // The kernel appends this to the path of a file that is there no more.
-        let is_gone = runs.strip_suffix(" (deleted)").is_some_and(|path| !Path::new(path).exists());
-        let since = *self.program_gone.get_or_insert(now);
-        if !is_gone {
+        let Some(path) = runs.strip_suffix(" (deleted)") else {
             self.program_gone = None;
-        } else if now.saturating_duration_since(since) >= GONE_FOR {
-            self.end("ended, because the minion's program was taken away,");
+            return;
+        };
+        let since = *self.program_gone.get_or_insert(now);
+        if now.saturating_duration_since(since) < GONE_FOR {
+            return;
+        }
+        let is_idle = self.desk.all().next().is_none();
+        match Path::new(path).exists() {
+            true if is_idle => self.end("gave way to the new version of the minion"),
+            true => {}
+            false => self.end("ended, because the minion's program was taken away,"),
         }
     }
 

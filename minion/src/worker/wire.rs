@@ -69,7 +69,7 @@ impl Wire {
         self.output.len().saturating_sub(self.sent) > UNREAD_MAX_BYTES
     }
 
-    /// The lines that have come.
+    /// The lines that have come, and whether they were the last: it reads on until there is nothing, or the end.
     pub(super) fn read(&mut self) -> Vec<Line> {
         let (mut lines, mut chunk, mut count) = (Vec::new(), vec![0; CHUNK_BYTES], 0);
         while count < TURN_BYTES && !self.is_over {
@@ -78,9 +78,6 @@ impl Wire {
                 Ok(length) => {
                     count += length;
                     self.take(chunk.get(..length).unwrap_or_default(), &mut lines);
-                    if length < CHUNK_BYTES {
-                        break;
-                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

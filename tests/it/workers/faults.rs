@@ -193,11 +193,7 @@ fn a_killed_spawner_costs_no_task() {
     assert_no_task_is_lost(&host, || {
         let spawner = host.web1().spawner().unwrap();
         kill9(spawner.pid);
-        // The server starts the next one when there is something for it to do.
-        wait_until("another spawner", PATIENCE, || {
-            host.fleet.overlord(["web1", "test.echo", "x"]);
-            host.web1().spawner().is_some_and(|next| next.pid != spawner.pid)
-        });
+        wait_until("another spawner", PATIENCE, || host.web1().spawner().is_some_and(|next| next.pid != spawner.pid));
     });
 }
 
@@ -322,4 +318,20 @@ fn who_fetches_again_has_given_the_task_up() {
     let abandoned = host.run("careless", "x");
     assert_eq!(abandoned["error"]["data"]["type"], "abandoned", "{abandoned}");
     assert_eq!(host.run("careless", "x")["result"], "second");
+}
+
+#[test]
+fn what_waits_at_a_daemon_that_is_told_to_end_is_done_by_the_next() {
+    let host = Host::start();
+    host.pytask("stop_grace = \"200ms\"\n");
+    let (_gate, line) = host.gate("gate");
+    let first = host.spawn("pytask", &line);
+    host.wait_until_busy("pytask", 1);
+    let second = host.spawn("pytask", "print('by the next', end='')");
+    let before = wait_for("one to wait", PATIENCE, || Some(host.list("pytask")).filter(|list| list["queued"] == 1));
+    let daemon = i32::try_from(before["daemon_pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(daemon), Signal::SIGTERM).unwrap();
+    assert_eq!(outcome(&first.wait())["error"]["data"]["type"], "worker_died");
+    assert_eq!(outcome(&second.wait())["result"], "by the next");
+    assert_ne!(host.list("pytask")["daemon_pid"], daemon);
 }
