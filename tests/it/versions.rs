@@ -39,10 +39,10 @@ impl Snapshot {
     }
 }
 
-/// Marks a folder as a newer version does.
 /// Beyond that of everything that is written.
 const NEWER_FORMAT: u32 = 3;
 
+/// Marks a folder as a newer version does.
 fn mark_as_newer(folder: &Path) {
     let text = seal::seal(&json!({ "format": NEWER_FORMAT, "by": NEWER, "since": "2030-01-01T00:00:00Z" })).unwrap();
     fs::write(folder.join("format"), text).unwrap();
