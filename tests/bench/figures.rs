@@ -1,7 +1,12 @@
 //! `cargo bench -p fleet`: the figures that the project is held to, each beside the bare limit of the same machine in the same run.
 //! It prints and judges nothing: machines are shared and noisy. `cargo bench -p fleet -- NAME` runs one of them.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark prints, and has nobody to give an error to")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints, and has nobody to give an error to"
+)]
 
 mod async_start;
 mod calls;
