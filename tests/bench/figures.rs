@@ -6,17 +6,22 @@
 mod async_start;
 mod calls;
 mod idle;
+mod kept;
 mod map;
+mod peer;
+mod progress;
 mod restart;
+mod round_trip;
 mod signing;
 mod starts;
 mod status;
+mod workers;
 
 use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 8] = [
+    let all: [(&str, fn()); 11] = [
         ("calls", calls::run),
         ("async", async_start::run),
         ("idle", idle::run),
@@ -25,6 +30,9 @@ fn main() {
         ("restart", restart::run),
         ("status", status::run),
         ("map", map::run),
+        ("round_trip", round_trip::run),
+        ("workers", workers::run),
+        ("progress", progress::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
