@@ -20,20 +20,19 @@ use std::time::{Duration, Instant};
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::json;
 
 pub use cgroup::Cgroups;
 pub use charge::{Charge, JobCharge, Stop};
-pub use tree::{kill_bearing, signal_below};
+pub use tree::{descends, kill_bearing, kill_strays, signal_below};
 
 use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
+use crate::process::{Death, bury, dead_child};
 use crate::worker::Places;
 use child::Child;
 use chunk::Course;
@@ -80,7 +79,7 @@ struct Supervision<'a> {
     charge: Charge,
     child: Child,
     signals: SignalFd,
-    child_status: Option<WaitStatus>,
+    child_status: Option<Death>,
     /// No child is left, neither the method's process nor anything that it left behind.
     childless: bool,
     answer: Vec<u8>,
@@ -209,10 +208,14 @@ impl Supervision<'_> {
     /// Takes note of every child that has died, the method's own and orphans.
     fn reap(&mut self) {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => return,
-                Ok(status) if status.pid() == Some(self.child.pid) => self.child_status = Some(status),
-                Ok(_orphan) => {}
+            match dead_child() {
+                Ok(None) => return,
+                Ok(Some((pid, death))) => {
+                    if pid == self.child.pid {
+                        self.child_status = Some(death);
+                    }
+                    bury(pid);
+                }
                 Err(_no_child) => {
                     self.childless = true;
                     return;
@@ -286,9 +289,8 @@ impl Supervision<'_> {
 
     fn death(&self) -> String {
         match self.child_status {
-            Some(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
-            Some(WaitStatus::Exited(_, status)) => format!("exited with status {status}"),
-            _ => "ended".to_owned(),
+            Some(death) => death.to_string(),
+            None => "ended".to_owned(),
         }
     }
 }

@@ -48,7 +48,7 @@ use crate::targets::TargetError;
 const OK: u8 = 0;
 /// Something is wrong here, not with a host.
 const INTERNAL: u8 = 1;
-/// A certificate is overdue, or has expired.
+/// A certificate is overdue, or has expired; or hosts said no.
 const NOT_WELL: u8 = 2;
 /// The revocation list is stale, a host could not be told of it, or something of the authority is damaged.
 const STALE: u8 = 4;
@@ -218,7 +218,7 @@ impl From<AnyError> for Refusal {
     fn from(error: AnyError) -> Self {
         match error {
             AnyError::Call(error) => error.into(),
-            AnyError::None { .. } => Self::of(NO_HOST, &error),
+            AnyError::None { was_reached, .. } => Self::of(if was_reached { NOT_WELL } else { HOST_UNKNOWN }, &error),
         }
     }
 }

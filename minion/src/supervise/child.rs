@@ -183,7 +183,7 @@ fn become_method(place: &Place<'_>, token: Option<&Token>, ends: Ends) -> std::i
     dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
     std::env::set_current_dir("/")?;
     // Before it becomes another, who could not reach them.
-    let workers = (run.method.module() == "worker").then(|| reach_workers(station, run));
+    let workers = (run.method.module() == "worker").then(|| reach_workers(station, run, chunk));
     let embodied = run.run_as.as_deref().map_or(Ok(()), |name| embody(name, &ends));
     // Whoever changes who it is, is not told of its parent's death any more; and of a name that is looked up files may be left open.
     die_with(supervisor)?;
@@ -241,9 +241,11 @@ fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
     user.embody()
 }
 
-/// The connections of a call of `worker.*`. Of a chunk each item names its own.
-fn reach_workers(station: &Station, run: &MethodRun) -> Reach {
-    let wanted = run.args.get("worker").and_then(Value::as_str);
+/// The connections of a call of `worker.*`. Of a chunk each item names its own; that of the first is waited for where it is about to start.
+fn reach_workers(station: &Station, run: &MethodRun, chunk: Option<&Chunk>) -> Reach {
+    let spec = station.registry.find(&run.method).map(|method| method.spec());
+    let first = chunk.and_then(|chunk| spec?.bind(chunk.items.first()?).ok());
+    let wanted = first.as_ref().unwrap_or(&run.args).get("worker").and_then(Value::as_str);
     Reach::open(&station.workers, Asker { by: run.caller.to_string(), scope: run.scope }, wanted)
 }
 

@@ -13,25 +13,30 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::config::WorkerConfig;
 use super::desk::{Desk, SlotId};
 use super::instance::Home;
 use super::log::OutputLog;
+use super::report::Processes;
 use super::slot::Slot;
 use super::tend::Stamp;
 use super::wire::Wire;
 use super::{Places, WorkerError, bind_own, clear_left, too_long};
-use crate::random;
+use crate::process::{Death, bury, dead_child};
 use crate::spawner::signal_fd;
+use crate::supervise::kill_strays;
+use crate::{random, variables};
 
 /// The longest wait, after which the worker's file is looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long no connection is taken after one could not be, for want of files for instance: it would be found waiting again and again.
 const DEAF_FOR: Duration = Duration::from_millis(50);
+
+/// How long what an instance has left behind may take to die.
+const STRAYS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// All that one daemon has.
 pub(super) struct Daemon {
@@ -51,6 +56,7 @@ pub(super) struct Daemon {
     pub(super) done: u64,
     pub(super) failed: u64,
     pub(super) log: OutputLog,
+    pub(super) processes: Processes,
     pub(super) began: Instant,
     /// When all instances are replaced next, if the file says when.
     pub(super) restart_at: Option<Timestamp>,
@@ -118,6 +124,7 @@ impl Daemon {
             done: 0,
             failed: 0,
             log,
+            processes: Processes::default(),
             began: now,
             restart_at: None,
             ends_by: None,
@@ -258,36 +265,56 @@ impl Daemon {
     /// Takes note of every child that has died: an instance, a health check, or an orphan of one.
     fn reap(&mut self) -> Result<(), WorkerError> {
         loop {
-            // Looked at first: as long as nobody has waited for it, its number and its group's are its own.
-            let looked = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT);
-            let status = match looked {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(status) => status,
-                Err(Errno::EINTR) => continue,
+            match dead_child() {
+                Ok(None) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(Some((pid, death))) => {
+                    self.child_died(pid, death);
+                    bury(pid);
+                }
                 Err(errno) => return Err(errno.into()),
-            };
-            let Some(pid) = status.pid() else { return Ok(()) };
-            self.child_died(pid, status);
-            let _waited_for = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            }
         }
     }
 
-    fn child_died(&mut self, pid: Pid, status: WaitStatus) {
+    fn child_died(&mut self, pid: Pid, death: Death) {
         let of_instance = |slot: &&mut Slot| slot.instance.as_ref().is_some_and(|instance| instance.pid == pid);
         if let Some(slot) = self.slots.iter_mut().find(of_instance) {
             let number = slot.number;
             if let Some(instance) = &mut slot.instance {
                 instance.clear_away(&mut self.log);
             }
-            self.lose_task(number, status);
-            let last_line = self.log.last_line();
+            self.kill_strays(number);
+            self.hear_last(number);
+            self.lose_task(number, death);
             let home = &self.home;
             if let Some(slot) = self.slots.iter_mut().find(|slot| slot.number == number) {
-                slot.died(home, status, last_line);
+                slot.died(home, death);
             }
             return;
         }
-        self.check_ended(pid, status);
+        self.check_ended(pid, death);
+    }
+
+    /// Kills what the instance has left behind, whatever it has made of itself: all that is below this process, but not the other instances, nor what is theirs.
+    fn kill_strays(&self, dead: SlotId) {
+        let others = self.slots.iter().filter(|slot| slot.number != dead).filter_map(|slot| slot.instance.as_ref());
+        let (processes, sockets): (Vec<_>, Vec<_>) = others.map(|instance| (instance.processes(), instance.socket())).unzip();
+        kill_strays(&processes.concat(), (variables::WORKER_SOCKET, &sockets), STRAYS_TIMEOUT);
+    }
+
+    /// Hears what a dead instance has said and nobody has read yet: a result among it is one.
+    fn hear_last(&mut self, number: SlotId) {
+        let instance = self.slot(number).and_then(|slot| slot.instance.as_ref());
+        let wires: Vec<u64> = instance.map(|instance| instance.wires.keys().copied().collect()).unwrap_or_default();
+        for wire in wires {
+            if let Some(wire) = self.wire(number, wire) {
+                wire.flush();
+            }
+            self.hear_instance(number, wire);
+            while self.wire(number, wire).is_some_and(|wire| wire.has_more()) {
+                self.hear_instance(number, wire);
+            }
+        }
     }
 }
 

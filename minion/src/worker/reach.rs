@@ -64,8 +64,8 @@ pub struct Reach {
     places: Places,
     asker: Asker,
     lines: BTreeMap<WorkerName, Result<RefCell<Line>, ReachError>>,
-    /// Files that can be no worker's.
-    strange: Vec<String>,
+    /// Files that make no worker, and why.
+    strange: Vec<(String, String)>,
 }
 
 /// One connection.
@@ -166,8 +166,7 @@ impl Reach {
         };
         let mut all: serde_json::Map<String, Value> = names.into_iter().map(|name| (name.to_string(), report(name))).collect();
         if worker.is_none() {
-            let strange =
-                |name: &String| (name.clone(), json!({ "state": "down", "problem": "no worker can have this name", "instances": [] }));
+            let strange = |(name, why): &(String, String)| (name.clone(), json!({ "state": "down", "problem": why, "instances": [] }));
             all.extend(self.strange.iter().map(strange));
         }
         Ok(Value::Object(all))

@@ -1,6 +1,6 @@
 //! How a worker is: what `worker.list` says of it. It changes nothing, and shows no payload and no result, nor to anybody what another's task is.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use procfs::process::{Process, all_processes};
 use serde_json::{Value, json};
@@ -11,6 +11,9 @@ use super::instance::Instance;
 use super::reach::Asker;
 use super::slot::Slot;
 
+/// How old what is said of memory and CPU may be.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// What an instance and its descendants use.
 #[derive(Debug, Default)]
 struct Usage {
@@ -18,13 +21,29 @@ struct Usage {
     cpu_ticks: u64,
 }
 
+/// The processes of the host as they were a moment ago: to look at all takes time, in which no task is given out.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    at: Option<Instant>,
+    /// The number, the group, and what it uses.
+    seen: Vec<(i32, i32, Usage)>,
+}
+
+impl Processes {
+    fn look(&mut self, now: Instant) {
+        if self.at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
+            self.seen = all_processes().into_iter().flatten().flatten().filter_map(|process| seen(&process)).collect();
+            self.at = Some(now);
+        }
+    }
+}
+
 impl Daemon {
     /// The worker, and each of its instances.
-    pub(super) fn report(&self, asker: &Asker) -> Value {
+    pub(super) fn report(&mut self, asker: &Asker) -> Value {
         let now = Instant::now();
-        let processes: Vec<(i32, i32, Usage)> =
-            all_processes().into_iter().flatten().flatten().filter_map(|process| seen(&process)).collect();
-        let instances: Vec<Value> = self.slots.iter().map(|slot| self.slot_report(slot, asker, &processes, now)).collect();
+        self.processes.look(now);
+        let instances: Vec<Value> = self.slots.iter().map(|slot| self.slot_report(slot, asker, &self.processes.seen, now)).collect();
         let idle = self.slots.iter().filter(|slot| slot.instance.as_ref().is_some_and(|instance| instance.fetch.is_some())).count();
         let state = match (self.ends_by, &self.config_problem) {
             (Some(_), _) => "ending",

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 use common::outcome::{ErrorCode, Failure};
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::json;
 
 use super::config::{WorkerConfig, WorkerConfigError};
 use super::daemon::Daemon;
 use super::instance::Ending;
-use super::slot::{Slot, in_words};
+use super::slot::Slot;
+use super::wire::Wire;
 use crate::config::ConfigError;
+use crate::process::Death;
 use crate::supervise::humane;
 
 /// Farther than anything is planned.
@@ -100,9 +101,10 @@ impl Daemon {
         }
     }
 
-    /// Nothing is left to be done.
+    /// Nothing is left to be done, nor to be said to anybody who still listens.
     pub(super) fn is_over(&self) -> bool {
-        self.ends_by.is_some_and(|by| self.slots.is_empty() || by + DEATH_TIMEOUT <= Instant::now())
+        let is_done = self.slots.is_empty() && !self.callers.values().any(Wire::is_full);
+        self.ends_by.is_some_and(|by| is_done || by + DEATH_TIMEOUT <= Instant::now())
     }
 
     /// Begins to end: nothing more is taken in, and what waits is given back as not started.
@@ -171,7 +173,7 @@ impl Daemon {
     }
 
     /// A look at an instance's health has ended, if that was one.
-    pub(super) fn check_ended(&mut self, pid: Pid, status: WaitStatus) {
+    pub(super) fn check_ended(&mut self, pid: Pid, death: Death) {
         let is_its = |slot: &&mut Slot| {
             let check = slot.instance.as_ref().and_then(|instance| instance.check.as_ref());
             check.is_some_and(|check| check.pid == pid)
@@ -183,12 +185,12 @@ impl Daemon {
         // What it has started and left behind is in its group.
         check.kill();
         let timeout = instance.config.health.as_ref().map(|health| health.timeout).filter(|timeout| check.since.elapsed() >= *timeout);
-        let health = match (status, timeout) {
-            (WaitStatus::Exited(_, 0), None) => Ok(()),
+        let health = match (death, timeout) {
+            (Death::Exited(0), None) => Ok(()),
             (_, Some(timeout)) => Err(format!("its health check took longer than {}", humane(timeout))),
-            (status, None) => {
+            (death, None) => {
                 let said = check.last_line().map_or_else(String::new, |line| format!("; the last that it wrote is: {line}"));
-                Err(format!("its health check {}{said}", in_words(status)))
+                Err(format!("its health check {death}{said}"))
             }
         };
         let is_unwell = health.is_err() && instance.ending.is_none();
@@ -202,11 +204,10 @@ impl Daemon {
     fn tend_slot(&mut self, number: usize, now: Instant) {
         let is_busy = self.desk.held(number).is_some();
         let (config, ends_by) = (Rc::clone(&self.config), self.ends_by);
-        let (home, log) = (&self.home, &mut self.log);
+        let home = &self.home;
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.number == number) else { return };
         let Some(instance) = &mut slot.instance else {
             if ends_by.is_none() && slot.due <= now && number <= config.instances {
-                log.begin();
                 slot.start(home, &config);
             }
             return;
@@ -250,7 +251,7 @@ impl Daemon {
     fn look_at_file(&mut self) {
         let file = self.places.file(&self.home.worker);
         let stamp = Stamp::of(&file);
-        if stamp == self.stamp && stamp.is_some() {
+        if stamp == self.stamp && stamp.is_some() && self.config_problem.is_none() {
             return;
         }
         match WorkerConfig::load(&file) {
@@ -259,17 +260,23 @@ impl Daemon {
                 self.config_problem = None;
                 self.settle_in();
             }
-            Err(WorkerConfigError::File(ConfigError::Read { source, .. })) if source.kind() == std::io::ErrorKind::NotFound => {
-                self.end("was taken away");
-            }
+            // An editor that puts another in its place may leave none for a moment: it is missed at two looks.
+            Err(error) if is_missing(&error) && self.stamp.is_some() => {}
+            Err(error) if is_missing(&error) => self.end("was taken away"),
             Err(error) => {
                 let problem = common::shown::chain(&error);
-                tracing::error!(worker = %self.home.worker, problem, "a worker's file cannot be used; it goes on as it was");
+                if self.config_problem.as_ref() != Some(&problem) {
+                    tracing::error!(worker = %self.home.worker, problem, "a worker's file cannot be used; it goes on as it was");
+                }
                 self.config_problem = Some(problem);
             }
         }
         self.stamp = stamp;
     }
+}
+
+fn is_missing(error: &WorkerConfigError) -> bool {
+    matches!(error, WorkerConfigError::File(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// What a caller hears of a task that was to stop, and did.
