@@ -118,7 +118,7 @@ pub fn supervise(
         child_status: None,
         childless: false,
         answer: Vec::new(),
-        chunk: chunk.map(Course::of),
+        chunk: chunk.map(|chunk| Course::of(chunk, run.limit)),
         reports: Reports::default(),
         ending: None,
         limit_at,
@@ -164,6 +164,10 @@ impl Supervision<'_> {
         }
         if printed {
             self.child.pump_output(&mut self.charge);
+        }
+        if self.ending.is_none() && Instant::now() >= self.limit_at {
+            // The next item may have begun meanwhile, and has its own time.
+            self.read_answer();
         }
         let now = Instant::now();
         if self.ending.is_none() && now >= self.limit_at {

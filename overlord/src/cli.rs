@@ -230,7 +230,7 @@ pub(crate) struct JobLogsArgs {
     /// Only of this host
     #[arg(value_name = "HOST")]
     pub(crate) host: Option<MinionName>,
-    /// Of a job that it has submitted there, by its id on the host: `followup` in the JSON of job-status
+    /// Of a job that it has submitted there, or another of yours on that host, by its id there: `followup` in the JSON of job-status
     #[arg(long, value_name = "MINION_JOB_ID", requires = "host")]
     pub(crate) child: Option<MinionJobId>,
     /// Go on with what it writes from now on, until it has ended on every host

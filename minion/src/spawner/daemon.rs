@@ -95,7 +95,7 @@ fn run_job(post: &Post, request: &SpoolRequest, job: JobCharge, server: UnixStre
     match supervise(&post.station, run, None, Charge::Job(job)) {
         Ok((mut outcome, Charge::Job(job))) => {
             // Of a disk that fails the outcome says what it can.
-            outcome.followup = job.spool.followups().unwrap_or_default();
+            outcome.followup = job.spool.seal_followups().unwrap_or_default();
             write_outcome(&job, outcome)
         }
         Err((errno, Charge::Job(job))) => {

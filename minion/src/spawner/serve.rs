@@ -21,7 +21,7 @@ use crate::call::{Ask, Form, START_AHEAD_MAX};
 use crate::guard::Way;
 use crate::modules::JobsCall;
 use crate::process;
-use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
+use crate::spool::{self, CancelRequest, Followup, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
 use crate::supervise::{Charge, Stop, cancelled, kill_bearing, supervise};
 use crate::variables;
 
@@ -192,8 +192,14 @@ fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, Spo
     }
     if let Some(parent) = &signer.parent {
         let limit = post.station.limits.followups_max;
-        if !Spool::of(&post.spools, parent).add_followup(&minion_job_id, limit)? {
-            let message = format!("the job {parent} has submitted {limit} jobs, and limits.followups_max lets it submit no more");
+        let message = match Spool::of(&post.spools, parent).add_followup(&minion_job_id, limit)? {
+            Followup::Named => None,
+            Followup::TooMany => {
+                Some(format!("the job {parent} has submitted {limit} jobs, and limits.followups_max lets it submit no more"))
+            }
+            Followup::TooLate => Some(format!("the job {parent} has ended, and submits nothing any more")),
+        };
+        if let Some(message) = message {
             return refused(Failure::new(ErrorCode::LimitReached, message));
         }
     }

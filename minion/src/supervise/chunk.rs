@@ -3,7 +3,7 @@
 //! and the rest was never begun. It replaces no process: who asked sends the rest again, or gives it to another host.
 
 use std::io::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use common::protocol::Arguments;
@@ -61,14 +61,16 @@ fn bind(station: &Station, run: &MethodRun, index: u64, args: &Arguments) -> Res
 pub(super) struct Course {
     first: u64,
     count: usize,
+    /// Of each item.
+    limit: Duration,
     outcomes: Vec<Outcome>,
     /// Since when the next one is under way.
     begun_at: Option<Timestamp>,
 }
 
 impl Course {
-    pub(super) fn of(chunk: &Chunk) -> Self {
-        Self { first: chunk.first, count: chunk.items.len(), outcomes: Vec::with_capacity(chunk.items.len()), begun_at: None }
+    pub(super) fn of(chunk: &Chunk, limit: Duration) -> Self {
+        Self { first: chunk.first, count: chunk.items.len(), limit, outcomes: Vec::with_capacity(chunk.items.len()), begun_at: None }
     }
 
     /// Takes the whole lines out of what it said; `true` if an item has begun, whose time runs from now on.
@@ -106,7 +108,14 @@ impl Course {
 
     /// What became of all of them.
     fn finish(mut self, ended: &Verdict, at: Timestamp) -> Chunked {
-        let under_way = self.begun_at.map(|begun_at| Outcome::ran(ended.clone(), begun_at, at));
+        let had_its_time = |begun_at| Duration::try_from(at.duration_since(begun_at)).is_ok_and(|ran| ran >= self.limit);
+        let under_way = self.begun_at.map(|begun_at| match ended {
+            Verdict::TimedOut { .. } if !had_its_time(begun_at) => {
+                let why = "it was begun in the moment in which the one before it was stopped at its time limit";
+                Outcome::ran(Verdict::lost(why), begun_at, at)
+            }
+            ended => Outcome::ran(ended.clone(), begun_at, at),
+        });
         let why = match &under_way {
             Some(_) => format!("it was not begun: the process ended at the item {} before it", self.index()),
             None if self.outcomes.is_empty() => {
@@ -135,7 +144,7 @@ mod tests {
     const AT: &str = "2026-01-01T00:00:00Z";
 
     fn states(said: &[String]) -> Vec<HostState> {
-        let mut course = Course::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] });
+        let mut course = Course::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] }, Duration::from_secs(9));
         let mut text = said.concat().into_bytes();
         course.take_in(&mut text);
         let crash = Verdict::Failed { error: Failure::new(ErrorCode::Crashed, "its process died") };
@@ -154,6 +163,17 @@ mod tests {
         assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone()]), [ok, failed, never, never]);
         let torn = ended[..20].to_owned();
         assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone(), torn]), [ok, failed, never, never]);
+    }
+
+    #[test]
+    fn only_who_had_its_time_timed_out() {
+        let limit = Failure::new(ErrorCode::TimedOut, "its time is over");
+        for (at, state) in [("2026-01-01T00:00:08Z", HostState::Lost), ("2026-01-01T00:00:09Z", HostState::TimedOut)] {
+            let mut course = Course::of(&Chunk { first: 0, items: vec![Arguments::default()] }, Duration::from_secs(9));
+            course.take_in(&mut format!("B{AT}\n").into_bytes());
+            let chunked = course.finish(&Verdict::TimedOut { error: limit.clone() }, at.parse().unwrap());
+            assert_eq!(chunked.outcomes[0].verdict.state(), state);
+        }
     }
 
     #[test]

@@ -49,7 +49,8 @@ fn kill_dispatcher(fleet: &Fleet, job: &str) {
         // It may have ended meanwhile.
         let _gone = kill(Pid::from_raw(dispatcher.pid), Signal::SIGKILL);
     }
-    wait_until("the dispatcher to be gone", PATIENCE, || fleet.dispatcher(job).is_none());
+    // What is being killed has no command line any more, and holds its lock for a moment longer.
+    wait_until("the dispatcher to be gone", PATIENCE, || fleet.dispatcher(job).is_none() && status(fleet, job)["state"] != "RUNNING");
 }
 
 #[test]
