@@ -1,4 +1,4 @@
-//! A job that says how far it is, started, asked after until it has ended, and its result read, one after the other; beside a task of Ladon's of
+//! A job that says how far it is, started, waited for until it has ended, and its result read, one after the other; beside a task of Ladon's of
 //! the same on the same machine, where that is installed. Ladon keeps its tasks in memory; ours are on the disk at each answer.
 
 use std::time::{Duration, Instant};
@@ -42,16 +42,10 @@ fn rate(took: Duration) -> f64 {
     f64::from(JOBS) / took.as_secs_f64()
 }
 
-/// Starts a job, asks after it until it has ended, and looks at its result and its last progress.
+/// Starts a job, waits for its end, and looks at its result and its last progress.
 fn round_trip(kept: &mut Kept) {
     let accepted = kept.ask("async.test.progress", json!([[[0.5, "half"], [1, "done"]]]));
-    let id = accepted["minion_job_id"].as_str().unwrap().to_owned();
-    loop {
-        let status = kept.ask("jobs.status", json!([id]));
-        let report = &status["result"];
-        if !matches!(report["state"].as_str(), Some("queued" | "running")) {
-            assert_eq!((&report["result"], &report["progress"]["fraction"]), (&json!(2), &json!(1.0)), "{status}");
-            return;
-        }
-    }
+    let waited = kept.ask("jobs.wait", json!({ "ids": [accepted["minion_job_id"]] }));
+    let report = &waited["result"]["jobs"][0];
+    assert_eq!((&report["result"], &report["progress"]["fraction"]), (&json!(2), &json!(1.0)), "{waited}");
 }
