@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use fleet::{Fleet, PATIENCE, wait_until};
 use serde_json::{Value, json};
 
-const TASKS: u32 = 20_000;
-const ROUNDS: usize = 5;
+const TASKS: u32 = 10_000;
+const ROUNDS: usize = 3;
 /// How many tasks are under way at once over the control socket.
 const AT_ONCE: u32 = 16;
 
@@ -25,7 +25,7 @@ pub(crate) fn run() {
         fs::write(&file, items).unwrap();
         let file = file.to_str().unwrap();
         let through = rounds(|| {
-            let run = fleet.overlord(["map", "web1", "worker.run", "--items", file]).ok();
+            let run = fleet.overlord(["map", "web1", "worker.run", "--items", file, "--in-flight", &instances.to_string()]).ok();
             assert_eq!(run.out().lines().count(), TASKS as usize);
         });
         println!("{instances} instances in Python: overlord map of {TASKS} tasks: {}", crate::spread(&through));
