@@ -65,6 +65,10 @@ pub enum ErrorCode {
 const NEVER_STARTED: [ErrorCode; 5] =
     [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience, ErrorCode::Undelivered];
 
+/// The others that are said of a call before it is begun.
+const NOT_BEGUN: [ErrorCode; 5] =
+    [ErrorCode::Denied, ErrorCode::UnknownMethod, ErrorCode::InvalidArguments, ErrorCode::InvalidRequest, ErrorCode::Parse];
+
 /// An error as a caller reads it: `{"code", "message", "data"?}`. `data.type`, where present, names the kind of failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -107,6 +111,12 @@ impl Failure {
     #[must_use]
     pub fn is(&self, code: ErrorCode) -> bool {
         self.code == code as i32
+    }
+
+    /// Whether it is one that is said only of what was not begun. Of all else, and of codes that this version does not know, that is not known.
+    #[must_use]
+    pub fn is_before_start(&self) -> bool {
+        NEVER_STARTED.into_iter().chain(NOT_BEGUN).any(|code| self.is(code))
     }
 
     /// The verdict that this error means when a minion refuses a call with it, before anything ran.

@@ -29,6 +29,9 @@ const AUDIT_FILES_MOST: u32 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The most jobs that one job may submit: with 17 bytes for each they fit into the margin that an answer has beside a result.
+pub const FOLLOWUPS_MAX: usize = 10_000;
+
 /// A minion's configuration. Its folders are absolute: what stands relative in the file is meant from the file's folder.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -102,7 +105,8 @@ pub struct Limits {
     pub jobs_max: usize,
     /// Jobs that may wait, for a place or for jobs that they have submitted; with 0, none does for a place.
     pub queue_max: usize,
-    /// Jobs that one job may submit.
+    /// Jobs that one job may submit, [`FOLLOWUPS_MAX`] at most.
+    #[serde(deserialize_with = "followups")]
     pub followups_max: usize,
     /// Where less is free on the disk of `state_dir`, new jobs are refused.
     pub disk_reserve_bytes: u64,
@@ -133,7 +137,7 @@ impl Default for Limits {
             calls_max: 256,
             jobs_max: 128,
             queue_max: 1000,
-            followups_max: 10_000,
+            followups_max: FOLLOWUPS_MAX,
             disk_reserve_bytes: 64 << 20,
             cancel_grace: 5 * SECOND,
             shutdown_grace: 10 * SECOND,
@@ -279,6 +283,12 @@ fn default_workers_dir() -> PathBuf {
 fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
     let number = N::deserialize(input)?;
     if number == N::default() { Err(D::Error::custom("0 would let nothing through; it must be at least 1")) } else { Ok(number) }
+}
+
+fn followups<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
+    let number = usize::deserialize(input)?;
+    let why = || D::Error::custom(format!("{FOLLOWUPS_MAX} is the most: a job's outcome names them all"));
+    if number > FOLLOWUPS_MAX { Err(why()) } else { Ok(number) }
 }
 
 fn kept_for<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {

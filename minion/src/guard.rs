@@ -78,7 +78,7 @@ pub struct Passed<'a> {
     pub method: &'a Method,
     /// Its arguments, as the method reads them.
     pub args: Value,
-    /// For `jobs.*`: whose.
+    /// For `jobs.*` and `worker.*`: whose.
     pub scope: Scope,
     /// As which user it runs; none: as the spawner.
     pub run_as: Option<String>,
@@ -144,6 +144,7 @@ impl Guard {
             caller: call.envelope.caller.clone(),
             limit: self.limit(call),
             run_as: passed.run_as,
+            scope: passed.scope,
         }
     }
 

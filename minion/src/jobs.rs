@@ -63,6 +63,9 @@ pub struct MethodRun {
     /// As which user of the host, by name; as the spawner's own if it does not say.
     #[serde(default)]
     pub run_as: Option<String>,
+    /// Of `worker.*`: whose tasks it may touch.
+    #[serde(default)]
+    pub scope: Scope,
 }
 
 /// Who asks about jobs, and of whose he may hear.

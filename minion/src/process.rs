@@ -69,6 +69,58 @@ pub fn hear_of_children() -> nix::Result<()> {
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(drop)
 }
 
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// With this status.
+    Exited(i32),
+    /// By the signal of this number, which need not have a name: real-time signals have none.
+    Killed(i32),
+}
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Killed(number) => match nix::sys::signal::Signal::try_from(number) {
+                Ok(signal) => write!(f, "was killed by {signal}"),
+                Err(_) => write!(f, "was killed by signal {number}"),
+            },
+        }
+    }
+}
+
+/// A child that has died, and how; none if all live, or there is none. It is not waited for: until [`bury`] its number, and its group's, are its own.
+///
+/// # Errors
+/// `ECHILD`: there is no child.
+pub fn dead_child() -> nix::Result<Option<(Pid, Death)>> {
+    use nix::errno::Errno;
+    use nix::libc;
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    loop {
+        // SAFETY: zeroes are a valid siginfo_t, and waitid writes no more than one. Of one that it has filled in for a death these fields are set.
+        let (looked, pid, code, status) = unsafe {
+            let mut found: libc::siginfo_t = std::mem::zeroed();
+            let looked = Errno::result(libc::waitid(libc::P_ALL, 0, &raw mut found, options));
+            (looked, found.si_pid(), found.si_code, found.si_status())
+        };
+        match looked {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) if pid == 0 => return Ok(None),
+            Ok(_) if code == libc::CLD_EXITED => return Ok(Some((Pid::from_raw(pid), Death::Exited(status)))),
+            Ok(_) => return Ok(Some((Pid::from_raw(pid), Death::Killed(status)))),
+        }
+    }
+}
+
+/// Waits for a child that is dead.
+pub fn bury(pid: Pid) {
+    // An error can only be about a signal that has no name: it is gone all the same.
+    let _gone = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+}
+
 /// Sets a variable for this process and all that it starts.
 pub fn set_variable(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
     // SAFETY: one thread, as above, so nobody reads the environment meanwhile.

@@ -33,7 +33,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use tracing::warn;
 
@@ -337,11 +336,9 @@ impl Loop {
     }
 
     fn reap(&mut self) {
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            match status {
-                WaitStatus::StillAlive => break,
-                ended => drop(ended.pid().and_then(|child| self.children.remove(&child))),
-            }
+        while let Ok(Some((child, _))) = process::dead_child() {
+            process::bury(child);
+            self.children.remove(&child);
         }
     }
 

@@ -32,6 +32,7 @@ use serde::de::DeserializeOwned;
 
 pub use error::SpoolError;
 pub use folder::{list, prepare, sweep, sync};
+pub use followups::Followup;
 pub use forgotten::Forgotten;
 pub use format::require_known;
 pub use life::Life;

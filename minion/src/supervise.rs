@@ -20,21 +20,19 @@ use std::time::{Duration, Instant};
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::json;
 
 pub use cgroup::Cgroups;
 pub use charge::{Charge, JobCharge, Stop};
-pub use chunk::supervise_chunk;
-pub use tree::{kill_bearing, kill_marked, signal_below};
+pub use tree::{descends, kill_bearing, kill_strays, signal_below};
 
 use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
+use crate::process::{Death, bury, dead_child};
 use crate::worker::Places;
 use child::Child;
 use chunk::Course;
@@ -81,7 +79,7 @@ struct Supervision<'a> {
     charge: Charge,
     child: Child,
     signals: SignalFd,
-    child_status: Option<WaitStatus>,
+    child_status: Option<Death>,
     /// No child is left, neither the method's process nor anything that it left behind.
     childless: bool,
     answer: Vec<u8>,
@@ -93,25 +91,17 @@ struct Supervision<'a> {
     kill_at: Option<Instant>,
 }
 
-/// Runs `run` to its end and gives what became of it, with the charge, which the method's process has closed first of all.
-/// SIGCHLD must be blocked in the calling process.
+/// Runs `run` to its end, or each item of `chunk` in one process, where the limit is that of an item and the result is the `Chunked`; and gives what
+/// became of it, with the charge, which the method's process has closed first of all. SIGCHLD must be blocked in the calling process.
 ///
 /// # Errors
-/// No process could be made: the method did not start.
-pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
-    let (supervision, [started_at, finished_at]) = watch(station, run, None, charge)?;
-    let verdict = supervision.verdict();
-    let progress = supervision.reports.into_latest().map(Box::new);
-    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
-}
-
-/// Runs `run`, or, for a chunk, `run` for each of its items, until it has ended and nothing of it is left; and from when to when that was.
-fn watch<'a>(
-    station: &'a Station,
-    run: &'a MethodRun,
+/// No process could be made: nothing was started.
+pub fn supervise(
+    station: &Station,
+    run: &MethodRun,
     chunk: Option<&Chunk>,
     charge: Charge,
-) -> Result<(Supervision<'a>, [Timestamp; 2]), (nix::Error, Charge)> {
+) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
     let signals = match prepare() {
         Ok(signals) => signals,
         Err(errno) => return Err((errno, charge)),
@@ -128,7 +118,7 @@ fn watch<'a>(
         child_status: None,
         childless: false,
         answer: Vec::new(),
-        chunk: chunk.map(Course::of),
+        chunk: chunk.map(|chunk| Course::of(chunk, run.limit)),
         reports: Reports::default(),
         ending: None,
         limit_at,
@@ -139,7 +129,9 @@ fn watch<'a>(
     }
     let finished_at = Timestamp::now();
     supervision.clear_away();
-    Ok((supervision, [started_at, finished_at]))
+    let verdict = supervision.judge(finished_at);
+    let progress = supervision.reports.into_latest().map(Box::new);
+    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
 }
 
 /// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.
@@ -172,6 +164,10 @@ impl Supervision<'_> {
         }
         if printed {
             self.child.pump_output(&mut self.charge);
+        }
+        if self.ending.is_none() && Instant::now() >= self.limit_at {
+            // The next item may have begun meanwhile, and has its own time.
+            self.read_answer();
         }
         let now = Instant::now();
         if self.ending.is_none() && now >= self.limit_at {
@@ -216,10 +212,14 @@ impl Supervision<'_> {
     /// Takes note of every child that has died, the method's own and orphans.
     fn reap(&mut self) {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => return,
-                Ok(status) if status.pid() == Some(self.child.pid) => self.child_status = Some(status),
-                Ok(_orphan) => {}
+            match dead_child() {
+                Ok(None) => return,
+                Ok(Some((pid, death))) => {
+                    if pid == self.child.pid {
+                        self.child_status = Some(death);
+                    }
+                    bury(pid);
+                }
                 Err(_no_child) => {
                     self.childless = true;
                     return;
@@ -265,6 +265,14 @@ impl Supervision<'_> {
         self.child.leave_cgroup();
     }
 
+    /// What became of it, or of each item of a chunk.
+    fn judge(&mut self, at: Timestamp) -> Verdict {
+        let Some(course) = self.chunk.take() else { return self.verdict() };
+        // What is left of a line says nothing.
+        self.answer.clear();
+        course.verdict(&self.verdict(), at)
+    }
+
     fn verdict(&self) -> Verdict {
         let answer = serde_json::from_slice::<child::Answer>(&self.answer).ok();
         match (answer, &self.ending) {
@@ -285,9 +293,8 @@ impl Supervision<'_> {
 
     fn death(&self) -> String {
         match self.child_status {
-            Some(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
-            Some(WaitStatus::Exited(_, status)) => format!("exited with status {status}"),
-            _ => "ended".to_owned(),
+            Some(death) => death.to_string(),
+            None => "ended".to_owned(),
         }
     }
 }

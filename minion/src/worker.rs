@@ -2,12 +2,14 @@
 //! believes whom.
 //!
 //! A worker's daemon ([`run`]) is one process with one thread, executed afresh by the spawner's side (`launch`). It owns its instances, their sockets
-//! and its queue, and neither reads the network nor knows a caller: methods (`worker.*`) ask it over `control.sock`.
+//! and its queue, and neither reads the network nor decides who may ask: methods (`worker.*`) ask it over `control.sock`.
 
 mod callers;
 pub mod config;
 mod daemon;
 mod desk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod instance;
 pub(crate) mod launch;
 mod log;
@@ -32,13 +34,14 @@ use nix::unistd::geteuid;
 
 use crate::config::Config;
 use crate::process::{self, ThreadError};
+use crate::supervise::{kill_bearing, kill_strays};
 use crate::{random, variables};
 use common::shown::chain;
 use config::{WorkerConfig, WorkerConfigError};
 use daemon::Daemon;
 use instance::Home;
 use name::WorkerName;
-pub use reach::{Answer, Reach, ReachError};
+pub use reach::{Answer, Asker, Reach, ReachError};
 
 /// What a worker's file ends with.
 const SUFFIX: &str = ".toml";
@@ -55,6 +58,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long what a dead daemon's instances have left may take to die.
 const LEFT_TIMEOUT: Duration = Duration::from_secs(5);
+/// And what a daemon's own have left, when it ends.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where workers are described, and where they are at home.
 #[derive(Debug, Clone)]
@@ -91,8 +96,8 @@ impl Places {
         self.folder(worker).join("problem")
     }
 
-    /// The workers that have a file, in order, and at most [`WORKERS_MAX`]; and the names of files that can be no worker's.
-    fn list(&self) -> (Vec<WorkerName>, Vec<String>) {
+    /// The workers that have a file, in order; and the other files, each with the reason why it makes no worker.
+    fn list(&self) -> (Vec<WorkerName>, Vec<(String, String)>) {
         let entries = std::fs::read_dir(&self.configs).into_iter().flatten().flatten();
         let (mut workers, mut strange) = (Vec::new(), Vec::new());
         for entry in entries {
@@ -101,11 +106,13 @@ impl Places {
             let Some(stem) = name.strip_suffix(SUFFIX).filter(|stem| !stem.starts_with('.')) else { continue };
             match stem.parse() {
                 Ok(worker) => workers.push(worker),
-                Err(_) => strange.push(name),
+                Err(_) => strange.push((name, "the name of a worker has letters, digits, - and _".to_owned())),
             }
         }
         workers.sort();
-        workers.truncate(WORKERS_MAX);
+        let beyond = workers.split_off(workers.len().min(WORKERS_MAX));
+        strange
+            .extend(beyond.into_iter().map(|worker: WorkerName| (worker.to_string(), format!("a host has {WORKERS_MAX} workers at most"))));
         (workers, strange)
     }
 
@@ -132,7 +139,7 @@ impl Places {
 #[must_use]
 pub fn problems(places: &Places) -> Vec<String> {
     let (workers, strange) = places.list();
-    let of_name = |name: String| format!("{}: the name of a worker has letters, digits, - and _", places.configs.join(name).display());
+    let of_name = |(name, why): (String, String)| format!("{}: {why}", places.configs.join(name).display());
     let of_file = |worker: &WorkerName| WorkerConfig::load(&places.file(worker)).err().map(|error| chain(&error));
     let of_path = |worker: &WorkerName| too_long(&places.folder(worker)).map(|path| WorkerError::LongPath { path }.to_string());
     let found = workers.iter().flat_map(|worker| [of_file(worker), of_path(worker)]).flatten();
@@ -199,6 +206,8 @@ pub fn run(minion: &Config, name: WorkerName) -> Result<(), WorkerError> {
     let mut daemon = began.inspect_err(|error| launch::tell(&places, &name, &error.to_string()))?;
     launch::forget(&places, &name);
     while daemon.turn()? {}
+    kill_strays(&[], (variables::WORKER_SOCKET, &[]), DEATH_TIMEOUT);
+    daemon.take_leave();
     Ok(())
 }
 
@@ -218,13 +227,15 @@ fn take_lock(path: &Path) -> io::Result<Option<File>> {
 
 /// Removes what a daemon that was killed has left: its sockets, and what of its instances did not die with it.
 fn clear_left(folder: &Path) -> io::Result<()> {
-    let mut mark = folder.as_os_str().to_owned();
-    mark.push("/");
-    crate::supervise::kill_bearing(variables::WORKER_SOCKET, &mark, LEFT_TIMEOUT);
     for entry in std::fs::read_dir(folder)?.flatten() {
-        let name = entry.file_name();
-        if Path::new(&name).extension().is_some_and(|extension| extension == "sock") || name.as_encoded_bytes().starts_with(b".") {
-            std::fs::remove_file(entry.path())?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let is_socket = path.extension().is_some_and(|extension| extension == "sock");
+        if is_socket {
+            // No two starts have the same; another minion's, in a container, may lie under the same folder's name.
+            kill_bearing(variables::WORKER_SOCKET, path.as_os_str(), LEFT_TIMEOUT);
+        }
+        if is_socket || name.as_encoded_bytes().starts_with(b".") {
+            std::fs::remove_file(path)?;
         }
     }
     Ok(())

@@ -86,11 +86,11 @@ pub(crate) enum Command {
     JobList(JobListArgs),
     /// Start a new job like an earlier one, on those of its hosts where that failed, was lost, or never started
     JobRetry(JobRetryArgs),
-    /// Send a job again to the hosts where it never started
+    /// Send a job again to the hosts where it never started; go on with a map that was broken off
     JobResume(JobArgs),
     /// Delete jobs that have ended, here and on their hosts
     JobDelete(JobDeleteArgs),
-    /// Stop a job on its hosts, or on one of them
+    /// Stop a job on its hosts, or on one of them; end a map
     JobCancel(JobCancelArgs),
     /// Show what a job has written to its stdout and stderr, on all its hosts or on one
     JobLogs(JobLogsArgs),
@@ -147,6 +147,9 @@ pub(crate) struct MapArgs {
     /// The items, one a line as JSON: a list of arguments, an object of them, or any other value as the only one; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) items: String,
+    /// Go on by itself, and print a job id at once; `job-status ID` says how far it is, and with `--output jsonl` what each item gave
+    #[arg(long = "async")]
+    pub(crate) as_job: bool,
     /// How many chunks of items a host works on at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) in_flight: u16,
@@ -232,7 +235,7 @@ pub(crate) struct JobLogsArgs {
     /// Only of this host
     #[arg(value_name = "HOST")]
     pub(crate) host: Option<MinionName>,
-    /// Of a job that it has submitted there, by its id on the host: `followup` in the JSON of job-status
+    /// Of a job that it has submitted there, or another of yours on that host, by its id there: `followup` in the JSON of job-status
     #[arg(long, value_name = "MINION_JOB_ID", requires = "host")]
     pub(crate) child: Option<MinionJobId>,
     /// Go on with what it writes from now on, until it has ended on every host

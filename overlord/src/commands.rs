@@ -51,7 +51,7 @@ use crate::targets::TargetError;
 const OK: u8 = 0;
 /// Something is wrong here, not with a host.
 const INTERNAL: u8 = 1;
-/// A certificate is overdue, or has expired.
+/// A certificate is overdue, or has expired; or hosts said no.
 const NOT_WELL: u8 = 2;
 /// The revocation list is stale, a host could not be told of it, or something of the authority is damaged.
 const STALE: u8 = 4;
@@ -95,6 +95,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
         Command::Call(args) => call::run(&open(&options)?, output, args),
         Command::Flow(command) => flow::run(&options, output, command),
+        Command::Map(args) if args.as_job => map::start(&options, output, &args),
         Command::Map(args) => map::run(&open(&options)?, output, &args),
         Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
         Command::JobList(args) => job_list::run(&open(&options)?, output, &args),
@@ -152,6 +153,10 @@ struct Refusal {
 impl Refusal {
     fn of(status: u8, error: &dyn Error) -> Self {
         Self { status, message: chain(error) }
+    }
+
+    fn internal(message: impl Into<String>) -> Self {
+        Self { status: INTERNAL, message: message.into() }
     }
 
     fn usage(message: impl Into<String>) -> Self {
@@ -228,7 +233,7 @@ impl From<FlowError> for Refusal {
 
 impl From<ItemsError> for Refusal {
     fn from(error: ItemsError) -> Self {
-        let status = if matches!(error, ItemsError::Keep { .. }) { INTERNAL } else { USAGE };
+        let status = if matches!(error, ItemsError::Keep { .. } | ItemsError::Kept { .. }) { INTERNAL } else { USAGE };
         Self::of(status, &error)
     }
 }
@@ -237,7 +242,7 @@ impl From<AnyError> for Refusal {
     fn from(error: AnyError) -> Self {
         match error {
             AnyError::Call(error) => error.into(),
-            AnyError::None { .. } => Self::of(NO_HOST, &error),
+            AnyError::None { was_reached, .. } => Self::of(if was_reached { NOT_WELL } else { HOST_UNKNOWN }, &error),
         }
     }
 }
@@ -247,6 +252,7 @@ impl From<StartError> for Refusal {
         match error {
             StartError::Check(error) => error.into(),
             StartError::Parcel(_) => Self::of(USAGE, &error),
+            StartError::Items(error) => error.into(),
             StartError::Link(_) | StartError::Log(_) | StartError::Full { .. } | StartError::Ids | StartError::Thread { .. } => {
                 Self::of(INTERNAL, &error)
             }
@@ -278,6 +284,8 @@ impl From<JobError> for Refusal {
     fn from(error: JobError) -> Self {
         let status = match &error {
             JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } | JobError::NotKept { .. } => USAGE,
+            JobError::IsMap { .. } => USAGE,
+            JobError::Stuck { .. } => INTERNAL,
             JobError::Unknown { .. } | JobError::Damaged { .. } => HOST_UNKNOWN,
             JobError::Dispatching { .. } | JobError::NotEnded { .. } => NOT_ENDED,
             JobError::OtherCaller { .. }

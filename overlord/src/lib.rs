@@ -53,9 +53,10 @@ pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;
 pub use jobs::{
-    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, ParcelError, RetryError,
-    StartError,
+    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, MapCancellation,
+    ParcelError, RetryError, StartError,
 };
+pub use map::items::ItemsError;
 pub use package::PackageError;
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;

@@ -70,71 +70,63 @@ class Worker:
     def serve(self, handle):
         """Hands each task to `handle`, for ever, and returns what that returns."""
         while True:
-            task = self.task_fetch()
+            task = self._fetch()
             try:
                 try:
+                    self._current = task.id
+                    # A wish that came together with the task.
+                    self._look_for_wishes()
                     result = handle(task)
                 finally:
                     self._current = None
             except TaskCancelled:
-                self.task_fail(task.id, "cancelled", "cancelled")
+                said = _error("cancelled", "cancelled")
             except Exception as error:  # pylint: disable=broad-except
-                self.task_fail(task.id, str(error) or type(error).__name__, type(error).__name__)
+                said = _error(str(error) or type(error).__name__, type(error).__name__)
             else:
-                self.task_return(task.id, result)
+                said = {"result": _coded(result)}
+            # It goes out together with the wish for the next task.
+            self._outgoing += _return_line(task.id, said)
 
     def task_fetch(self):
-        """Waits for a task, as long as it takes."""
-        result = self._wait(self._say("task.fetch", {}))
-        payload = result["payload"]
-        data = payload["text"].encode("utf-8") if "text" in payload else base64.b64decode(payload["base64"])
-        task = Task(self, result["task_id"], data)
+        """Waits for a task, as long as it takes. From then on, also from within this call, TaskCancelled may be raised, until it is returned."""
+        task = self._fetch()
         self._current = task.id
+        self._look_for_wishes()
         return task
 
     def task_return(self, task_id, result):
-        """Returns what came of a task. It goes out together with the next thing that is said: usually that the next task is wanted."""
+        """Returns what came of a task."""
         self._current = None
-        self._return(task_id, {"result": _coded(result)})
+        self._send(_return_line(task_id, {"result": _coded(result)}))
 
     def task_fail(self, task_id, message, kind="task"):
         """Says that a task could not be done."""
         self._current = None
-        self._return(task_id, {"error": {"message": message, "type": kind}})
+        self._send(_return_line(task_id, _error(message, kind)))
 
     def task_progress(self, task_id, fraction, message=""):
         """Says how far a task is. No answer is waited for."""
         try:
             params = {"task_id": task_id, "fraction": float(fraction), "message": str(message)}
-            line = json.dumps({"jsonrpc": "2.0", "method": "task.progress", "params": params}, allow_nan=False)
-        except (TypeError, ValueError):
+            line = _line({"jsonrpc": "2.0", "method": "task.progress", "params": params})
+        except (OverflowError, RecursionError, TypeError, ValueError):
             return
-        self._send(line.encode() + b"\n")
+        self._send(line)
 
-    def flush(self):
-        """Sends what is kept back for the next thing that is said."""
-        self._send(b"")
-
-    def _return(self, task_id, said):
-        params = dict(said, task_id=task_id)
-        try:
-            line = json.dumps({"jsonrpc": "2.0", "method": "task.return", "params": params}, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            params = {"task_id": task_id, "error": {"message": "the result is no JSON: %s" % error, "type": type(error).__name__}}
-            line = json.dumps({"jsonrpc": "2.0", "method": "task.return", "params": params})
-        # A notification: what is wrong with it comes back without an id, and is the caller's answer as well.
-        self._outgoing += line.encode() + b"\n"
+    def _fetch(self):
+        result = self._wait(self._say("task.fetch", {}))
+        payload = result["payload"]
+        data = payload["text"].encode("utf-8") if "text" in payload else base64.b64decode(payload["base64"])
+        return Task(self, result["task_id"], data)
 
     def _say(self, method, params):
         self._last_id += 1
-        line = json.dumps({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params})
-        self._send(line.encode() + b"\n")
+        self._send(_line({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}))
         return self._last_id
 
     def _send(self, line):
         line, self._outgoing = self._outgoing + line, b""
-        if not line:
-            return
         # A line that is begun is sent whole: until then nothing is stopped.
         self._is_sending = True
         try:
@@ -188,6 +180,25 @@ class Worker:
                     raise TaskCancelled(task)
             else:
                 self._unread.append(heard)
+
+
+def _line(message):
+    """As it is sent. A lone surrogate, as a file name may have, is no text: it is an error here, and not on the other side."""
+    return json.dumps(message, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+
+
+def _error(message, kind):
+    return {"error": {"message": message.encode("utf-8", "replace").decode("utf-8"), "type": kind}}
+
+
+def _return_line(task_id, said):
+    """A notification: what is wrong with it comes back without an id, and is the caller's answer as well."""
+    message = {"jsonrpc": "2.0", "method": "task.return", "params": dict(said, task_id=task_id)}
+    try:
+        return _line(message)
+    except (RecursionError, TypeError, ValueError) as error:
+        message["params"] = dict(_error("the result is no JSON: %s" % error, type(error).__name__), task_id=task_id)
+        return _line(message)
 
 
 def _coded(result):

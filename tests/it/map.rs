@@ -1,5 +1,6 @@
 //! `overlord map`: items dealt to hosts that have time, results in the items' order, and the truth about each item whatever happens to hosts.
 
+mod detached;
 mod hostile;
 mod rights;
 
@@ -143,6 +144,15 @@ fn an_item_has_its_time_for_itself() {
     assert!(run.took < Duration::from_secs(15), "{:?}", run.took);
 }
 
+/// Quick ones make chunks large, so that the last two, which need 4.15 s together, are in one of them.
+#[test]
+fn the_time_of_an_item_begins_with_it_and_not_with_its_chunk() {
+    let fleet = Fleet::start(1);
+    let seconds = std::iter::repeat_n(0.0, 100).chain([0.45, 3.7]);
+    let run = map(&fleet, "test.sleep", seconds.map(|seconds| json!(seconds)), &["--timeout", "4s"]).ok();
+    assert_eq!(lines(&run, 102).1, json!({ "ok": 102 }), "{}", run.out());
+}
+
 /// `web1` begins one item and dies of its test; `web2` does the rest.
 fn one_host_dies(retries: &str) -> (Run, Vec<u64>) {
     let fleet = Fleet::start(2);
@@ -207,19 +217,36 @@ fn an_item_that_kills_hosts_is_set_aside_after_two_of_them() {
 /// A host that is told to stop answers what it has begun, and what comes next waits until it is there again.
 #[test]
 fn a_restart_in_the_middle_loses_nothing() {
+    for in_flight in ["1", "8"] {
+        let fleet = Fleet::start(1);
+        let begun = marks(&fleet).join("begun");
+        let line = |item: usize| {
+            let mark = if item == 4 { format!("touch {}; sleep 0.5", begun.display()) } else { "true".to_owned() };
+            json!([format!("sleep 0.1; {mark}; echo {item}")])
+        };
+        let file = items(&fleet, (0..40).map(line));
+        let running = fleet.overlord_spawn(["map", "*", "command.run", "--items", &file, "--in-flight", in_flight]);
+        wait_until("an item to be under way", PATIENCE, || begun.exists());
+        fleet.minion("web1").stop();
+        fleet.minion("web1").start();
+        let run = running.wait().ok();
+        assert_eq!((run.err().as_str(), run.out().lines().count()), ("40 ok\n", 40));
+    }
+}
+
+/// What was to run a second time, and did not, may have run the first time.
+#[test]
+fn what_was_begun_on_the_only_host_is_lost_however_often_it_might_run() {
     let fleet = Fleet::start(1);
     let begun = marks(&fleet).join("begun");
-    let line = |item: usize| {
-        let mark = if item == 4 { format!("touch {}; sleep 0.5", begun.display()) } else { "true".to_owned() };
-        json!([format!("sleep 0.1; {mark}; echo {item}")])
-    };
-    let file = items(&fleet, (0..20).map(line));
-    let running = fleet.overlord_spawn(["map", "*", "command.run", "--items", &file]);
+    let file = items(&fleet, [json!([format!("touch {}; sleep 600", begun.display())]), json!(["true"])]);
+    let running =
+        fleet.overlord_spawn(["map", "*", "command.run", "--items", &file, "--timeout", "600s", "--retries", "3", "--output", "jsonl"]);
     wait_until("an item to be under way", PATIENCE, || begun.exists());
-    fleet.minion("web1").stop();
-    fleet.minion("web1").start();
-    let run = running.wait().ok();
-    assert_eq!((run.err().as_str(), run.out().lines().count()), ("20 ok\n", 20));
+    fleet.minion("web1").kill9();
+    let (lines, summary) = lines(&running.wait().expect(4), 2);
+    assert_eq!(summary, json!({ "lost": 1, "undelivered": 1 }));
+    assert_eq!((&lines[0]["state"], &lines[0]["host"]), (&json!("lost"), &json!("web1")));
 }
 
 #[test]
@@ -326,13 +353,28 @@ fn an_item_that_is_too_large_for_a_host_names_the_limit_and_the_rest_is_sent_in_
     assert!(message(&lines[31]).contains("limits.body_max_bytes"), "{}", lines[31]);
 }
 
+#[test]
+fn an_item_that_is_too_large_for_one_host_goes_to_another() {
+    let fleet = Fleet::builder().hosts(2).stopped().start();
+    let config = fleet.minion("web1").config_file();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text}\n[limits]\nbody_max_bytes = 20000\n")).unwrap();
+    fleet.minion("web1").start();
+    fleet.minion("web2").start();
+    let run = map(&fleet, "test.echo", (0..40).map(|_| json!("x".repeat(30_000))), &[]).ok();
+    let (lines, _) = lines(&run, 40);
+    assert!(lines.iter().all(|line| line["host"] == "web2"), "{}", run.out());
+}
+
 /// A chunk's results must fit into one answer, however small the items were.
 #[test]
 fn large_results_come_in_smaller_chunks() {
     let fleet = Fleet::start(1);
-    let run = map(&fleet, "command.run", (0..60).map(|_| json!(["head -c 300000 /dev/zero | tr '\\0' x"])), &[]).ok();
-    let (lines, _) = lines(&run, 60);
-    assert!(lines.iter().all(|line| line["result"]["stdout"].as_str().unwrap().len() == 300_000));
+    // What the quick ones make large is a chunk whose results would be beyond the overlord's `result_max_bytes`.
+    let item = |number: usize| json!([if number < 100 { "true" } else { "head -c 900000 /dev/zero | tr '\\0' x" }]);
+    let run = map(&fleet, "command.run", (0..130).map(item), &[]).ok();
+    let (lines, _) = lines(&run, 130);
+    assert!(lines[100..].iter().all(|line| line["result"]["stdout"].as_str().unwrap().len() == 900_000));
 }
 
 #[test]

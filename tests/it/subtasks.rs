@@ -275,8 +275,31 @@ fn an_overlord_waits_for_jobs_of_a_host() {
     assert_eq!(wait(1)["result"]["result"]["jobs"][0]["state"], "running");
     let (waited, ()) = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| wait(20_000));
+        let waits = || fleet.minion("web1").audit().iter().filter(|line| line["method"] == "jobs.wait").count();
+        wait_until("it to be waited for", PATIENCE, || waits() == 2);
         fs::write(&gate, "").unwrap();
         (waiting.join().unwrap(), ())
     });
     assert_eq!(waited["result"]["result"]["jobs"][0]["result"]["stdout"], "done\n", "{waited}");
+}
+
+#[test]
+fn a_wait_ends_at_its_time_though_the_server_says_nothing() {
+    let fleet = Fleet::start(1);
+    let [gate, out, held] = ["gate", "out", "held"].map(|name| fleet.root().join(name));
+    let other = run(&fleet, &format!("while [ ! -e {} ]; do sleep 0.02; done", held.display()));
+    let other = minion_job(&fleet, &other);
+    let text = "while [ ! -e ROOT/gate ]; do sleep 0.02; done\nMINION wait $1 --timeout 1s >ROOT/said 2>ROOT/why\necho $? >ROOT/status\nmv ROOT/status ROOT/out\n";
+    let waits = program(&fleet, "waits", &format!("#!/bin/sh\n{text}"));
+    let id = run(&fleet, &line(&waits, &other));
+    let _running = minion_job(&fleet, &id);
+    fleet.minion("web1").pause();
+    fs::write(&gate, "").unwrap();
+    wait_until("the wait to end", PATIENCE, || out.exists());
+    fleet.minion("web1").resume();
+    assert_eq!(fs::read_to_string(&out).unwrap(), "75\n");
+    let [said, why] = ["said", "why"].map(|name| fs::read_to_string(fleet.root().join(name)).unwrap());
+    assert!(said.is_empty() && why.contains("has not said how the jobs stand"), "{said}{why}");
+    fs::write(&held, "").unwrap();
+    let _ended = ended(&fleet, &id);
 }

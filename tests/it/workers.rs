@@ -1,7 +1,10 @@
 //! Resident workers, through the two real programs: who gets which answer, and what a killed instance, daemon, server or spawner costs.
 
 mod any;
+mod bounds;
 mod faults;
+mod progress;
+mod rights;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -95,6 +98,19 @@ impl Host {
     /// What a task came to.
     fn run(&self, name: &str, payload: &str) -> Value {
         outcome(&self.fleet.overlord(["web1", "worker.run", name, payload, "--output", "json"]))
+    }
+
+    /// Of a payload that is too large for a command line.
+    fn run_bytes(&self, name: &str, payload: &str) -> Value {
+        let file = self.fleet.root().join("payload");
+        fs::write(&file, json!([name, payload]).to_string()).unwrap();
+        let run = self.fleet.overlord(["map", "web1", "worker.run", "--items", file.to_str().unwrap(), "--output", "jsonl"]);
+        run.json_lines().remove(0)
+    }
+
+    /// Where methods ask a worker's daemon.
+    fn control(&self, name: &str) -> PathBuf {
+        self.web1().state_dir().join(format!("workers/{name}/control.sock"))
     }
 
     fn spawn(&self, name: &str, payload: &str) -> Running {
@@ -348,6 +364,7 @@ fn a_worker_is_its_users_and_serves_who_runs_as_another() {
     let answer = host.run("pytask", who)["result"].as_str().unwrap().to_owned();
     assert!(answer.starts_with("65534 [65534] /nonexistent 0o140600"), "{answer}");
     assert_eq!(host.instance("pytask", 1)["user"], "nobody");
+    assert_eq!(host.run("pytask", "open('/dev/stderr', 'w').write('x')\nprint('written', end='')")["result"], "written");
     // Neither the worker nor a method of another user reaches what root alone may ask.
     let control = host.web1().state_dir().join("workers/pytask/control.sock");
     let line = format!(

@@ -18,3 +18,4 @@ mod restarts;
 mod rollout;
 mod rpm;
 mod upgrades;
+mod workers;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::map::{MapFold, MapTally, MapTerms};
 use super::{CallId, HostState, JobId, JobState, MinionJobId};
 use crate::identity::{CallerName, MinionName};
 use crate::outcome::{Outcome, Progress, Verdict};
@@ -41,6 +42,9 @@ pub struct JobHeader {
     pub retry_of: Option<JobId>,
     /// The hosts that the target named.
     pub hosts: Vec<MinionName>,
+    /// It is a map: its hosts are not each sent the job, but dealt its items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<MapTerms>,
 }
 
 /// Something that became known of a job.
@@ -66,6 +70,44 @@ pub enum Event {
         #[serde(flatten)]
         news: News,
     },
+    /// Of a map: a chunk of its items is about to be sent.
+    Dealt {
+        /// Its number.
+        chunk: u64,
+        /// To whom.
+        host: MinionName,
+        /// Its first item.
+        first: u64,
+        /// How many follow in a row, with it.
+        count: u64,
+    },
+    /// Of a map: what became of a chunk.
+    Done {
+        /// Its number.
+        chunk: u64,
+        /// Who had it.
+        host: MinionName,
+        /// The items that have ended, and how.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ends: Vec<(u64, Verdict)>,
+        /// The items that were not begun: they are dealt again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        back: Vec<u64>,
+        /// The items that may have run, and may be run again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        doubted: Vec<u64>,
+    },
+    /// Of a map: these items are dealt to nobody any more.
+    Left {
+        /// The first.
+        first: u64,
+        /// How many follow in a row, with it.
+        count: u64,
+        /// Why.
+        verdict: Verdict,
+    },
+    /// Of a map: it is to end.
+    CancelAsked,
 }
 
 /// What became known of a job on one host.
@@ -238,16 +280,20 @@ pub struct JobRecord {
     pub created_at: Timestamp,
     /// When the last event was written.
     pub changed_at: Timestamp,
-    /// Every host of the header.
+    /// Every host of the header; none of a map's.
     pub hosts: BTreeMap<MinionName, HostRecord>,
+    /// How a map's items stand; none of another job.
+    pub map: Option<MapTally>,
 }
 
 impl JobRecord {
     /// The record of a job that has just been made.
     #[must_use]
     pub fn new(header: JobHeader, at: Timestamp) -> Self {
-        let hosts = header.hosts.iter().map(|host| (host.clone(), HostRecord::pending(1))).collect();
-        Self { header, created_at: at, changed_at: at, hosts }
+        let sent_to = if header.map.is_some() { &[][..] } else { header.hosts.as_slice() };
+        let hosts = sent_to.iter().map(|host| (host.clone(), HostRecord::pending(1))).collect();
+        let map = MapFold::of(&header, at).map(|fold| fold.tally());
+        Self { header, created_at: at, changed_at: at, hosts, map }
     }
 
     /// Adds what a later line of the log says. Lines that say nothing new, or of hosts that are not the job's, change nothing.
@@ -280,6 +326,8 @@ impl JobRecord {
                 }
                 std::slice::from_ref(host)
             }
+            // Of items `MapFold` knows.
+            Event::Dealt { .. } | Event::Done { .. } | Event::Left { .. } | Event::CancelAsked => &[],
         }
     }
 
@@ -292,9 +340,14 @@ impl JobRecord {
         }
     }
 
-    /// How much of the job is done, from 0 to 1: hosts that have ended count whole, others as far as they say. None of a job without hosts.
+    /// How much of the job is done, from 0 to 1: hosts that have ended count whole, others as far as they say; of a map, the items that have ended. None
+    /// of a job without hosts.
     #[must_use]
     pub fn fraction(&self) -> Option<f64> {
+        if let Some(tally) = &self.map {
+            let count = |items: u64| u32::try_from(items).ok().map(f64::from);
+            return Some(count(tally.ended())? / count(tally.items()).filter(|items| *items > 0.0)?);
+        }
         let done = |host: &HostRecord| match &host.progress {
             _ if host.state.is_final() => 1.0,
             Some(progress) => progress.fraction(),
@@ -319,19 +372,26 @@ impl JobRecord {
     /// The job's state, while its dispatcher lives (`dispatching`) or not.
     #[must_use]
     pub fn state(&self, dispatching: bool) -> JobState {
-        JobState::of(self.hosts.values().map(|host| host.state), dispatching)
+        match &self.map {
+            Some(tally) => JobState::of_items(&tally.counts, dispatching),
+            None => JobState::of(self.hosts.values().map(|host| host.state), dispatching),
+        }
     }
 
     /// The bits of the exit status: what the hosts that have ended add up to.
     #[must_use]
     pub fn exit_bits(&self) -> u8 {
-        self.hosts.values().fold(0, |bits, host| bits | host.state.exit_bit())
+        let items = self.map.iter().flat_map(|tally| tally.counts.keys()).fold(0, |bits, state| bits | state.exit_bit());
+        self.hosts.values().fold(items, |bits, host| bits | host.state.exit_bit())
     }
 
     /// When the last host ended, by the hosts' clocks; none while one has not.
     #[must_use]
     pub fn finished_at(&self) -> Option<Timestamp> {
         let ended = |host: &HostRecord| host.outcome.as_ref().and_then(|outcome| outcome.finished_at);
+        if let Some(tally) = &self.map {
+            return (tally.ended() == tally.items()).then_some(self.changed_at);
+        }
         if self.hosts.values().all(|host| host.state.is_final()) { self.hosts.values().filter_map(ended).max() } else { None }
     }
 }

@@ -21,8 +21,9 @@ use crate::call::{Ask, Form, START_AHEAD_MAX};
 use crate::guard::Way;
 use crate::modules::JobsCall;
 use crate::process;
-use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
-use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise, supervise_chunk};
+use crate::spool::{self, CancelRequest, Followup, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
+use crate::supervise::{Charge, Stop, cancelled, kill_bearing, supervise};
+use crate::variables;
 
 /// How long the server may take to say its order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,10 +126,7 @@ fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
     let run = post.guard.method_run(&call, passed);
     let begun = nix::unistd::setsid().map(drop).and_then(|()| server.set_nonblocking(true).map_err(|_| nix::Error::EBADF));
     let supervised = match begun {
-        Ok(()) => match &chunk {
-            None => supervise(&post.station, &run, Charge::Call(server)),
-            Some(chunk) => supervise_chunk(&post.station, &run, chunk, Charge::Call(server)),
-        },
+        Ok(()) => supervise(&post.station, &run, chunk.as_ref(), Charge::Call(server)),
         Err(errno) => Err((errno, Charge::Call(server))),
     };
     let (reply, charge) = match supervised {
@@ -194,8 +192,14 @@ fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, Spo
     }
     if let Some(parent) = &signer.parent {
         let limit = post.station.limits.followups_max;
-        if !Spool::of(&post.spools, parent).add_followup(&minion_job_id, limit)? {
-            let message = format!("the job {parent} has submitted {limit} jobs, and limits.followups_max lets it submit no more");
+        let message = match Spool::of(&post.spools, parent).add_followup(&minion_job_id, limit)? {
+            Followup::Named => None,
+            Followup::TooMany => {
+                Some(format!("the job {parent} has submitted {limit} jobs, and limits.followups_max lets it submit no more"))
+            }
+            Followup::TooLate => Some(format!("the job {parent} has ended, and submits nothing any more")),
+        };
+        if let Some(message) = message {
             return refused(Failure::new(ErrorCode::LimitReached, message));
         }
     }
@@ -372,7 +376,7 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     if let Some(cgroups) = &post.station.cgroups {
         cgroups.clear(&spool);
     }
-    kill_marked(id, KILL_TIMEOUT);
+    kill_bearing(variables::JOB, id.as_str().as_ref(), KILL_TIMEOUT);
     spool.write_outcome(&lock, &outcome)?;
     daemon::poke(post, id, "");
     Ok(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::job::MinionJobId;
 use common::method::MethodName;
-use common::outcome::Outcome;
+use common::outcome::{ErrorCode, Outcome};
 use common::period;
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments, JobReport, WAITED_MAX};
 use common::shown::{SAID_MAX_LETTERS, harmless_line};
@@ -135,24 +135,30 @@ async fn wait(submitter: &Submitter, ids: &[MinionJobId], within: Option<Duratio
     let deadline = within.and_then(|within| Instant::now().checked_add(within));
     let (mut left, mut status) = (ids, 0);
     while !left.is_empty() {
-        let within = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let asked = left.get(..WAITED_MAX).unwrap_or(left);
-        let outcome = match submitter.wait(asked, within).run().await {
+        let outcome = match submitter.wait(asked, deadline).run().await {
             Answer::Result(outcome) => outcome,
-            refusal => return status | print(refusal),
+            // Nothing is known of how they stand.
+            Answer::Error(silence) if silence.is(ErrorCode::TooEarly) => {
+                say(&silence.message);
+                return NOT_ENDED;
+            }
+            refusal => return together(status, print(refusal)),
         };
         let Some(reports) = outcome.pointer("/result/jobs").and_then(Value::as_array).filter(|reports| !reports.is_empty()) else {
-            return status | print(Answer::Result(outcome));
+            return together(status, print(Answer::Result(outcome)));
         };
         for report in reports {
-            status = match (status, print(Answer::Result(report.clone()))) {
-                (NOT_ENDED, _) | (_, NOT_ENDED) => NOT_ENDED,
-                (so_far, bits) => so_far | bits,
-            };
+            status = together(status, print(Answer::Result(report.clone())));
         }
         left = left.get(reports.len()..).unwrap_or_default();
     }
     status
+}
+
+/// The status of two: that something has not ended, or the bits of both.
+fn together(one: u8, other: u8) -> u8 {
+    if one == NOT_ENDED || other == NOT_ENDED { NOT_ENDED } else { one | other }
 }
 
 fn arguments(words: &Words) -> Result<Arguments, SubmitError> {

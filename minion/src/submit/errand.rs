@@ -64,8 +64,9 @@ pub(super) enum Kind {
     Call,
     /// It starts a job, and no more than one, however often it is said.
     Job,
-    /// It changes nothing: it is said again as long as somebody listens, as another call each time, because it may last for days.
-    Wait,
+    /// It changes nothing: it is said again as long as somebody listens, as another call each time, because it may last for days; until then, if that is
+    /// said.
+    Wait(Option<Instant>),
 }
 
 /// One call.
@@ -97,14 +98,11 @@ impl Submitter {
         Errand { submitter: self, envelope, kind, within: Some(within.saturating_add(ANSWER_GRACE)) }
     }
 
-    /// The wait for jobs, for so long at most.
-    pub(super) fn wait(&self, ids: &[MinionJobId], within: Option<Duration>) -> Errand<'_> {
-        let mut args = json!({ "ids": ids });
-        if let (Some(fields), Some(within)) = (args.as_object_mut(), within) {
-            fields.insert("wait_ms".to_owned(), json!(u32::try_from(within.as_millis()).unwrap_or(u32::MAX)));
-        }
-        let errand = self.errand(Kind::Wait, "jobs.wait".to_owned(), Arguments::Json(args), None, Duration::ZERO);
-        Errand { within: within.map(|within| within.saturating_add(ANSWER_GRACE)), ..errand }
+    /// The wait for jobs, until then at most.
+    pub(super) fn wait(&self, ids: &[MinionJobId], until: Option<Instant>) -> Errand<'_> {
+        let args = Arguments::Json(json!({ "ids": ids }));
+        let errand = self.errand(Kind::Wait(until), "jobs.wait".to_owned(), args, None, Duration::ZERO);
+        Errand { within: None, ..errand }
     }
 }
 
@@ -123,7 +121,9 @@ impl Errand<'_> {
         let mut deadline = Instant::now() + PATIENCE;
         let mut was_sent = false;
         loop {
-            let asked = match self.within {
+            let left = self.left();
+            let within = self.within.or(left.map(|left| left.saturating_add(ANSWER_GRACE)));
+            let asked = match within {
                 Some(within) => timeout(within, self.ask(&mut was_sent)).await.map_err(|_| format!("no answer came within {within:?}")),
                 None => Ok(self.ask(&mut was_sent).await),
             };
@@ -133,14 +133,21 @@ impl Errand<'_> {
                 Ok(Err(error)) => (error.to_string(), was_sent),
                 Err(problem) => (problem, was_sent),
             };
-            if self.kind == Kind::Wait && was_heard {
+            if matches!(self.kind, Kind::Wait(_)) && was_heard {
                 (deadline, was_sent) = (Instant::now() + PATIENCE, false);
             }
-            if was_sent && self.kind == Kind::Call || Instant::now() >= deadline {
+            let is_over = Instant::now() >= deadline || left.is_some_and(|left| left.is_zero());
+            if was_sent && self.kind == Kind::Call || is_over {
                 return Answer::Error(self.silence(was_sent, &problem));
             }
             sleep(RETRY_PAUSE).await;
         }
+    }
+
+    /// For how long it is waited still, if it is a wait that ends.
+    fn left(&self) -> Option<Duration> {
+        let Kind::Wait(until) = self.kind else { return None };
+        until.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     async fn ask(&self, was_sent: &mut bool) -> io::Result<Answer<Value>> {
@@ -163,8 +170,12 @@ impl Errand<'_> {
     fn line(&self) -> io::Result<Vec<u8>> {
         let call = match self.kind {
             Kind::Call | Kind::Job => serde_json::to_string(&self.envelope)?,
-            Kind::Wait => {
-                serde_json::to_string(&Envelope { call_id: fresh_call_id(), start_before: start_before(), ..self.envelope.clone() })?
+            Kind::Wait(_) => {
+                let mut envelope = Envelope { call_id: fresh_call_id(), start_before: start_before(), ..self.envelope.clone() };
+                if let (Arguments::Json(Value::Object(args)), Some(left)) = (&mut envelope.args, self.left()) {
+                    args.insert("wait_ms".to_owned(), json!(u32::try_from(left.as_millis()).unwrap_or(u32::MAX)));
+                }
+                serde_json::to_string(&envelope)?
             }
         };
         let Proof::Token { job, code } = self.submitter.token.proof(&call) else { return Ok(Vec::new()) };
@@ -184,6 +195,11 @@ impl Errand<'_> {
 
     fn silence(&self, was_sent: bool, problem: &str) -> Failure {
         let socket = self.submitter.socket.display();
+        if self.left().is_some() {
+            let message =
+                format!("the minion that listens at {socket} has not said how the jobs stand: {problem}; `minion wait` may ask again");
+            return Failure::new(ErrorCode::TooEarly, message);
+        }
         if was_sent {
             let message = format!("the minion that listens at {socket} has not answered: {problem}; whether the call was run is not known");
             return Failure::new(ErrorCode::Lost, message);

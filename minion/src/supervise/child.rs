@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cgroup::Cgroup;
-use super::{Charge, Station, chunk, tree};
+use super::{Charge, Station, chunk, signal_below};
 use crate::call::Token;
 use crate::jobs::MethodRun;
 use crate::modules::Context;
@@ -22,7 +22,7 @@ use crate::process;
 use crate::progress::{PROGRESS_FD, Reporter};
 use crate::user::{User, UserError};
 use crate::variables;
-use crate::worker::Reach;
+use crate::worker::{Asker, Reach};
 
 /// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
@@ -42,6 +42,7 @@ impl Answer {
             Self::Ok(result) => Verdict::Ok { result },
             Self::Error(error) if error.is(ErrorCode::Cancelled) => Verdict::Cancelled { error },
             Self::Error(error) if error.is(ErrorCode::TimedOut) => Verdict::TimedOut { error },
+            Self::Error(error) if error.is(ErrorCode::Denied) => Verdict::Denied { error },
             Self::Error(error) => Verdict::Failed { error },
         }
     }
@@ -139,7 +140,7 @@ impl Child {
             cgroup.kill();
         }
         // Root may leave its cgroup, and `su` does; nothing leaves its ancestors.
-        tree::signal_descendants(signal);
+        signal_below(getpid().as_raw(), signal);
     }
 
     /// Removes the cgroup, which is empty now.
@@ -182,7 +183,7 @@ fn become_method(place: &Place<'_>, token: Option<&Token>, ends: Ends) -> std::i
     dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
     std::env::set_current_dir("/")?;
     // Before it becomes another, who could not reach them.
-    let workers = (run.method.module() == "worker").then(|| reach_workers(station, run));
+    let workers = (run.method.module() == "worker").then(|| reach_workers(station, run, chunk));
     let embodied = run.run_as.as_deref().map_or(Ok(()), |name| embody(name, &ends));
     // Whoever changes who it is, is not told of its parent's death any more; and of a name that is looked up files may be left open.
     die_with(supervisor)?;
@@ -240,9 +241,12 @@ fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
     user.embody()
 }
 
-/// The connections of a call of `worker.*`. Of a chunk each item names its own.
-fn reach_workers(station: &Station, run: &MethodRun) -> Reach {
-    Reach::open(&station.workers, run.caller.as_str(), run.args.get("worker").and_then(Value::as_str))
+/// The connections of a call of `worker.*`. Of a chunk each item names its own; that of the first is waited for where it is about to start.
+fn reach_workers(station: &Station, run: &MethodRun, chunk: Option<&Chunk>) -> Reach {
+    let spec = station.registry.find(&run.method).map(|method| method.spec());
+    let first = chunk.and_then(|chunk| spec?.bind(chunk.items.first()?).ok());
+    let wanted = first.as_ref().unwrap_or(&run.args).get("worker").and_then(Value::as_str);
+    Reach::open(&station.workers, Asker { by: run.caller.to_string(), scope: run.scope }, wanted)
 }
 
 fn answer_of(station: &Station, run: &MethodRun, args: Value, progress: &Reporter, workers: Option<&Reach>) -> Answer {

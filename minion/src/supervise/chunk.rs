@@ -3,7 +3,7 @@
 //! and the rest was never begun. It replaces no process: who asked sends the rest again, or gives it to another host.
 
 use std::io::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use common::protocol::Arguments;
@@ -11,37 +11,13 @@ use common::protocol::map::{CHUNK_ANSWER_BYTES, CHUNK_PERIOD, Chunk, Chunked};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::Station;
 use super::child::{Answer, encode};
-use super::{Charge, Station, watch};
 use crate::jobs::MethodRun;
 
 /// The first letters of the lines: of an item that begins, and of one that has ended. Behind each stands when, behind the second the answer.
 const BEGUN: char = 'B';
 const ENDED: char = 'E';
-
-/// Runs `run` for each item of `chunk` in one process, as [`supervise`](super::supervise) does for one; its limit is that of an item. The outcome's
-/// result is the [`Chunked`].
-///
-/// # Errors
-/// No process could be made: nothing was begun.
-pub fn supervise_chunk(
-    station: &Station,
-    run: &MethodRun,
-    chunk: &Chunk,
-    charge: Charge,
-) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
-    let (mut supervision, [started_at, finished_at]) = watch(station, run, Some(chunk), charge)?;
-    // What is left of a line says nothing.
-    supervision.answer.clear();
-    let ended = supervision.verdict();
-    let chunked = supervision.chunk.take().map(|course| course.finish(&ended, finished_at));
-    let result = serde_json::to_value(chunked);
-    let verdict = result.map_or_else(
-        |error| Verdict::lost(format!("what became of the items cannot be written: {error}")),
-        |result| Verdict::Ok { result },
-    );
-    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
-}
 
 /// In the process: works through the items, and says of each when it begins and how it has ended. `item` answers to one whose arguments are bound; or
 /// it is why none can be run.
@@ -85,14 +61,16 @@ fn bind(station: &Station, run: &MethodRun, index: u64, args: &Arguments) -> Res
 pub(super) struct Course {
     first: u64,
     count: usize,
+    /// Of each item.
+    limit: Duration,
     outcomes: Vec<Outcome>,
     /// Since when the next one is under way.
     begun_at: Option<Timestamp>,
 }
 
 impl Course {
-    pub(super) fn of(chunk: &Chunk) -> Self {
-        Self { first: chunk.first, count: chunk.items.len(), outcomes: Vec::with_capacity(chunk.items.len()), begun_at: None }
+    pub(super) fn of(chunk: &Chunk, limit: Duration) -> Self {
+        Self { first: chunk.first, count: chunk.items.len(), limit, outcomes: Vec::with_capacity(chunk.items.len()), begun_at: None }
     }
 
     /// Takes the whole lines out of what it said; `true` if an item has begun, whose time runs from now on.
@@ -120,9 +98,24 @@ impl Course {
         None
     }
 
-    /// What became of all of them, where the process has `ended` so.
+    /// The [`Chunked`] as a result, where the process has `ended` so.
+    pub(super) fn verdict(self, ended: &Verdict, at: Timestamp) -> Verdict {
+        serde_json::to_value(self.finish(ended, at)).map_or_else(
+            |error| Verdict::lost(format!("what became of the items cannot be written: {error}")),
+            |result| Verdict::Ok { result },
+        )
+    }
+
+    /// What became of all of them.
     fn finish(mut self, ended: &Verdict, at: Timestamp) -> Chunked {
-        let under_way = self.begun_at.map(|begun_at| Outcome::ran(ended.clone(), begun_at, at));
+        let had_its_time = |begun_at| Duration::try_from(at.duration_since(begun_at)).is_ok_and(|ran| ran >= self.limit);
+        let under_way = self.begun_at.map(|begun_at| match ended {
+            Verdict::TimedOut { .. } if !had_its_time(begun_at) => {
+                let why = "it was begun in the moment in which the one before it was stopped at its time limit";
+                Outcome::ran(Verdict::lost(why), begun_at, at)
+            }
+            ended => Outcome::ran(ended.clone(), begun_at, at),
+        });
         let why = match &under_way {
             Some(_) => format!("it was not begun: the process ended at the item {} before it", self.index()),
             None if self.outcomes.is_empty() => {
@@ -151,7 +144,7 @@ mod tests {
     const AT: &str = "2026-01-01T00:00:00Z";
 
     fn states(said: &[String]) -> Vec<HostState> {
-        let mut course = Course::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] });
+        let mut course = Course::of(&Chunk { first: 7, items: vec![Arguments::default(); 4] }, Duration::from_secs(9));
         let mut text = said.concat().into_bytes();
         course.take_in(&mut text);
         let crash = Verdict::Failed { error: Failure::new(ErrorCode::Crashed, "its process died") };
@@ -170,6 +163,17 @@ mod tests {
         assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone()]), [ok, failed, never, never]);
         let torn = ended[..20].to_owned();
         assert_eq!(states(&[begun.clone(), ended.clone(), begun.clone(), torn]), [ok, failed, never, never]);
+    }
+
+    #[test]
+    fn only_who_had_its_time_timed_out() {
+        let limit = Failure::new(ErrorCode::TimedOut, "its time is over");
+        for (at, state) in [("2026-01-01T00:00:08Z", HostState::Lost), ("2026-01-01T00:00:09Z", HostState::TimedOut)] {
+            let mut course = Course::of(&Chunk { first: 0, items: vec![Arguments::default()] }, Duration::from_secs(9));
+            course.take_in(&mut format!("B{AT}\n").into_bytes());
+            let chunked = course.finish(&Verdict::TimedOut { error: limit.clone() }, at.parse().unwrap());
+            assert_eq!(chunked.outcomes[0].verdict.state(), state);
+        }
     }
 
     #[test]

@@ -9,16 +9,18 @@ use serde_json::{Value, json};
 
 use super::config::WorkerConfig;
 use super::daemon::Daemon;
-use super::desk::{Room, Ticket, Whereabouts};
+use super::desk::{Room, Task, Ticket, Whereabouts};
+use super::reach::Asker;
 use super::wire::{Line, Request, Wire};
+use crate::acl::Scope;
 
 /// The most connections of callers at once: each call of `worker.*` has one.
 const CALLERS_MAX: usize = 4096;
 /// What stands around a payload, which is written as it is in base64, and letter for letter with six bytes in text.
 const LINE_MARGIN_BYTES: usize = 4096;
 const ESCAPED_BYTES: usize = 6;
-/// As much of a caller's name as is kept.
-const NAME_MAX_LETTERS: usize = 200;
+/// As much of a task's id as is said again of one that is not there.
+const ID_MAX_LETTERS: usize = 200;
 
 /// `task.run`
 #[derive(Deserialize)]
@@ -32,8 +34,8 @@ struct Run {
 #[derive(Deserialize)]
 struct Cancel {
     task_id: String,
-    #[serde(default)]
-    by: String,
+    #[serde(flatten)]
+    asker: Asker,
 }
 
 impl Daemon {
@@ -53,6 +55,10 @@ impl Daemon {
     /// Does what has come over a caller's connection.
     pub(super) fn hear_caller(&mut self, caller: u64) {
         let lines = self.callers.get_mut(&caller).map(Wire::read).unwrap_or_default();
+        // Who has hung up by now has given up, and was told so: nothing may begin for it any more.
+        if self.callers.get(&caller).is_none_or(Wire::is_over) {
+            return;
+        }
         for line in lines {
             let (id, answer) = match line {
                 Line::Whole(line) => match serde_json::from_slice::<Request>(&line) {
@@ -90,7 +96,7 @@ impl Daemon {
                 Err(refusal) => Some(Err(refusal)),
             },
             "task.cancel" => Some(self.cancel(params)),
-            "worker.list" => Some(Ok(self.report())),
+            "worker.list" => Some(read(params).map(|asker| self.report(&asker))),
             _ => {
                 let message = format!("the daemon of {} knows no {method}: it is of another version; restart it", self.home.worker);
                 Some(Err(Failure::new(ErrorCode::UnknownMethod, message)))
@@ -111,7 +117,6 @@ impl Daemon {
         let free = self.slots.iter().filter(|slot| slot.instance.as_ref().is_some_and(|instance| instance.fetch.is_some())).count();
         let room = Room { tasks: self.config.queue_max.saturating_add(free), bytes: self.config.queue_max_bytes };
         let ticket = Ticket { caller, request };
-        let by = by.chars().take(NAME_MAX_LETTERS).collect();
         match self.desk.accept(ticket, by, (payload, bytes), room) {
             Some(_id) => {
                 self.deal();
@@ -129,9 +134,12 @@ impl Daemon {
 
     /// Stops one task: one that waits at once, one that is under way by asking its instance.
     fn cancel(&mut self, params: Value) -> Result<Value, Failure> {
-        let Cancel { task_id, by } = read(params)?;
-        let by: String = by.chars().take(NAME_MAX_LETTERS).collect();
-        let why = format!("cancelled by {by} at {}", Timestamp::now());
+        let Cancel { task_id, asker } = read(params)?;
+        let why = format!("cancelled by {} at {}", asker.by, Timestamp::now());
+        match self.desk.task(&task_id) {
+            Some(task) if !sees(&asker, task) => return Err(self.others(task, &asker)),
+            _ => {}
+        }
         match self.desk.find(&task_id) {
             Whereabouts::Waiting => {
                 if let Some(task) = self.desk.withdraw(&task_id) {
@@ -144,7 +152,7 @@ impl Daemon {
                 Ok(json!({ "task_id": task_id, "was": "running" }))
             }
             Whereabouts::Nowhere => {
-                let task: String = task_id.chars().take(NAME_MAX_LETTERS).collect();
+                let task: String = task_id.chars().take(ID_MAX_LETTERS).collect();
                 let message =
                     format!("{} has no task {task:?}: it has ended, or was never here; worker.list names those that run", self.home.worker);
                 Err(Failure::new(ErrorCode::UnknownJob, message))
@@ -152,10 +160,23 @@ impl Daemon {
         }
     }
 
+    fn others(&self, task: &Task, asker: &Asker) -> Failure {
+        let message = format!(
+            "{}: task {} is another caller's; {} stops those of others where a rule lets {} call jobs.cancel, too",
+            self.home.worker, task.id, asker.by, asker.by
+        );
+        Failure::new(ErrorCode::Denied, message)
+    }
+
     fn payload_too_large(&self) -> Failure {
         let message = format!("{}: the payload is larger than payload_max_bytes, {}", self.home.worker, self.config.payload_max_bytes);
         Failure::new(ErrorCode::LimitReached, message)
     }
+}
+
+/// Whether a task is one that `asker` may hear of, and stop.
+pub(super) fn sees(asker: &Asker, task: &Task) -> bool {
+    asker.scope == Scope::All || task.by == asker.by
 }
 
 /// How many bytes a payload has.

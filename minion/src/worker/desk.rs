@@ -129,6 +129,17 @@ impl Desk {
         held.or_else(waits).unwrap_or(Whereabouts::Nowhere)
     }
 
+    /// The task of that id, wherever it is.
+    pub(super) fn task(&self, id: &str) -> Option<&Task> {
+        self.all().map(|(_, task)| task).find(|task| task.id == id)
+    }
+
+    /// All tasks, each with the instance that has it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Option<SlotId>, &Task)> {
+        let held = self.held.iter().map(|(slot, task)| (Some(*slot), task));
+        held.chain(self.waiting.iter().map(|task| (None, task)))
+    }
+
     /// A task that waits is to wait no more.
     pub(super) fn withdraw(&mut self, id: &str) -> Option<Task> {
         let at = self.waiting.iter().position(|task| task.id == id)?;

@@ -2,11 +2,12 @@
 //! and when it is to end, is decided elsewhere.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{PermissionsExt as _, lchown};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,30 +19,28 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, geteuid, getpid, getppid, pipe2, setsid};
 use serde_json::Value;
 
 use super::config::{Program, Rlimits, WorkerConfig};
 use super::daemon::accepted;
 use super::desk::SlotId;
-use super::log::OutputLog;
+use super::log::{OutputLog, Tail};
 use super::name::WorkerName;
 use super::wire::Wire;
-use crate::supervise::{kill_bearing, signal_below};
+use crate::supervise::{descends, signal_below};
 use crate::user::User;
 use crate::{process, random, variables};
 
 /// What a shell says of a program that it cannot execute.
 const NOT_EXECUTED: u8 = 127;
-/// How long what has left an instance's group and session may take to die.
-const STRAYS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 /// The most connections of one instance at once.
 pub(super) const WIRES_MAX: usize = 16;
 /// What is read of an output at once, and how often before others have their turn.
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNKS_AT_ONCE: usize = 16;
-/// How much is kept of the end of what a health check writes.
-const CHECK_SAID_BYTES: usize = 400;
 /// What stands around a payload or a result on its line; and how much longer JSON may write a letter than it is: `\u0001`.
 const LINE_MARGIN_BYTES: usize = 4096;
 const ESCAPED_BYTES: usize = 6;
@@ -72,7 +71,7 @@ pub(super) struct Check {
     pub(super) pid: Pid,
     pub(super) since: Instant,
     output: File,
-    said: Vec<u8>,
+    said: Tail,
 }
 
 /// A process that works.
@@ -96,6 +95,7 @@ pub(super) struct Instance {
     pub(super) checked: Instant,
     pub(super) health: Option<Result<(), String>>,
     pub(super) output: Option<File>,
+    said: Tail,
     socket: PathBuf,
     wires_made: u64,
 }
@@ -126,13 +126,19 @@ impl Instance {
             let _gone = std::fs::remove_file(&socket);
             format!("no process can be made: {error}")
         })?;
-        let now = Instant::now();
         let user = user.map_or_else(crate::server_user::own_name, |user| user.name().to_owned());
-        Ok(Self {
+        let output = Some(output);
+        Ok(Self { user, output, ..Self::new(pid, config, door, socket) })
+    }
+
+    /// One that has said nothing yet.
+    pub(super) fn new(pid: Pid, config: &Rc<WorkerConfig>, door: UnixListener, socket: PathBuf) -> Self {
+        let now = Instant::now();
+        Self {
             pid,
             started: now,
             config: Rc::clone(config),
-            user,
+            user: String::new(),
             door,
             wires: BTreeMap::new(),
             fetch: None,
@@ -143,23 +149,54 @@ impl Instance {
             check: None,
             checked: now,
             health: None,
-            output: Some(output),
+            output: None,
+            said: Tail::default(),
             socket,
             wires_made: 0,
-        })
+        }
     }
 
-    /// Takes in who connects: it, or something that it has started, for nobody else may.
-    pub(super) fn accept(&mut self) {
-        while let Some(stream) = accepted(&self.door) {
-            let line_max = self.config.result_max_bytes.saturating_mul(ESCAPED_BYTES).saturating_add(LINE_MARGIN_BYTES);
+    /// Takes in who connects, if it is itself or a process below it: others of its user could reach its socket, too.
+    ///
+    /// # Errors
+    /// One that waits cannot be taken.
+    pub(super) fn accept(&mut self) -> io::Result<()> {
+        while let Some(stream) = accepted(&self.door)? {
+            let line_max = self.line_max();
             if self.wires.len() < WIRES_MAX
+                && self.is_own(&stream)
                 && let Ok(wire) = Wire::new(stream, line_max)
             {
                 self.wires_made += 1;
                 self.wires.insert(self.wires_made, wire);
             }
         }
+        Ok(())
+    }
+
+    fn is_own(&self, stream: &UnixStream) -> bool {
+        let peer = getsockopt(stream, PeerCredentials).map(|peer| peer.pid());
+        peer.is_ok_and(|pid| pid == self.pid.as_raw() || descends(pid, self.pid.as_raw()))
+    }
+
+    /// Itself, and the health check that looks at it.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        self.check.iter().map(|check| check.pid).chain([self.pid]).map(Pid::as_raw).collect()
+    }
+
+    /// Where it fetches its tasks.
+    pub(super) fn socket(&self) -> &OsStr {
+        self.socket.as_os_str()
+    }
+
+    /// The last line that it has written.
+    pub(super) fn last_line(&self) -> Option<String> {
+        self.said.last_line()
+    }
+
+    /// The longest line that it may say: a result, letter for letter.
+    pub(super) fn line_max(&self) -> usize {
+        self.config.result_max_bytes.saturating_mul(ESCAPED_BYTES).saturating_add(LINE_MARGIN_BYTES)
     }
 
     /// Forgets the connections that are over.
@@ -176,7 +213,11 @@ impl Instance {
         for _ in 0..CHUNKS_AT_ONCE {
             let Some(pipe) = &mut self.output else { return };
             match pipe.read(&mut chunk) {
-                Ok(count) if count > 0 => log.take(chunk.get(..count).unwrap_or_default()),
+                Ok(count) if count > 0 => {
+                    let bytes = chunk.get(..count).unwrap_or_default();
+                    self.said.take(bytes);
+                    log.take(bytes);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _closed => self.output = None,
@@ -197,10 +238,9 @@ impl Instance {
         self.signal(Signal::SIGKILL);
     }
 
-    /// It has died and is about to be waited for: what it leaves behind goes, too, and nothing that it says counts any more.
+    /// It has died and is about to be waited for: what is left of its group goes, too, and nobody connects any more.
     pub(super) fn clear_away(&mut self, log: &mut OutputLog) {
         self.signal(Signal::SIGKILL);
-        kill_bearing(variables::WORKER_SOCKET, self.socket.as_os_str(), STRAYS_TIMEOUT);
         if let Some(check) = &self.check {
             check.kill();
         }
@@ -219,7 +259,7 @@ impl Instance {
             fork(&role).map_err(|error| format!("no process can be made: {error}"))
         });
         match begun {
-            Ok((pid, output)) => self.check = Some(Check { pid, since: Instant::now(), output, said: Vec::new() }),
+            Ok((pid, output)) => self.check = Some(Check { pid, since: Instant::now(), output, said: Tail::default() }),
             // That it cannot be looked at says nothing of it.
             Err(why) => tracing::warn!(worker = %home.worker, why, "a health check cannot be started"),
         }
@@ -237,15 +277,13 @@ impl Check {
         let mut chunk = vec![0; CHUNK_BYTES];
         for _ in 0..CHUNKS_AT_ONCE {
             let Ok(count @ 1..) = self.output.read(&mut chunk) else { return };
-            self.said.extend(chunk.iter().take(count));
-            let surplus = self.said.len().saturating_sub(CHECK_SAID_BYTES);
-            self.said.drain(..surplus);
+            self.said.take(chunk.get(..count).unwrap_or_default());
         }
     }
 
     /// The last line that it has written.
     pub(super) fn last_line(&self) -> Option<String> {
-        String::from_utf8_lossy(&self.said).lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+        self.said.last_line()
     }
 }
 
@@ -289,8 +327,11 @@ fn execute(role: &Role<'_>, daemon: Pid, output: &File) -> String {
         dup2_stdout(output)?;
         dup2_stderr(output)?;
         std::env::set_current_dir("/")?;
+        // As long as it may raise them.
+        limit(role.config.limits)?;
         if let Some(user) = role.user {
-            user.embody().map_err(io::Error::other)?;
+            // So that it can open /dev/stderr, too.
+            user.hand_over(output).and_then(|()| user.embody()).map_err(io::Error::other)?;
         }
         // Whoever changes who it is, is not told of its parent's death any more.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -298,7 +339,6 @@ fn execute(role: &Role<'_>, daemon: Pid, output: &File) -> String {
             return Err(Errno::ESRCH.into());
         }
         set_own_variables(role);
-        limit(role.config.limits)?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         Ok(())
     };

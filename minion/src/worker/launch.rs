@@ -11,7 +11,7 @@ use common::shown::chain;
 
 use super::config::WorkerConfig;
 use super::name::WorkerName;
-use super::{Places, make_folder};
+use super::{Places, WorkerError, make_folder, too_long};
 use crate::{process, variables};
 
 /// How often it is looked.
@@ -43,23 +43,16 @@ impl Launcher {
             return false;
         }
         self.next = Instant::now() + LOOK_EVERY;
-        let (workers, strange) = self.places.list();
-        !workers.is_empty() || !strange.is_empty()
+        !self.places.list().0.is_empty()
     }
 
     /// Starts the daemons that are not there. It is done in a process of its own, which ends after it.
     ///
     /// # Errors
-    /// The folder of the workers cannot be used. It stands in the log, once.
+    /// The folder of the workers cannot be used.
     pub(crate) fn look(&self) -> io::Result<()> {
         self.places.require_own()?;
-        let (workers, strange) = self.places.list();
-        for name in strange {
-            let mark = self.places.state.join(".strange");
-            let text = format!("{}: the name of a worker has letters, digits, - and _", self.places.configs.join(name).display());
-            say_once(&mark, &text);
-        }
-        for worker in workers {
+        for worker in self.places.list().0 {
             let folder = self.places.folder(&worker);
             if let Err(error) = make_folder(&folder) {
                 tracing::error!(%worker, %error, "the folder of a worker cannot be made");
@@ -74,6 +67,9 @@ impl Launcher {
         // A daemon would say it, too, but not be there: it is not started again and again for that.
         if let Err(error) = WorkerConfig::load(&self.places.file(worker)) {
             return tell(&self.places, worker, &chain(&error));
+        }
+        if let Some(path) = too_long(&self.places.folder(worker)) {
+            return tell(&self.places, worker, &WorkerError::LongPath { path }.to_string());
         }
         let mut command = process::own_command(&self.config);
         command.args(["worker", worker.as_str()]).stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
@@ -96,7 +92,9 @@ pub(super) fn lives(lock: &Path) -> bool {
 
 /// Writes down why there is no daemon, for `worker.list`, and says it in the log if it is news.
 pub(super) fn tell(places: &Places, worker: &WorkerName, why: &str) {
-    if say_once(&places.problem(worker), why) {
+    let file = places.problem(worker);
+    if fs::read_to_string(&file).ok().as_deref() != Some(why) {
+        let _said_again = fs::write(file, why);
         tracing::error!(%worker, why, "a worker's daemon does not start; it is tried again");
     }
 }
@@ -104,13 +102,4 @@ pub(super) fn tell(places: &Places, worker: &WorkerName, why: &str) {
 /// It has started.
 pub(super) fn forget(places: &Places, worker: &WorkerName) {
     let _was_not_there = fs::remove_file(places.problem(worker));
-}
-
-/// Whether the file did not say this yet. It does now.
-fn say_once(file: &Path, text: &str) -> bool {
-    let is_news = fs::read_to_string(file).ok().as_deref() != Some(text);
-    if is_news {
-        let _said_again = fs::write(file, text);
-    }
-    is_news
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::Places;
 use super::config::WorkerConfig;
 use super::name::WorkerName;
+use crate::acl::Scope;
 use crate::process;
 
 /// How long a daemon that is about to start is waited for: the spawner looks every second.
@@ -23,6 +24,9 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a daemon may take to say how it is, or to take a wish.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const START_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long a daemon that ends is followed by the next, and how often that is tried: its instances may take their `stop_grace`.
+const NEXT_DAEMON_TIMEOUT: Duration = Duration::from_secs(15);
+const NEXT_DAEMON_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a worker returned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,14 +48,24 @@ pub enum ReachError {
     NotRunning(String),
 }
 
+/// For whom a worker is asked for something, and whose tasks he may see and stop, as the rules say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Asker {
+    /// The caller's name.
+    pub by: String,
+    /// Whose.
+    #[serde(default)]
+    pub scope: Scope,
+}
+
 /// The workers of this host, as far as they can be reached.
 #[derive(Debug)]
 pub struct Reach {
     places: Places,
-    by: String,
+    asker: Asker,
     lines: BTreeMap<WorkerName, Result<RefCell<Line>, ReachError>>,
-    /// Files that can be no worker's.
-    strange: Vec<String>,
+    /// Files that make no worker, and why.
+    strange: Vec<(String, String)>,
 }
 
 /// One connection.
@@ -82,16 +96,16 @@ struct Progress {
 }
 
 impl Reach {
-    /// Connects to every worker, for the caller `by`; the one that is `wanted` is waited for where it is about to start.
+    /// Connects to every worker, for `asker`; the one that is `wanted` is waited for where it is about to start.
     #[must_use]
-    pub fn open(places: &Places, by: &str, wanted: Option<&str>) -> Self {
+    pub fn open(places: &Places, asker: Asker, wanted: Option<&str>) -> Self {
         let (workers, strange) = places.list();
         let connect = |worker: WorkerName| {
             let patience = if wanted == Some(worker.as_str()) { START_PATIENCE } else { Duration::ZERO };
             let line = connect(places, &worker, patience).map(RefCell::new);
             (worker, line)
         };
-        Self { places: places.clone(), by: by.to_owned(), lines: workers.into_iter().map(connect).collect(), strange }
+        Self { places: places.clone(), asker, lines: workers.into_iter().map(connect).collect(), strange }
     }
 
     /// The files that it has open.
@@ -99,21 +113,41 @@ impl Reach {
         self.lines.values().flatten().map(|line| line.borrow().stream.get_ref().as_raw_fd())
     }
 
-    /// Has a task done, and waits for it. `progress` hears how far it is.
+    /// Has a task done, and waits for it. `progress` hears how far it is. Where a daemon ends before the task has begun, the next one gets it.
     ///
     /// # Errors
     /// What the worker says; or that it was refused, was stopped, or died.
     pub fn run(&self, worker: &str, payload: &Value, progress: &dyn Fn(f64, &str)) -> Result<Answer, Failure> {
-        let answer = self.ask(worker, "task.run", &json!({ "payload": payload, "by": self.by }), None, progress)?;
+        let params = json!({ "payload": payload, "by": self.asker.by });
+        let mut give_up_at = None;
+        let answer = loop {
+            match self.ask(worker, "task.run", &params, None, progress) {
+                Err(failure) if failure.is(ErrorCode::Undelivered) => {
+                    let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + NEXT_DAEMON_TIMEOUT);
+                    if Instant::now() >= give_up_at {
+                        return Err(failure);
+                    }
+                    std::thread::sleep(NEXT_DAEMON_PAUSE);
+                    self.hang_up(worker)?;
+                }
+                answered => break answered?,
+            }
+        };
         serde_json::from_value(answer).map_err(|error| Failure::new(ErrorCode::Internal, format!("{worker}: its daemon's answer: {error}")))
     }
 
     /// Stops a task.
     ///
     /// # Errors
-    /// There is none of that id.
+    /// There is none of that id, or it is another's, and his must be let alone.
     pub fn cancel(&self, worker: &str, task: &str) -> Result<Value, Failure> {
-        self.ask(worker, "task.cancel", &json!({ "task_id": task, "by": self.by }), Some(ANSWER_TIMEOUT), &|_, _| ())
+        self.ask(
+            worker,
+            "task.cancel",
+            &json!({ "task_id": task, "by": self.asker.by, "scope": self.asker.scope }),
+            Some(ANSWER_TIMEOUT),
+            &|_, _| (),
+        )
     }
 
     /// How the workers are, or the one of that name.
@@ -125,17 +159,25 @@ impl Reach {
             Some(name) => vec![self.find(name)?],
             None => self.lines.keys().collect(),
         };
-        let report = |name: &WorkerName| match self.ask(name.as_str(), "worker.list", &Value::Null, Some(ANSWER_TIMEOUT), &|_, _| ()) {
+        let report = |name: &WorkerName| match self.ask(name.as_str(), "worker.list", &json!(self.asker), Some(ANSWER_TIMEOUT), &|_, _| ())
+        {
             Ok(report) => report,
             Err(failure) => json!({ "state": "down", "problem": failure.message, "instances": [] }),
         };
         let mut all: serde_json::Map<String, Value> = names.into_iter().map(|name| (name.to_string(), report(name))).collect();
         if worker.is_none() {
-            let strange =
-                |name: &String| (name.clone(), json!({ "state": "down", "problem": "no worker can have this name", "instances": [] }));
+            let strange = |(name, why): &(String, String)| (name.clone(), json!({ "state": "down", "problem": why, "instances": [] }));
             all.extend(self.strange.iter().map(strange));
         }
         Ok(Value::Object(all))
+    }
+
+    /// The next question goes to whoever listens then.
+    fn hang_up(&self, worker: &str) -> Result<(), Failure> {
+        if let Some(Ok(line)) = self.lines.get(self.find(worker)?) {
+            let _gone = line.borrow().stream.get_ref().shutdown(Shutdown::Both);
+        }
+        Ok(())
     }
 
     fn find(&self, worker: &str) -> Result<&WorkerName, Failure> {

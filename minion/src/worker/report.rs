@@ -1,13 +1,18 @@
-//! How a worker is: what `worker.list` says of it. It changes nothing.
+//! How a worker is: what `worker.list` says of it. It changes nothing, and shows no payload and no result, nor to anybody what another's task is.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use procfs::process::{Process, all_processes};
 use serde_json::{Value, json};
 
+use super::callers::sees;
 use super::daemon::Daemon;
 use super::instance::Instance;
+use super::reach::Asker;
 use super::slot::Slot;
+
+/// How old what is said of memory and CPU may be.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What an instance and its descendants use.
 #[derive(Debug, Default)]
@@ -16,13 +21,29 @@ struct Usage {
     cpu_ticks: u64,
 }
 
+/// The processes of the host as they were a moment ago: to look at all takes time, in which no task is given out.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    at: Option<Instant>,
+    /// The number, the group, and what it uses.
+    seen: Vec<(i32, i32, Usage)>,
+}
+
+impl Processes {
+    fn look(&mut self, now: Instant) {
+        if self.at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
+            self.seen = all_processes().into_iter().flatten().flatten().filter_map(|process| seen(&process)).collect();
+            self.at = Some(now);
+        }
+    }
+}
+
 impl Daemon {
     /// The worker, and each of its instances.
-    pub(super) fn report(&self) -> Value {
+    pub(super) fn report(&mut self, asker: &Asker) -> Value {
         let now = Instant::now();
-        let processes: Vec<(i32, i32, Usage)> =
-            all_processes().into_iter().flatten().flatten().filter_map(|process| seen(&process)).collect();
-        let instances: Vec<Value> = self.slots.iter().map(|slot| self.slot_report(slot, &processes, now)).collect();
+        self.processes.look(now);
+        let instances: Vec<Value> = self.slots.iter().map(|slot| self.slot_report(slot, asker, &self.processes.seen, now)).collect();
         let idle = self.slots.iter().filter(|slot| slot.instance.as_ref().is_some_and(|instance| instance.fetch.is_some())).count();
         let state = match (self.ends_by, &self.config_problem) {
             (Some(_), _) => "ending",
@@ -43,7 +64,7 @@ impl Daemon {
         })
     }
 
-    fn slot_report(&self, slot: &Slot, processes: &[(i32, i32, Usage)], now: Instant) -> Value {
+    fn slot_report(&self, slot: &Slot, asker: &Asker, processes: &[(i32, i32, Usage)], now: Instant) -> Value {
         let Some(instance) = &slot.instance else {
             let seconds = slot.due.saturating_duration_since(now).as_secs_f64();
             return json!({
@@ -52,6 +73,7 @@ impl Daemon {
             });
         };
         let task = self.desk.held(slot.number);
+        let seen = task.filter(|task| sees(asker, task));
         let state = match (&instance.ending, task, instance.has_fetched) {
             (Some(_), _, _) => "ending",
             (None, Some(_), _) => "busy",
@@ -69,8 +91,8 @@ impl Daemon {
             "state": state,
             "task_id": task.map(|task| &task.id),
             "task_seconds": task.map(|task| whole_seconds(task.since, now)),
-            "caller": task.map(|task| &task.by),
-            "progress": task.and_then(|task| task.progress.as_ref()).map(|(fraction, message)| json!({ "fraction": fraction, "message": message })),
+            "caller": seen.map(|task| &task.by),
+            "progress": seen.and_then(|task| task.progress.as_ref()).map(|(fraction, message)| json!({ "fraction": fraction, "message": message })),
             "pid": instance.pid.as_raw(),
             "user": instance.user,
             "memory_bytes": usage.memory_bytes,

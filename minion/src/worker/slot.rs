@@ -3,11 +3,10 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::WaitStatus;
-
 use super::config::{Backoff, WorkerConfig};
 use super::desk::SlotId;
 use super::instance::{Ending, Home, Instance};
+use crate::process::Death;
 
 /// An instance that lived for so long makes the pauses begin anew when it dies.
 const WELL_AFTER: Duration = Duration::from_secs(60);
@@ -49,7 +48,7 @@ impl Slot {
     }
 
     /// Its instance has died, and was cleared away.
-    pub(super) fn died(&mut self, home: &Home, status: WaitStatus, last_line: Option<String>) {
+    pub(super) fn died(&mut self, home: &Home, death: Death) {
         let Some(instance) = self.instance.take() else { return };
         let lived = instance.started.elapsed();
         if instance.has_returned || lived >= WELL_AFTER {
@@ -64,9 +63,9 @@ impl Slot {
             }
             None => {
                 let after = lived.as_secs_f64();
-                let said = last_line.map(|line| line.chars().take(LAST_LINE_MAX_LETTERS).collect::<String>());
+                let said = instance.last_line().map(|line| line.chars().take(LAST_LINE_MAX_LETTERS).collect::<String>());
                 let said = said.map_or_else(String::new, |line| format!("; the last that it wrote is: {line}"));
-                self.fell(home, format!("its process {} {after:.1} s after its start{said}", in_words(status)), instance.config.restart);
+                self.fell(home, format!("its process {} {after:.1} s after its start{said}", death), instance.config.restart);
             }
         }
     }
@@ -77,15 +76,6 @@ impl Slot {
         self.problem = Some(why);
         self.pause = Some(pause);
         self.due = Instant::now() + pause;
-    }
-}
-
-/// How a process ended.
-pub(super) fn in_words(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
-        WaitStatus::Exited(_, status) => format!("exited with status {status}"),
-        _ => "ended".to_owned(),
     }
 }
 

@@ -36,7 +36,8 @@ pub(crate) enum Words {
         /// The task's id.
         id: String,
         /// From 0 to 1.
-        fraction: f64,
+        #[arg(allow_hyphen_values = true)]
+        fraction: String,
         /// What it is doing.
         #[arg(default_value = "")]
         message: String,
@@ -58,9 +59,13 @@ pub(crate) fn run(words: &Words) -> anyhow::Result<()> {
             let error = json!({ "message": error.as_deref().unwrap_or_default(), "type": "task" });
             ask("task.return", &json!({ "task_id": id, "error": error })).map(drop)
         }
-        Words::Progress { id, fraction, message } => {
-            ask("task.progress", &json!({ "task_id": id, "fraction": fraction, "message": message })).map(drop)
-        }
+        Words::Progress { id, fraction, message } => match fraction.parse() {
+            Ok(fraction) if f64::is_finite(fraction) => {
+                ask("task.progress", &json!({ "task_id": id, "fraction": fraction, "message": message })).map(drop)
+            }
+            // As of every method: what is no number is passed over.
+            _ => Ok(()),
+        },
     }
 }
 

@@ -4,16 +4,15 @@ use std::time::Instant;
 
 use common::outcome::{ErrorCode, Failure};
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::callers::base64_bytes;
 use super::daemon::Daemon;
 use super::desk::{SlotId, Task, Wish};
-use super::slot::in_words;
 use super::tend::cancelled;
 use super::wire::{Line, Request, Wire};
+use crate::process::Death;
 
 /// What an instance may ask for.
 const METHODS: &str = "task.fetch, task.return, task.progress";
@@ -99,7 +98,6 @@ impl Daemon {
     fn fetch(&mut self, number: SlotId, wire: u64, id: Value) {
         if let Some(task) = self.desk.lose(number) {
             let message = format!("{}: its instance fetched another task without returning task {}", self.home.worker, task.id);
-            self.failed += 1;
             self.tell(&task, Err(Failure::of_kind("abandoned", message)));
         }
         let Some(slot) = self.slot(number) else { return };
@@ -129,10 +127,6 @@ impl Daemon {
             (Some(_), Some(wish)) => Err(cancelled(&task.id, &wish.why)),
             (Some(error), None) => Err(error.into_failure(&task.id)),
         };
-        match &answer {
-            Ok(_) => self.done += 1,
-            Err(_) => self.failed += 1,
-        }
         self.tell(&task, answer);
         Ok(json!({}))
     }
@@ -142,7 +136,6 @@ impl Daemon {
         let message = format!("{}: a result is larger than result_max_bytes, {}", self.home.worker, self.config.result_max_bytes);
         let failure = Failure::new(ErrorCode::ResultTooLarge, message);
         if let Some(task) = self.desk.lose(slot) {
-            self.failed += 1;
             self.tell(&task, Err(failure.clone()));
         }
         failure
@@ -172,22 +165,22 @@ impl Daemon {
             let number = slot.number;
             let Some(instance) = slot.instance.as_mut().filter(|instance| instance.ending.is_none()) else { continue };
             let Some((wire, id)) = instance.fetch.take() else { continue };
-            let (Some(connection), Some(task)) = (instance.wires.get_mut(&wire), self.desk.hand_out(number, now)) else { continue };
+            let Some(connection) = instance.wires.get_mut(&wire).filter(|connection| !connection.is_deaf()) else { continue };
+            let Some(task) = self.desk.hand_out(number, now) else { continue };
             instance.got_on = wire;
             connection.answer(&id, Ok(json!({ "task_id": task.id, "payload": task.payload })));
         }
     }
 
     /// An instance's process is dead: the caller of its task learns it at once, and no other task is touched.
-    pub(super) fn lose_task(&mut self, slot: SlotId, status: WaitStatus) {
+    pub(super) fn lose_task(&mut self, slot: SlotId, death: Death) {
         let pid = self.slot(slot).and_then(|slot| slot.instance.as_ref()).map_or(0, |instance| instance.pid.as_raw());
         let why = self.slot(slot).and_then(|slot| slot.instance.as_ref()?.health.clone()?.err());
         let Some(task) = self.desk.lose(slot) else { return };
-        self.failed += 1;
         let answer = match (&task.wish, why) {
             (Some(wish), _) => cancelled(&task.id, &wish.why),
             (None, why) => {
-                let died = why.map_or_else(|| in_words(status), |why| format!("was killed because {why}"));
+                let died = why.map_or_else(|| death.to_string(), |why| format!("was killed because {why}"));
                 let message = format!(
                     "{}: the process of its instance {slot}, {pid}, {died} while it worked on task {}; the task may have been done in part",
                     self.home.worker, task.id
@@ -215,8 +208,12 @@ impl Daemon {
         instance.signal(Signal::SIGURG);
     }
 
-    /// Tells the caller of a task what came of it.
+    /// Tells the caller of a task what came of it, and counts that.
     pub(super) fn tell(&mut self, task: &Task, answer: Result<Value, Failure>) {
+        match &answer {
+            Ok(_) => self.done += 1,
+            Err(_) => self.failed += 1,
+        }
         if let Some(caller) = self.callers.get_mut(&task.ticket.caller) {
             caller.answer(&task.ticket.request, answer);
         }

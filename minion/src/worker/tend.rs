@@ -10,19 +10,21 @@ use std::time::{Duration, Instant};
 use common::outcome::{ErrorCode, Failure};
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use serde_json::json;
 
 use super::config::{WorkerConfig, WorkerConfigError};
 use super::daemon::Daemon;
 use super::instance::Ending;
-use super::slot::{Slot, in_words};
+use super::slot::Slot;
+use super::wire::Wire;
 use crate::config::ConfigError;
+use crate::process::Death;
 use crate::supervise::humane;
 
 /// Farther than anything is planned.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
-/// How long the program is missed before it counts as taken away.
+/// How long the program is missed before it counts as taken away, or as replaced: by then the spawner is another, too, and starts the new one.
 const GONE_FOR: Duration = Duration::from_secs(10);
 /// How long a killed instance may take to die, for a dead disk for instance, until it is left behind.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,10 +80,7 @@ impl Daemon {
             self.look_at_file();
             self.look_at_program(now);
         }
-        if self.restart_at.is_some_and(|at| at <= Timestamp::now()) {
-            self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
-            self.restart_at = self.config.restart_at.and_then(|minutes| next_time(Timestamp::now(), minutes));
-        }
+        self.look_at_clock(Timestamp::now());
         for number in self.slots.iter().map(|slot| slot.number).collect::<Vec<_>>() {
             self.tend_task(number, now);
             self.tend_health(number, now);
@@ -91,9 +90,21 @@ impl Daemon {
         self.slots.retain(|slot| slot.instance.is_some() || !is_ending && slot.number <= config.instances);
     }
 
-    /// Nothing is left to be done.
+    /// Replaces all instances when it is time. Where the clock was set back, the next time is another.
+    fn look_at_clock(&mut self, now: Timestamp) {
+        let Some(at) = self.restart_at else { return };
+        if at <= now {
+            self.slots.iter_mut().for_each(|slot| slot.is_outdated = true);
+        }
+        if at <= now || at.duration_since(now) > SignedDuration::from_secs(DAY_SECONDS) {
+            self.restart_at = self.config.restart_at.and_then(|minutes| next_time(now, minutes));
+        }
+    }
+
+    /// Nothing is left to be done, nor to be said to anybody who still listens.
     pub(super) fn is_over(&self) -> bool {
-        self.ends_by.is_some_and(|by| self.slots.is_empty() || by + DEATH_TIMEOUT <= Instant::now())
+        let is_done = self.slots.is_empty() && !self.callers.values().any(Wire::is_full);
+        self.ends_by.is_some_and(|by| is_done || by + DEATH_TIMEOUT <= Instant::now())
     }
 
     /// Begins to end: nothing more is taken in, and what waits is given back as not started.
@@ -103,9 +114,21 @@ impl Daemon {
         }
         tracing::info!(worker = %self.home.worker, why, "a worker's daemon ends");
         self.ends_by = Some(Instant::now() + self.config.stop_grace);
+        // Who comes from now on finds nobody, and waits for the next daemon.
+        let _gone = fs::remove_file(self.places.control(&self.home.worker));
         for task in self.desk.clear() {
             let message = format!("{}: the worker {why} before task {} started; nothing was run", self.home.worker, task.id);
             self.tell(&task, Err(Failure::new(ErrorCode::Undelivered, message)));
+        }
+    }
+
+    /// The last word to who has connected, and has asked for nothing that was begun: whatever it has asked for meanwhile was not heard.
+    pub(super) fn take_leave(&mut self) {
+        let busy: Vec<u64> = self.desk.all().map(|(_, task)| task.ticket.caller).collect();
+        let message = format!("{}: the worker has ended; nothing was run; try again", self.home.worker);
+        let error = Failure::new(ErrorCode::Undelivered, message);
+        for (_, wire) in self.callers.iter_mut().filter(|(caller, _)| !busy.contains(caller)) {
+            wire.send(&json!({ "jsonrpc": "2.0", "id": null, "error": error }));
         }
     }
 
@@ -150,7 +173,7 @@ impl Daemon {
     }
 
     /// A look at an instance's health has ended, if that was one.
-    pub(super) fn check_ended(&mut self, pid: Pid, status: WaitStatus) {
+    pub(super) fn check_ended(&mut self, pid: Pid, death: Death) {
         let is_its = |slot: &&mut Slot| {
             let check = slot.instance.as_ref().and_then(|instance| instance.check.as_ref());
             check.is_some_and(|check| check.pid == pid)
@@ -162,12 +185,12 @@ impl Daemon {
         // What it has started and left behind is in its group.
         check.kill();
         let timeout = instance.config.health.as_ref().map(|health| health.timeout).filter(|timeout| check.since.elapsed() >= *timeout);
-        let health = match (status, timeout) {
-            (WaitStatus::Exited(_, 0), None) => Ok(()),
+        let health = match (death, timeout) {
+            (Death::Exited(0), None) => Ok(()),
             (_, Some(timeout)) => Err(format!("its health check took longer than {}", humane(timeout))),
-            (status, None) => {
+            (death, None) => {
                 let said = check.last_line().map_or_else(String::new, |line| format!("; the last that it wrote is: {line}"));
-                Err(format!("its health check {}{said}", in_words(status)))
+                Err(format!("its health check {death}{said}"))
             }
         };
         let is_unwell = health.is_err() && instance.ending.is_none();
@@ -181,11 +204,10 @@ impl Daemon {
     fn tend_slot(&mut self, number: usize, now: Instant) {
         let is_busy = self.desk.held(number).is_some();
         let (config, ends_by) = (Rc::clone(&self.config), self.ends_by);
-        let (home, log) = (&self.home, &mut self.log);
+        let home = &self.home;
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.number == number) else { return };
         let Some(instance) = &mut slot.instance else {
             if ends_by.is_none() && slot.due <= now && number <= config.instances {
-                log.begin();
                 slot.start(home, &config);
             }
             return;
@@ -204,17 +226,24 @@ impl Daemon {
         }
     }
 
-    /// Ends where the package was taken away: an upgrade puts another program into the place of this one at once.
+    /// Ends where the package was taken away; and where another program has taken the place of this one, as an upgrade does, once there is no task.
     fn look_at_program(&mut self, now: Instant) {
         let runs = fs::read_link("/proc/self/exe").unwrap_or_default();
         let runs = runs.to_string_lossy();
         // The kernel appends this to the path of a file that is there no more.
-        let is_gone = runs.strip_suffix(" (deleted)").is_some_and(|path| !Path::new(path).exists());
-        let since = *self.program_gone.get_or_insert(now);
-        if !is_gone {
+        let Some(path) = runs.strip_suffix(" (deleted)") else {
             self.program_gone = None;
-        } else if now.saturating_duration_since(since) >= GONE_FOR {
-            self.end("ended, because the minion's program was taken away,");
+            return;
+        };
+        let since = *self.program_gone.get_or_insert(now);
+        if now.saturating_duration_since(since) < GONE_FOR {
+            return;
+        }
+        let is_idle = self.desk.all().next().is_none();
+        match Path::new(path).exists() {
+            true if is_idle => self.end("gave way to the new version of the minion"),
+            true => {}
+            false => self.end("ended, because the minion's program was taken away,"),
         }
     }
 
@@ -222,7 +251,7 @@ impl Daemon {
     fn look_at_file(&mut self) {
         let file = self.places.file(&self.home.worker);
         let stamp = Stamp::of(&file);
-        if stamp == self.stamp && stamp.is_some() {
+        if stamp == self.stamp && stamp.is_some() && self.config_problem.is_none() {
             return;
         }
         match WorkerConfig::load(&file) {
@@ -231,17 +260,23 @@ impl Daemon {
                 self.config_problem = None;
                 self.settle_in();
             }
-            Err(WorkerConfigError::File(ConfigError::Read { source, .. })) if source.kind() == std::io::ErrorKind::NotFound => {
-                self.end("was taken away");
-            }
+            // An editor that puts another in its place may leave none for a moment: it is missed at two looks.
+            Err(error) if is_missing(&error) && self.stamp.is_some() => {}
+            Err(error) if is_missing(&error) => self.end("was taken away"),
             Err(error) => {
                 let problem = common::shown::chain(&error);
-                tracing::error!(worker = %self.home.worker, problem, "a worker's file cannot be used; it goes on as it was");
+                if self.config_problem.as_ref() != Some(&problem) {
+                    tracing::error!(worker = %self.home.worker, problem, "a worker's file cannot be used; it goes on as it was");
+                }
                 self.config_problem = Some(problem);
             }
         }
         self.stamp = stamp;
     }
+}
+
+fn is_missing(error: &WorkerConfigError) -> bool {
+    matches!(error, WorkerConfigError::File(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// What a caller hears of a task that was to stop, and did.

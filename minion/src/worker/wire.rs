@@ -44,6 +44,10 @@ pub(super) struct Wire {
     output: Vec<u8>,
     sent: usize,
     line_max: usize,
+    /// More may have come than was read.
+    has_more: bool,
+    /// The other side hears nothing any more; what it has said before is read all the same.
+    is_deaf: bool,
     is_over: bool,
 }
 
@@ -51,12 +55,33 @@ impl Wire {
     pub(super) fn new(stream: UnixStream, line_max: usize) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let (input, output) = (Vec::new(), Vec::new());
-        Ok(Self { stream, input, looked_at: 0, is_skipping: false, output, sent: 0, line_max, is_over: false })
+        Ok(Self {
+            stream,
+            input,
+            looked_at: 0,
+            is_skipping: false,
+            output,
+            sent: 0,
+            line_max,
+            has_more: false,
+            is_deaf: false,
+            is_over: false,
+        })
     }
 
-    /// The other side is gone.
+    /// The other side is gone, and all that it said was read.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
+    }
+
+    /// Nothing that is said reaches the other side any more.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.is_deaf || self.is_over
+    }
+
+    /// More may have come than was read the last time.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more
     }
 
     /// Something waits to go.
@@ -69,24 +94,22 @@ impl Wire {
         self.output.len().saturating_sub(self.sent) > UNREAD_MAX_BYTES
     }
 
-    /// The lines that have come.
+    /// The lines that have come, some of them: others have their turn, too. None from who does not read what is said.
     pub(super) fn read(&mut self) -> Vec<Line> {
         let (mut lines, mut chunk, mut count) = (Vec::new(), vec![0; CHUNK_BYTES], 0);
-        while count < TURN_BYTES && !self.is_over {
+        while count < TURN_BYTES && !self.is_over && !self.is_stuck() {
             match self.stream.read(&mut chunk) {
                 Ok(0) => self.is_over = true,
                 Ok(length) => {
                     count += length;
                     self.take(chunk.get(..length).unwrap_or_default(), &mut lines);
-                    if length < CHUNK_BYTES {
-                        break;
-                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => self.is_over = true,
             }
         }
+        self.has_more = count >= TURN_BYTES && !self.is_over;
         lines
     }
 
@@ -117,14 +140,18 @@ impl Wire {
         }
     }
 
+    /// Says what waits to be said, as far as the other side takes it.
     pub(super) fn flush(&mut self) {
         while self.sent < self.output.len() {
             match self.stream.write(self.output.get(self.sent..).unwrap_or_default()) {
                 Ok(count) if count > 0 => self.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.output.drain(..std::mem::take(&mut self.sent));
+                    return;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _gone => {
-                    self.is_over = true;
+                    self.is_deaf = true;
                     break;
                 }
             }

@@ -86,13 +86,6 @@ struct Failure {
     cause: Box<dyn StdError + Send + Sync>,
 }
 
-impl Failure {
-    fn never_written() -> Self {
-        let message = "the connection was closed before the request could be written".to_owned();
-        Self { never_written: true, answered: false, cause: message.clone().into(), message }
-    }
-}
-
 impl Line {
     /// What is kept, if it still leads to the host and was opened as who we are now.
     async fn take(&self, shown: &Arc<Trusted<OverlordTls>>) -> Option<Open> {
@@ -201,19 +194,16 @@ impl Dial {
     /// Sends the request and reads the answer whole, while driving the connection, so that nothing outlives this future.
     /// What it was sent on comes back, if it can be used again.
     async fn send(&self, request: HttpRequest, open: Open) -> Result<(Answer, Option<Open>), Broken> {
-        let Open { shown, peer, mut sender, mut connection, .. } = open;
-        let (mut ended, mut is_begun) = (None, false);
+        let Open { shown, peer, mut sender, connection, .. } = open;
+        let (mut connection, mut ended) = (Some(connection), None);
         let answered = {
             let mut answer = pin!(self.answer(&mut sender, request));
             poll_fn(|context| {
-                if ended.is_none()
-                    && let Poll::Ready(end) = connection.poll_without_shutdown(context)
+                if let Some(open) = &mut connection
+                    && let Poll::Ready(end) = open.poll_without_shutdown(context)
                 {
-                    ended = Some(end);
-                }
-                // The host may have closed one that was kept: nobody would take the request out of its hands any more.
-                if !std::mem::replace(&mut is_begun, true) && matches!(ended, Some(Ok(()))) {
-                    return Poll::Ready(Err(Failure::never_written()));
+                    // The host may have closed one that was kept, at any moment. What was not written yet comes back by this; else it would lie there for ever.
+                    ended = connection.take().map(|open| (end, open.into_parts().io.into_inner()));
                 }
                 answer.as_mut().poll(context)
             })
@@ -222,15 +212,18 @@ impl Dial {
         let failure = match answered {
             Ok(answer) => {
                 // One that has ended would take the next request, and never send it.
-                let open = ended.is_none().then(|| Open { shown, peer, sender, connection, used_at: Instant::now() });
+                let open = connection.map(|connection| Open { shown, peer, sender, connection, used_at: Instant::now() });
                 return Ok((answer, open));
             }
             Err(failure) => failure,
         };
-        let end = ended.and_then(Result::err);
+        let (end, stream) = match ended {
+            Some((end, stream)) => (end.err(), Some(stream)),
+            None => (None, connection.map(|open| open.into_parts().io.into_inner())),
+        };
         let mut refusal = self.refusal(&*failure.cause).or_else(|| self.refusal(&end?));
-        if refusal.is_none() && !failure.answered {
-            refusal = last_words(connection.into_parts().io.into_inner()).await.and_then(|error| self.refusal(&error));
+        if let Some(stream) = stream.filter(|_| refusal.is_none() && !failure.answered) {
+            refusal = last_words(stream).await.and_then(|error| self.refusal(&error));
         }
         Err(self.meaning(failure, refusal))
     }

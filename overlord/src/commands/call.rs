@@ -50,7 +50,7 @@ pub(super) fn start(options: &Options, output: Output, call: CallArgs) -> Result
     detached::run(output, WORD_WITHIN, move || {
         let target = target(&fleet, &call, &args)?;
         let dispatch = Dispatch::begin(&target, call.method.as_str(), args, None)?;
-        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch)))
+        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch.into())))
     })
 }
 

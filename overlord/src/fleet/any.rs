@@ -36,6 +36,8 @@ pub enum AnyError {
         worker: String,
         /// Of some hosts.
         reasons: String,
+        /// Some host has answered.
+        was_reached: bool,
     },
 }
 
@@ -43,7 +45,9 @@ pub enum AnyError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Room {
     idle: u64,
-    /// The fewer the better.
+    /// It has an instance at all, and not only the hope of one.
+    works: bool,
+    /// The fewer wait, the better.
     unqueued: u64,
 }
 
@@ -59,7 +63,9 @@ impl Target {
         let answers = asking.call(LIST, json!({ "worker": worker }))?;
         let chosen = choose(&answers, &worker, Timestamp::now().subsec_nanosecond().unsigned_abs());
         let Some(chosen) = chosen else {
-            return Err(AnyError::None { reasons: reasons(&answers, &worker), worker });
+            let was_reached =
+                answers.values().any(|outcome| !matches!(outcome.verdict, Verdict::Undelivered { .. } | Verdict::Lost { .. }));
+            return Err(AnyError::None { reasons: reasons(&answers, &worker), worker, was_reached });
         };
         let mut one = self.clone();
         one.hosts.retain(|host| host.name == chosen);
@@ -90,7 +96,9 @@ fn room(outcome: &Outcome, worker: &str) -> Option<Room> {
     let takes = report.get("state").and_then(Value::as_str).is_some_and(|state| matches!(state, "running" | "misconfigured"));
     let number = |key: &str| report.get(key).and_then(Value::as_u64);
     let (idle, queued, queue_max) = (number("idle")?, number("queued")?, number("queue_max")?);
-    (takes && (idle > 0 || queued < queue_max)).then_some(Room { idle, unqueued: u64::MAX - queued })
+    let works = |instance: &Value| instance.get("state").and_then(Value::as_str).is_some_and(|state| state != "restarting");
+    let works = report.get("instances").and_then(Value::as_array).is_some_and(|instances| instances.iter().any(works));
+    (takes && (idle > 0 || queued < queue_max)).then_some(Room { idle, works, unqueued: u64::MAX - queued })
 }
 
 fn reasons(answers: &BTreeMap<MinionName, Outcome>, worker: &str) -> String {
@@ -123,7 +131,7 @@ mod tests {
     }
 
     fn report(idle: u64, queued: u64) -> Value {
-        json!({ "state": "running", "idle": idle, "queued": queued, "queue_max": 10 })
+        json!({ "state": "running", "idle": idle, "queued": queued, "queue_max": 10, "instances": [{ "state": "busy" }] })
     }
 
     #[test]
@@ -133,6 +141,9 @@ mod tests {
         assert_eq!(chosen(&fleet, 7), Some("b".to_owned()));
         let busy = [("a", report(0, 3)), ("b", report(0, 1)), ("c", report(0, 10))];
         assert_eq!(chosen(&busy, 7), Some("b".to_owned()));
+        let broken = json!({ "state": "running", "idle": 0, "queued": 0, "queue_max": 10, "instances": [{ "state": "restarting" }] });
+        assert_eq!(chosen(&[("a", broken.clone()), ("b", report(0, 9))], 0), Some("b".to_owned()), "one that cannot start has no queue");
+        assert_eq!(chosen(&[("a", broken)], 0), Some("a".to_owned()));
         let even = [("a", report(1, 0)), ("b", report(1, 0))];
         assert_eq!([0, 1].map(|chance| chosen(&even, chance).unwrap()), ["a", "b"]);
         assert_eq!(chosen(&[("a", report(0, 10)), ("b", json!({ "state": "down", "problem": "x" }))], 0), None);

@@ -159,6 +159,7 @@ impl Job {
 impl Logs {
     pub(crate) fn of(job: &Job, only: Option<&MinionName>) -> Result<Self, JobError> {
         let JobStatus { record, .. } = job.known()?;
+        job.check_no_map(&record.header, "what its items gave is in `overlord job-status ID --output jsonl`")?;
         if let Some(host) = only.filter(|host| !record.hosts.contains_key(host)) {
             return Err(JobError::NotAMember { job: job.id.clone(), host: host.clone() });
         }

@@ -5,6 +5,7 @@
 //! set aside whatever may be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
@@ -19,8 +20,12 @@ const AHEAD_MAX_ITEMS: u64 = 16_384;
 const HELD_MAX_BYTES: usize = 64 << 20;
 /// An item with which so many hosts were lost is given to no other.
 const HOSTS_LOST_MAX: usize = 2;
+/// A single item that is too large for so many hosts is given to no other.
+const TOO_LARGE_MAX: usize = 3;
 /// So often in a row may a host get nothing done before it gets no more.
 const FAILURES_MAX: u32 = 5;
+/// How long a host that got nothing done is left alone first; each time twice as long.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// One item.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +34,21 @@ pub(crate) struct Item {
     pub(crate) args: Arguments,
     pub(crate) bytes: usize,
     /// The hosts with which it was lost, once for each time.
-    lost_on: Vec<usize>,
+    pub(crate) lost_on: Vec<usize>,
+    /// The hosts that do not take it, because it is too large.
+    too_large_for: Vec<usize>,
+}
+
+impl Item {
+    /// Whether the host gets it only where no other is left.
+    fn shuns(&self, host: usize) -> bool {
+        self.lost_on.contains(&host) || self.too_large_for.contains(&host)
+    }
+
+    /// Whether it goes alone.
+    fn is_marked(&self) -> bool {
+        !self.lost_on.is_empty() || !self.too_large_for.is_empty()
+    }
 }
 
 /// What became of an item.
@@ -50,6 +69,8 @@ pub(crate) enum Dealt {
     Chunk(Vec<Item>),
     /// Nothing now; there may be something later.
     Wait,
+    /// Nothing before then: it has just got nothing done.
+    Rest(Instant),
     /// Nothing any more.
     Over,
 }
@@ -65,6 +86,8 @@ pub(crate) struct Wanted {
 struct Player {
     name: MinionName,
     failures: u32,
+    /// It is left alone until then.
+    rests_until: Option<Instant>,
     /// Why it gets no more.
     retired: Option<Verdict>,
 }
@@ -93,7 +116,7 @@ pub(crate) struct Deal {
 impl Deal {
     /// Of `items` to `hosts`, each with so many of the `lanes`.
     pub(crate) fn new(items: Items, hosts: impl IntoIterator<Item = MinionName>, lanes: usize, retries: u32) -> Self {
-        let hosts = hosts.into_iter().map(|name| Player { name, failures: 0, retired: None }).collect();
+        let hosts = hosts.into_iter().map(|name| Player { name, failures: 0, rests_until: None, retired: None }).collect();
         Self {
             items,
             ahead: None,
@@ -110,10 +133,11 @@ impl Deal {
         }
     }
 
-    /// What the host gets now.
-    pub(crate) fn deal(&mut self, host: usize, wanted: Wanted) -> Dealt {
-        if self.is_stopped || self.broken.is_some() || self.hosts.get(host).is_none_or(|player| player.retired.is_some()) {
-            return Dealt::Over;
+    /// What the host gets `now`.
+    pub(crate) fn deal(&mut self, host: usize, wanted: Wanted, now: Instant) -> Dealt {
+        let Some(player) = self.hosts.get(host).filter(|player| player.retired.is_none() && !self.is_over()) else { return Dealt::Over };
+        if let Some(until) = player.rests_until.filter(|until| now < *until) {
+            return Dealt::Rest(until);
         }
         let left = (self.items.count() - self.fresh).saturating_add(self.again.len() as u64);
         let share = usize::try_from(left.div_ceil(self.lanes)).unwrap_or(usize::MAX).max(1);
@@ -136,16 +160,12 @@ impl Deal {
     }
 
     fn deal_again(&mut self, host: usize, wanted: Wanted) -> Vec<Item> {
-        let is_live = |other: &usize| self.hosts.get(*other).is_some_and(|player| player.retired.is_none());
-        let may_have = |item: &Item| {
-            let others = (0..self.hosts.len()).filter(is_live).any(|other| !item.lost_on.contains(&other));
-            !others || !item.lost_on.contains(&host)
-        };
+        let may_have = |item: &Item| !item.shuns(host) || !self.live().any(|other| !item.shuns(other));
         let Some(first) = self.again.values().find(|item| may_have(item)).map(|item| item.index) else { return Vec::new() };
         let (mut chunk, mut bytes) = (Vec::<Item>::new(), 0_usize);
         for index in first.. {
             let fits = |item: &&Item| {
-                let is_with_others = chunk.is_empty() || item.lost_on.is_empty() && chunk.iter().all(|other| other.lost_on.is_empty());
+                let is_with_others = chunk.is_empty() || !item.is_marked() && !chunk.iter().any(Item::is_marked);
                 is_with_others && chunk.len() < wanted.items && (chunk.is_empty() || bytes + item.bytes <= wanted.bytes)
             };
             if self.again.get(&index).filter(fits).is_none() {
@@ -167,7 +187,7 @@ impl Deal {
                 break;
             }
             bytes += more;
-            chunk.push(Item { index: self.fresh, args, bytes: more, lost_on: Vec::new() });
+            chunk.push(Item { index: self.fresh, args, bytes: more, lost_on: Vec::new(), too_large_for: Vec::new() });
             self.fresh += 1;
         }
         chunk
@@ -217,29 +237,82 @@ impl Deal {
         None
     }
 
+    /// It is too large for the host, for the reason that `outcome` has: another may take it. Its end, if none does.
+    pub(crate) fn refuse(&mut self, host: usize, mut item: Item, outcome: Outcome) -> Option<Ended> {
+        item.too_large_for.push(host);
+        if item.too_large_for.len() < TOO_LARGE_MAX && self.live().any(|other| !item.shuns(other)) {
+            self.give_back(item);
+            return None;
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        Some(self.end_without_run(item, Some(host), outcome))
+    }
+
     /// The host has got something done.
     pub(crate) fn thank(&mut self, host: usize) {
         if let Some(player) = self.hosts.get_mut(host) {
-            player.failures = 0;
+            (player.failures, player.rests_until) = (0, None);
         }
     }
 
-    /// It has got nothing done, for the reason in `verdict`. How often in a row, if it may get more.
-    pub(crate) fn blame(&mut self, host: usize, verdict: Verdict) -> Option<u32> {
-        let player = self.hosts.get_mut(host)?;
-        player.failures += 1;
+    /// It has got nothing done of what it was dealt then, for the reason in `verdict`: it rests, or gets no more. Chunks that were dealt before it
+    /// rested have met the same misfortune, and count no more.
+    pub(crate) fn blame(&mut self, host: usize, dealt_at: Instant, verdict: Verdict, now: Instant) {
+        let Some(player) = self.hosts.get_mut(host) else { return };
+        if player.rests_until.is_none_or(|until| dealt_at >= until) {
+            player.rests_until = Some(now + PAUSE * 2_u32.saturating_pow(player.failures));
+            player.failures += 1;
+        }
         // That it may not, or cannot, is true the next time, too.
         let is_settled = matches!(verdict, Verdict::Denied { .. } | Verdict::Failed { .. });
         if is_settled || player.failures >= FAILURES_MAX {
             player.retired.get_or_insert(verdict);
         }
-        player.retired.is_none().then_some(player.failures)
     }
 
     /// All before `index` is printed, and with it outcomes of that size.
     pub(crate) fn print(&mut self, index: u64, bytes: usize) {
         self.printed = index;
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
+    }
+
+    /// Goes on where another has stopped: of the items before `fresh` those are dealt again of which `again` knows the hosts with which they were lost;
+    /// the others have ended. To be called before anything is dealt.
+    ///
+    /// # Errors
+    /// The items cannot be read.
+    pub(crate) fn go_on(&mut self, fresh: u64, mut again: impl FnMut(u64) -> Option<Vec<MinionName>>) -> std::io::Result<()> {
+        while self.fresh < fresh.min(self.items.count()) {
+            let index = self.fresh;
+            let Some(Read { args, bytes }) = self.items.read()? else { break };
+            if let Some(lost_on) = again(index) {
+                let lost_on = lost_on.iter().map(|name| self.seat(name)).collect();
+                self.again.insert(index, Item { index, args, bytes, lost_on, too_large_for: Vec::new() });
+            }
+            self.fresh += 1;
+        }
+        Ok(())
+    }
+
+    /// One that was to be dealt again, as if that host had it.
+    pub(crate) fn take_again(&mut self, index: u64) -> Option<Item> {
+        let item = self.again.remove(&index)?;
+        self.in_flight += 1;
+        Some(item)
+    }
+
+    /// The number of a host, which gets nothing if it is none of those that take part.
+    pub(crate) fn seat(&mut self, name: &MinionName) -> usize {
+        self.hosts.iter().position(|player| player.name == *name).unwrap_or_else(|| {
+            let retired = Some(Verdict::undelivered("it is no longer in hosts.toml"));
+            self.hosts.push(Player { name: name.clone(), failures: 0, rests_until: None, retired });
+            self.hosts.len() - 1
+        })
+    }
+
+    /// Outcomes wait for nobody: all items may be begun.
+    pub(crate) fn unbind(&mut self, bytes: usize) {
+        self.print(self.items.count(), bytes);
     }
 
     /// Nothing more is dealt.
@@ -249,16 +322,38 @@ impl Deal {
 
     /// When nobody works any more: an item that nobody has got; none if none is left.
     pub(crate) fn left(&mut self) -> Option<Ended> {
-        let index = match self.again.pop_first() {
-            Some((index, _)) => index,
-            None if self.is_stopped || self.fresh == self.items.count() => return None,
-            None => {
-                self.fresh += 1;
-                self.fresh - 1
-            }
-        };
         let verdict = if self.is_stopped { Verdict::undelivered("interrupted before it was sent") } else { self.fate() };
-        Some(Ended { index, host: None, outcome: Outcome::not_run(verdict, Timestamp::now()), bytes: 0 })
+        let outcome = Outcome::not_run(verdict, Timestamp::now());
+        if let Some((_, item)) = self.again.pop_first() {
+            return Some(self.end_without_run(item, None, outcome));
+        }
+        if self.is_stopped || self.fresh == self.items.count() {
+            return None;
+        }
+        self.fresh += 1;
+        Some(Ended { index: self.fresh - 1, host: None, outcome, bytes: 0 })
+    }
+
+    /// The end of an item that `outcome` says was not run; but if it was lost before, that is what is true of it.
+    fn end_without_run(&self, item: Item, host: Option<usize>, outcome: Outcome) -> Ended {
+        let (host, outcome) = match item.lost_on.last().and_then(|host| self.name(*host)) {
+            Some(host) => {
+                let message = format!("it may have run on {host}, which did not say what became of it, and no host has run it again since");
+                (Some(host), Outcome { verdict: Verdict::lost(message), ..outcome })
+            }
+            None => (host.and_then(|host| self.name(host)), outcome),
+        };
+        Ended { index: item.index, host, outcome, bytes: 0 }
+    }
+
+    /// The hosts that may get more.
+    fn live(&self) -> impl Iterator<Item = usize> {
+        self.hosts.iter().enumerate().filter(|(_, player)| player.retired.is_none()).map(|(host, _)| host)
+    }
+
+    /// The first item that was never dealt.
+    pub(crate) fn fresh(&self) -> u64 {
+        self.fresh
     }
 
     /// How many items were never dealt.

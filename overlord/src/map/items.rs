@@ -14,7 +14,7 @@ const PROBLEM_MAX_LETTERS: usize = 200;
 
 /// Why there are no items. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ItemsError {
+pub enum ItemsError {
     /// They cannot be read.
     #[error("reading the items from {name}: {source}")]
     Read {
@@ -24,10 +24,28 @@ pub(crate) enum ItemsError {
         source: io::Error,
     },
     /// There is no place to keep them.
-    #[error("keeping the items in a file of {}: {source}; TMPDIR names another folder", std::env::temp_dir().display())]
+    #[error("keeping the items in {place}: {source}")]
     Keep {
+        /// Where.
+        place: String,
         /// Why.
         source: io::Error,
+    },
+    /// There are more than are kept.
+    #[error("{name}: {problem}; nothing was sent")]
+    TooMany {
+        /// The file.
+        name: String,
+        /// Which limit, and what to do.
+        problem: String,
+    },
+    /// What was kept is gone, or is something else.
+    #[error("the items in {place} cannot be used: {problem}")]
+    Kept {
+        /// Where.
+        place: String,
+        /// What is wrong.
+        problem: String,
     },
     /// Lines are no JSON, or cannot be sent.
     #[error("{name}: {problems}; nothing was sent")]
@@ -50,6 +68,7 @@ pub(crate) enum ItemsError {
 pub(crate) struct Items {
     file: BufReader<File>,
     count: u64,
+    crc: u32,
 }
 
 /// What one line is.
@@ -64,9 +83,21 @@ impl Items {
     ///
     /// # Errors
     /// One is no item of at most `line_max_bytes`, or something fails.
-    pub(crate) fn take_in(name: &str, mut from: impl BufRead, line_max_bytes: u32) -> Result<Self, ItemsError> {
-        let keep = |source| ItemsError::Keep { source };
-        let mut kept = BufWriter::new(tempfile::tempfile().map_err(keep)?);
+    pub(crate) fn take_in(name: &str, from: impl BufRead, line_max_bytes: u32) -> Result<Self, ItemsError> {
+        let place = format!("a file of {}, which TMPDIR names", std::env::temp_dir().display());
+        let file = tempfile::tempfile().map_err(|source| ItemsError::Keep { place: place.clone(), source })?;
+        Self::take_in_to((file, &place), name, from, (line_max_bytes, u64::MAX))
+    }
+
+    /// The same, into this empty file, at most so many bytes of items together.
+    pub(super) fn take_in_to(
+        (file, place): (File, &str),
+        name: &str,
+        mut from: impl BufRead,
+        (line_max_bytes, max_bytes): (u32, u64),
+    ) -> Result<Self, ItemsError> {
+        let keep = |source| ItemsError::Keep { place: place.to_owned(), source };
+        let (mut kept, mut bytes, mut crc) = (BufWriter::new(file), 0_u64, crc32fast::Hasher::new());
         let (mut line, mut count, mut wrong, mut problems) = (Vec::new(), 0_u64, 0_usize, Vec::new());
         loop {
             line.clear();
@@ -89,8 +120,16 @@ impl Items {
                     }
                 }
                 Ok(()) => {
-                    let end: &[u8] = if line.ends_with(b"\n") { b"" } else { b"\n" };
-                    kept.write_all(&line).and_then(|()| kept.write_all(end)).map_err(keep)?;
+                    if !line.ends_with(b"\n") {
+                        line.push(b'\n');
+                    }
+                    bytes += line.len() as u64;
+                    if bytes > max_bytes {
+                        let problem = format!("more than the {max_bytes} bytes that items_max_bytes in overlord.toml lets a map have");
+                        return Err(ItemsError::TooMany { name: name.to_owned(), problem });
+                    }
+                    crc.update(&line);
+                    kept.write_all(&line).map_err(keep)?;
                 }
             }
         }
@@ -103,9 +142,39 @@ impl Items {
             (count, true) => {
                 let mut file = kept.into_inner().map_err(|error| keep(error.into_error()))?;
                 file.rewind().map_err(keep)?;
-                Ok(Self { file: BufReader::new(file), count })
+                Ok(Self { file: BufReader::new(file), count, crc: crc.finalize() })
             }
         }
+    }
+
+    /// What was kept in this file: `count` items with that checksum.
+    pub(super) fn kept(mut file: File, place: &str, count: u64, crc: u32) -> Result<Self, ItemsError> {
+        let wrong = |problem: String| ItemsError::Kept { place: place.to_owned(), problem };
+        let (mut reader, mut hasher) = (BufReader::new(&file), crc32fast::Hasher::new());
+        loop {
+            let read = reader.fill_buf().map_err(|error| wrong(error.to_string()))?;
+            if read.is_empty() {
+                break;
+            }
+            hasher.update(read);
+            let length = read.len();
+            reader.consume(length);
+        }
+        if hasher.finalize() != crc {
+            return Err(wrong("they are not those that the map was started with".to_owned()));
+        }
+        file.rewind().map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { file: BufReader::new(file), count, crc })
+    }
+
+    /// The checksum of all of them.
+    pub(super) fn crc(&self) -> u32 {
+        self.crc
+    }
+
+    /// The file that holds them.
+    pub(super) fn file(&self) -> &File {
+        self.file.get_ref()
     }
 
     /// How many there are in all.

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use common::job::CallId;
-use common::outcome::{ErrorCode, Outcome, Verdict};
+use common::outcome::{Outcome, Verdict};
 use common::protocol::Arguments;
 use common::protocol::map::{CHUNK_MAX_ITEMS, CHUNK_PERIOD, Chunk, Chunked, MAP_PREFIX};
 use jiff::Timestamp;
@@ -25,8 +25,9 @@ const CHUNK_AIM: Duration = Duration::from_millis(50);
 const GROWTH: usize = 16;
 /// How much text a chunk has at most, unless it is one item: minions take a mebibyte unless they are told otherwise, and it is put into JSON twice.
 const CHUNK_TEXT_BYTES: usize = 256 * 1024;
-/// How long a host that got nothing done is left alone first; each time twice as long.
-const PAUSE: Duration = Duration::from_millis(200);
+/// The pauses before a chunk is sent again whose answer did not come: about as long as a minion takes to start.
+const AGAIN_AFTER: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(500), Duration::from_millis(1000)];
 /// About what a value takes in memory besides its text.
 const VALUE_BYTES: usize = 48;
 /// About what an outcome takes besides its result.
@@ -37,6 +38,25 @@ pub(super) struct Lane {
     host: usize,
     line: Line,
     pace: Wanted,
+}
+
+/// What became of a chunk's items; those of which nothing is said were not begun.
+#[derive(Debug, Default)]
+pub(crate) struct Fates {
+    pub(crate) ended: Vec<Ended>,
+    /// They may have run, and are dealt again.
+    pub(crate) doubted: Vec<u64>,
+}
+
+impl Fates {
+    /// As [`Deal::lose`] decides.
+    pub(crate) fn lose(&mut self, deal: &mut Deal, host: usize, item: Item, outcome: Outcome) {
+        let index = item.index;
+        match deal.lose(host, item, outcome) {
+            Some(ended) => self.ended.push(ended),
+            None => self.doubted.push(index),
+        }
+    }
 }
 
 /// Why a chunk's outcome says nothing of its items.
@@ -50,24 +70,32 @@ impl Lane {
     /// Works until there is nothing left to do for this host.
     pub(super) async fn work(mut self, table: &Table<'_>, ends: Sender<Ended>) {
         while let Some((chunk, permit)) = self.take(table).await {
+            let Some(number) = table.note_dealt(self.host, &chunk).await else {
+                give_back_all(&mut table.deal(), chunk);
+                break;
+            };
             let sent = Sent::default();
-            let begun = Instant::now();
+            let dealt_at = Instant::now();
             let answer = tokio::select! {
                 biased;
                 answer = self.ask(table, &chunk, &sent) => Some(answer),
                 () = table.stop.stopped() => None,
             };
             drop(permit);
-            let mut ended = Vec::with_capacity(chunk.len());
-            let pause = self.settle(&mut table.deal(), chunk, answer, &sent, begun.elapsed(), &mut ended);
+            let ended = {
+                let mut deal = table.deal();
+                let indexes: Vec<u64> = chunk.iter().map(|item| item.index).collect();
+                let mut fates = Fates::default();
+                self.settle(&mut deal, chunk, dealt_at, answer, &sent, &mut fates);
+                // Before anyone else gets what was given back: that is noted behind this.
+                table.note_done(number, self.host, &indexes, &fates);
+                fates.ended
+            };
             for one in ended {
                 // Who collects may have stopped, and has stopped us then.
                 let _unread = ends.send(one);
             }
             table.news.notify_waiters();
-            if let Some(failures) = pause {
-                table.leave_alone(failures).await;
-            }
         }
         // Others may wait for what this host had.
         table.news.notify_waiters();
@@ -83,13 +111,16 @@ impl Lane {
                 return None;
             }
             // In a statement of its own: the lock must be free again.
-            let dealt = table.deal().deal(self.host, self.pace);
-            match dealt {
+            let dealt = table.deal().deal(self.host, self.pace, Instant::now());
+            let rests_until = match dealt {
                 Dealt::Chunk(chunk) => return Some((chunk, permit)),
                 Dealt::Over => return None,
-                Dealt::Wait => drop(permit),
-            }
+                Dealt::Wait => None,
+                Dealt::Rest(until) => Some(until),
+            };
+            drop(permit);
             tokio::select! {
+                () = rest(rests_until) => {}
                 () = news => {}
                 () = table.stop.stopped() => {}
             }
@@ -99,7 +130,28 @@ impl Lane {
     async fn ask(&self, table: &Table<'_>, chunk: &[Item], sent: &Sent) -> Result<Outcome, NoAnswer> {
         let letter = self.letter(table, chunk)?;
         let within = table.target.timeout().saturating_add(CHUNK_PERIOD).saturating_add(ANSWER_GRACE);
-        table.link.client.ask_by(&self.line, &letter, within, sent).await
+        let deadline = Instant::now() + within;
+        let answer = table.link.client.ask_by(&self.line, &letter, within, sent).await;
+        let Err(silence @ NoAnswer::Silent(_)) = answer else { return answer };
+        self.ask_again(table, &letter, deadline).await.ok_or(silence)
+    }
+
+    /// What comes of a chunk whose answer did not come, if it is known after all: the host runs a call once, by its id, so the very same is sent again; it
+    /// runs if it did not come the first time, and is refused if it did.
+    async fn ask_again(&self, table: &Table<'_>, letter: &Letter, deadline: Instant) -> Option<Outcome> {
+        for pause in AGAIN_AFTER {
+            tokio::time::sleep(pause).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            match table.link.client.ask_by(&self.line, letter, left, &Sent::default()).await {
+                Ok(outcome) => return Some(outcome),
+                Err(NoAnswer::NotSent(_)) => {}
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     fn letter(&self, table: &Table<'_>, chunk: &[Item]) -> Result<Letter, NoAnswer> {
@@ -117,68 +169,51 @@ impl Lane {
         letter.ok_or_else(|| NoAnswer::NotSent("there is nobody to ask".to_owned()))
     }
 
-    /// What came of a chunk, and how often in a row the host got nothing done, if it may go on after a pause.
+    /// What came of a chunk that was dealt then.
     fn settle(
         &mut self,
         deal: &mut Deal,
         chunk: Vec<Item>,
+        dealt_at: Instant,
         answer: Option<Result<Outcome, NoAnswer>>,
         sent: &Sent,
-        took: Duration,
-        ended: &mut Vec<Ended>,
-    ) -> Option<u32> {
+        fates: &mut Fates,
+    ) {
         let host = self.host;
+        let not_run = |verdict| Outcome::not_run(verdict, Timestamp::now());
         match answer {
             Some(Ok(outcome)) => match outcomes_of(outcome, &chunk) {
-                Ok(outcomes) => self.settle_each(deal, chunk, outcomes, took, ended),
-                Err(problem) => lose_all(deal, host, chunk, Verdict::lost(problem), ended),
+                Ok(outcomes) => self.settle_each(deal, chunk, dealt_at, outcomes, fates),
+                Err(problem) => lose_all(deal, host, chunk, dealt_at, Verdict::lost(problem), fates),
             },
             Some(Err(NoAnswer::TooLarge(_))) if chunk.len() > 1 => {
                 self.pace.bytes = chunk.iter().map(|item| item.bytes).sum::<usize>() / 2;
                 give_back_all(deal, chunk);
-                None
             }
             Some(Err(NoAnswer::TooLarge(reason))) => {
-                let outcome = Outcome::not_run(Verdict::undelivered(reason), Timestamp::now());
-                ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
-                None
+                let outcome = not_run(Verdict::undelivered(reason));
+                fates.ended.extend(chunk.into_iter().filter_map(|item| deal.refuse(host, item, outcome.clone())));
             }
-            Some(Err(NoAnswer::Silent(reason))) => lose_all(deal, host, chunk, Verdict::lost(reason), ended),
-            Some(Err(NoAnswer::Refused(failure))) if failure.is(ErrorCode::Internal) || failure.is(ErrorCode::Lost) => {
-                lose_all(deal, host, chunk, Verdict::lost(failure.message), ended)
-            }
-            Some(Err(NoAnswer::Refused(failure))) => {
+            Some(Err(no)) if may_have_run(&no) => lose_all(deal, host, chunk, dealt_at, Verdict::lost(no.reason()), fates),
+            Some(Err(no)) => {
                 give_back_all(deal, chunk);
-                deal.blame(host, failure.into_refusal())
-            }
-            Some(Err(NoAnswer::NotSent(reason))) => {
-                give_back_all(deal, chunk);
-                deal.blame(host, Verdict::undelivered(reason))
+                deal.blame(host, dealt_at, no.into_verdict(), Instant::now());
             }
             None => {
                 deal.stop();
                 if sent.is_set() {
-                    let verdict = Verdict::lost("interrupted while it was under way; the host stops what it had begun");
-                    let outcome = Outcome::not_run(verdict, Timestamp::now());
-                    ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
+                    let outcome = not_run(Verdict::lost("interrupted while it was under way; the host stops what it had begun"));
+                    fates.ended.extend(chunk.iter().map(|item| deal.end(host, item, outcome.clone(), OUTCOME_BYTES)));
                 } else {
                     give_back_all(deal, chunk);
                 }
-                None
             }
         }
     }
 
-    fn settle_each(
-        &mut self,
-        deal: &mut Deal,
-        chunk: Vec<Item>,
-        outcomes: Vec<Outcome>,
-        took: Duration,
-        ended: &mut Vec<Ended>,
-    ) -> Option<u32> {
+    fn settle_each(&mut self, deal: &mut Deal, chunk: Vec<Item>, dealt_at: Instant, outcomes: Vec<Outcome>, fates: &mut Fates) {
         let host = self.host;
-        let (mut done, mut last, span) = (0_usize, None, span(&outcomes).min(took));
+        let (mut done, mut last, span) = (0_usize, None, span(&outcomes).min(dealt_at.elapsed()));
         for (item, outcome) in chunk.into_iter().zip(outcomes) {
             match outcome.verdict {
                 Verdict::Undelivered { .. } => {
@@ -187,41 +222,38 @@ impl Lane {
                 }
                 Verdict::Lost { .. } => {
                     last = Some(outcome.verdict.clone());
-                    ended.extend(deal.lose(host, item, outcome));
+                    fates.lose(deal, host, item, outcome);
                 }
                 _ => {
                     done += 1;
                     let bytes = OUTCOME_BYTES + weight(&outcome.verdict);
-                    ended.push(deal.end(host, &item, outcome, bytes));
+                    fates.ended.push(deal.end(host, &item, outcome, bytes));
                 }
             }
         }
         if done > 0 {
             deal.thank(host);
             self.pace.items = next_size(self.pace.items, done, span);
-            return None;
+        } else if let Some(verdict) = last {
+            deal.blame(host, dealt_at, verdict, Instant::now());
         }
-        last.and_then(|verdict| deal.blame(host, verdict))
     }
 }
 
-impl Table<'_> {
-    /// Until a host that got nothing done so often in a row may be asked again, or there is nothing to ask it for.
-    async fn leave_alone(&self, failures: u32) {
-        let until = tokio::time::Instant::now() + PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1));
-        loop {
-            let mut news = pin!(self.news.notified());
-            news.as_mut().enable();
-            let is_over = self.deal().is_over();
-            if is_over || self.stop.is_stopped() {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => return,
-                () = news => {}
-                () = self.stop.stopped() => return,
-            }
-        }
+/// Until then, or for ever.
+async fn rest(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether any of the chunk's items may have run, of which the host did not say what became of them.
+fn may_have_run(no: &NoAnswer) -> bool {
+    match no {
+        NoAnswer::NotSent(_) | NoAnswer::TooLarge(_) => false,
+        NoAnswer::Silent(_) => true,
+        NoAnswer::Refused(failure) => !failure.is_before_start(),
     }
 }
 
@@ -229,10 +261,10 @@ fn give_back_all(deal: &mut Deal, chunk: Vec<Item>) {
     chunk.into_iter().for_each(|item| deal.give_back(item));
 }
 
-fn lose_all(deal: &mut Deal, host: usize, chunk: Vec<Item>, verdict: Verdict, ended: &mut Vec<Ended>) -> Option<u32> {
+fn lose_all(deal: &mut Deal, host: usize, chunk: Vec<Item>, dealt_at: Instant, verdict: Verdict, fates: &mut Fates) {
     let outcome = Outcome::not_run(verdict.clone(), Timestamp::now());
-    ended.extend(chunk.into_iter().filter_map(|item| deal.lose(host, item, outcome.clone())));
-    deal.blame(host, verdict)
+    chunk.into_iter().for_each(|item| fates.lose(deal, host, item, outcome.clone()));
+    deal.blame(host, dealt_at, verdict, Instant::now());
 }
 
 /// What a host says became of each item of the chunk. All of them may have run where it says something else.
@@ -255,7 +287,13 @@ fn outcomes_of(outcome: Outcome, chunk: &[Item]) -> Result<Vec<Outcome>, NotUnde
             chunk.len()
         ));
     }
-    Ok(chunked.outcomes)
+    Ok(chunked.outcomes.into_iter().map(essence).collect())
+}
+
+/// What is kept of an outcome until it is printed: a host may say any amount beside it.
+fn essence(outcome: Outcome) -> Outcome {
+    let Outcome { verdict, started_at, finished_at, .. } = outcome;
+    Outcome { started_at, finished_at, ..Outcome::not_run(verdict, Timestamp::UNIX_EPOCH) }
 }
 
 /// How long a host has worked on its items, by its own clock.
@@ -276,7 +314,10 @@ fn next_size(size: usize, done: usize, span: Duration) -> usize {
 fn weight(verdict: &Verdict) -> usize {
     match verdict {
         Verdict::Ok { result } => value_weight(result),
-        other => other.error().map_or(0, |error| error.message.len() + error.data.as_ref().map_or(0, value_weight)),
+        other => other.error().map_or(0, |error| {
+            let more: usize = error.more.names().filter_map(|name| error.more.get(name)).map(value_weight).sum();
+            error.message.len() + error.data.as_ref().map_or(0, value_weight) + more
+        }),
     }
 }
 

@@ -1,5 +1,6 @@
 //! How a job stands, as text and as JSON.
 
+pub(crate) mod map;
 mod times;
 
 use std::collections::BTreeMap;
@@ -151,6 +152,7 @@ mod tests {
             args: Arguments::default(),
             job_limit_ms: None,
             retry_of: None,
+            map: None,
             hosts: vec!["web1".parse().unwrap(), "web2".parse().unwrap()],
         };
         let mut record = JobRecord::new(header, Timestamp::UNIX_EPOCH);

@@ -4,6 +4,7 @@ Exit status 3: it is not installed.
 """
 
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -16,15 +17,17 @@ except ImportError:
 
 from squares import square
 
-ADDRESS = ("127.0.0.1", int(sys.argv[2]))
+HOST = "127.0.0.1"
 SECRET = b"a benchmark on loopback"
 
 
 def main(count):
+    with socket.create_server((HOST, 0)) as free:
+        address = free.getsockname()
     logs = tempfile.mkdtemp()
     server = Server(
         logging_folder=logs,
-        address=ADDRESS,
+        address=address,
         family="AF_INET",
         authkey=SECRET,
         num_workers=8,
@@ -34,7 +37,7 @@ def main(count):
     )
     server.start()
     try:
-        client = Client(address=ADDRESS, family="AF_INET", authkey=SECRET)
+        client = Client(address=address, family="AF_INET", authkey=SECRET)
         client.map(square, range(5))
         began = time.monotonic()
         results = client.map(square, range(count))

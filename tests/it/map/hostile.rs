@@ -1,9 +1,11 @@
 //! Hosts that lie, and more items than a machine has memory for.
 
 use std::process::Command;
-use std::time::Duration;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use fleet::{Fleet, Question, Running, binaries, peak_bytes, wait_until};
+use fleet::{Fleet, PATIENCE, Question, Running, binaries, peak_bytes, wait_until};
 use serde_json::{Value, json};
 
 use super::{items, lines, map, message};
@@ -60,6 +62,42 @@ fn a_host_that_begins_nothing_gets_nothing_more() {
     assert_eq!(summary, json!({ "undelivered": 4 }));
     assert!(message(&lines[0]).contains("no host takes it: web1: not today"), "{}", lines[0]);
     assert_eq!(liar.asked().len(), 5);
+}
+
+/// What may be dealt beyond the first that nobody has heard of has a bound: results wait for that one.
+#[test]
+fn no_host_runs_far_ahead_of_one_that_is_slow() {
+    const ITEMS: usize = 60_000;
+    const AHEAD_MAX_ITEMS: usize = 16_384;
+    let fleet = Fleet::builder().hosts(2).stopped().start();
+    let (let_go, held) = channel::<()>();
+    let held = Mutex::new(held);
+    // How many items hosts were given, and when last.
+    let dealt = Arc::new(Mutex::new((0, Instant::now())));
+    let note = |question: &Question, dealt: &Mutex<(usize, Instant)>| {
+        let count = question.envelope["args"]["json"]["items"].as_array().unwrap().len();
+        let mut dealt = dealt.lock().unwrap();
+        *dealt = (dealt.0 + count, Instant::now());
+    };
+    let (of_slow, of_quick) = (Arc::clone(&dealt), Arc::clone(&dealt));
+    let slow = fleet.liar("web1", move |question, answering| {
+        note(question, &of_slow);
+        let _let_go = held.lock().unwrap().recv();
+        answering.result(question, &honest(question))
+    });
+    let quick = fleet.liar("web2", move |question, answering| {
+        note(question, &of_quick);
+        answering.result(question, &honest(question))
+    });
+    fleet.set_addresses(&[("web1", &slow.address().to_string()), ("web2", &quick.address().to_string())]);
+    let file = items(&fleet, (0..ITEMS).map(|number| json!(number)));
+    let running = fleet.overlord_spawn(["map", "*", "test.square", "--items", &file]);
+    let is_quiet = || dealt.lock().unwrap().1.elapsed() > Duration::from_secs(1);
+    wait_until("nobody to get more", PATIENCE, || dealt.lock().unwrap().0 >= AHEAD_MAX_ITEMS && is_quiet());
+    let count = dealt.lock().unwrap().0;
+    assert!((AHEAD_MAX_ITEMS..=AHEAD_MAX_ITEMS + 256).contains(&count), "{count} items");
+    drop(let_go);
+    assert_eq!(running.wait().ok().err(), format!("{ITEMS} ok\n"));
 }
 
 #[test]

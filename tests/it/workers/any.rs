@@ -46,7 +46,7 @@ fn an_idle_host_gets_it_and_a_busy_fleet_queues() {
 #[test]
 fn where_no_host_has_the_worker_that_is_told() {
     let fleet = Fleet::start(2);
-    let run = fleet.overlord(["*", "worker.run", "pytask", "x", "--any"]).expect(66);
+    let run = fleet.overlord(["*", "worker.run", "pytask", "x", "--any"]).expect(2);
     assert!(
         run.err().contains("no host of the target can take a task of pytask")
             && run.err().contains("web1: no worker pytask: this host has none"),

@@ -13,6 +13,25 @@ fn socket_of(pid: i32) -> PathBuf {
     text.split('\0').find_map(|variable| variable.strip_prefix("MINION_WORKER_SOCKET=")).unwrap().into()
 }
 
+/// A line of Python that lets whoever connects to `at` speak to the daemon as a process of the instance that runs it, until that dies.
+fn bridge(at: &Path) -> String {
+    format!(
+        r#"
+import os, socket, threading
+def copy(near, far):
+    while data := near.recv(65536): far.sendall(data)
+    far.shutdown(socket.SHUT_RDWR)
+def serve(door):
+    while True:
+        near, far = door.accept()[0], socket.socket(socket.AF_UNIX)
+        far.connect(os.environ['MINION_WORKER_SOCKET'])
+        for ends in ((near, far), (far, near)): threading.Thread(target=copy, args=ends, daemon=True).start()
+door = socket.socket(socket.AF_UNIX); door.bind({at:?}); door.listen()
+threading.Thread(target=serve, args=(door,), daemon=True).start()
+"#
+    )
+}
+
 /// What is answered to a line at an instance's socket; none: it was hung up on.
 fn say(stream: &mut UnixStream, method: &str, params: &Value) -> Option<Value> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -90,12 +109,14 @@ fn a_killed_instance_is_told_at_once_and_costs_its_own_task_alone() {
     let host = Host::start();
     host.pytask("[restart]\nleast = \"500ms\"\n");
     let (gate, line) = host.gate("gate");
-    let first = host.spawn("pytask", &line);
+    let (within, after) = (host.fleet.root().join("within"), host.fleet.root().join("after"));
+    let first = host.spawn("pytask", &format!("{}{line}", bridge(&within)));
     let task = host.wait_until_busy("pytask", 1);
-    let second = host.spawn("pytask", "print('survived', end='')");
+    wait_until("the bridge to stand", PATIENCE, || within.exists());
+    let second = host.spawn("pytask", &format!("{}print('survived', end='')", bridge(&after)));
     wait_until("one to wait", PATIENCE, || host.list("pytask")["queued"] == 1);
     let old = host.pid("pytask", 1);
-    let mut late = UnixStream::connect(socket_of(old)).unwrap();
+    let mut late = UnixStream::connect(within).unwrap();
     let progressed = say(&mut late, "task.progress", &json!({ "task_id": task, "fraction": 0.5 })).unwrap();
     assert_eq!(progressed["result"], json!({}), "what belongs to the instance is heard");
     let since = Instant::now();
@@ -110,7 +131,7 @@ fn a_killed_instance_is_told_at_once_and_costs_its_own_task_alone() {
     assert_eq!(list["instances"][0]["starts"], 2, "{list}");
     assert!(list["instances"][0]["problem"].as_str().unwrap().contains("killed by SIGKILL"), "{list}");
     // Nor is it believed from the instance that came after.
-    let mut next = UnixStream::connect(socket_of(host.pid("pytask", 1))).unwrap();
+    let mut next = UnixStream::connect(after).unwrap();
     let refused = say(&mut next, "task.return", &json!({ "task_id": task, "result": "late" })).unwrap();
     assert!(refused["error"]["message"].as_str().unwrap().contains("is not this instance's"), "{refused}");
     assert!(!gate.exists());
@@ -121,11 +142,22 @@ fn an_instance_cannot_answer_for_another() {
     let host = Host::start();
     host.pytask("instances = 2\n");
     let (gate, line) = host.gate("gate");
-    let calls = [host.spawn("pytask", &line), host.spawn("pytask", &line)];
+    let bridges = [1, 2].map(|number| host.fleet.root().join(format!("bridge{number}")));
+    let calls = bridges.each_ref().map(|at| host.spawn("pytask", &format!("{}{line}", bridge(at))));
     let tasks = [host.wait_until_busy("pytask", 1), host.wait_until_busy("pytask", 2)];
-    let mut second = UnixStream::connect(socket_of(host.pid("pytask", 2))).unwrap();
-    let refused = say(&mut second, "task.return", &json!({ "task_id": tasks[0], "result": "crossed" })).unwrap();
-    assert!(refused["error"]["message"].as_str().unwrap().contains("is not this instance's"), "{refused}");
+    for at in &bridges {
+        wait_until("the bridge to stand", PATIENCE, || at.exists());
+        let mut within = UnixStream::connect(at).unwrap();
+        let answers = tasks.each_ref().map(|task| say(&mut within, "task.progress", &json!({ "task_id": task, "fraction": 0.5 })).unwrap());
+        let refused: Vec<&Value> = answers.iter().filter(|answer| answer["result"].is_null()).collect();
+        assert_eq!(refused.len(), 1, "{answers:?}");
+        assert!(refused[0]["error"]["message"].as_str().unwrap().contains("is not this instance's"), "{refused:?}");
+    }
+    // Nor by connecting as the other: neither a stranger nor the other instance, though they are the same user's.
+    let socket = socket_of(host.pid("pytask", 2));
+    let mut stranger = UnixStream::connect(&socket).unwrap();
+    assert_eq!(say(&mut stranger, "task.return", &json!({ "task_id": tasks[1], "result": "crossed" })), None);
+    assert_eq!(say(&mut UnixStream::connect(&socket).unwrap(), "task.fetch", &json!({})), None);
     fs::write(gate, "").unwrap();
     assert_eq!(calls.map(|call| outcome(&call.wait())["result"].clone()), ["through", "through"]);
 }
@@ -134,11 +166,80 @@ fn an_instance_cannot_answer_for_another() {
 fn what_an_instance_leaves_behind_dies_with_it() {
     let host = Host::start();
     host.pytask("");
-    let left = host.run("pytask", "import subprocess\nprint(subprocess.Popen(['setsid', 'sleep', '1000']).pid, end='')");
-    let left: i32 = left["result"].as_str().unwrap().parse().unwrap();
+    // In a session of its own, of a parent that is gone, and without a variable by which it is known.
+    let line = "import subprocess\nprint(subprocess.run('env -i setsid sleep 1000 >/dev/null 2>&1 & echo $!', shell=True, capture_output=True).stdout.decode(), end='')";
+    let left = host.run("pytask", line);
+    let left: i32 = left["result"].as_str().unwrap().trim().parse().unwrap();
     assert!(is_there(left));
     kill9(host.pid("pytask", 1));
     wait_until("what it has started to be gone", PATIENCE, || !is_there(left));
+}
+
+#[test]
+fn a_result_is_a_result_though_its_instance_ends_at_once() {
+    let host = Host::start();
+    let program = "import os\nworker = Worker()\ntask = worker.task_fetch()\nworker.task_return(task.id, task.text)\nos._exit(0)\n";
+    host.python("once", program, "instances = 2\n[restart]\nleast = \"1ms\"\nmost = \"1ms\"\n");
+    for number in 0..30 {
+        let payload = format!("{number}{}", "x".repeat(number * 10_000));
+        assert_eq!(host.run_bytes("once", &payload)["result"], payload, "{number}");
+    }
+}
+
+#[test]
+fn a_signal_without_a_name_costs_one_instance_and_not_its_daemon() {
+    let host = Host::start();
+    host.pytask("[restart]\nleast = \"10ms\"\n");
+    let daemon = host.list("pytask")["daemon_pid"].clone();
+    let died = host.run("pytask", "import os, signal\nos.kill(os.getpid(), signal.SIGRTMIN + 1)");
+    assert_eq!(died["error"]["data"]["type"], "worker_died", "{died}");
+    assert!(died["error"]["message"].as_str().unwrap().contains("was killed by signal 35"), "{died}");
+    assert_eq!(host.run("pytask", "print('on', end='')")["result"], "on");
+    assert_eq!(host.list("pytask")["daemon_pid"], daemon);
+    let method = outcome(&host.fleet.overlord(["web1", "command.run", "kill -35 $$", "--output", "json"]));
+    assert!(method["error"]["message"].as_str().unwrap().contains("35"), "{method}");
+}
+
+/// The caller reads only when the worker has been told to end, and its instance is gone.
+#[test]
+fn a_result_that_was_not_read_yet_outlives_the_end_of_its_worker() {
+    let host = Host::start();
+    host.pytask("result_max_bytes = 8000000\n");
+    let list = host.list("pytask");
+    let daemon = i32::try_from(list["daemon_pid"].as_i64().unwrap()).unwrap();
+    let mut caller = UnixStream::connect(host.control("pytask")).unwrap();
+    let params = json!({ "payload": { "text": "print('x' * 6000000, end='')" }, "by": "admin" });
+    writeln!(caller, "{}", json!({ "jsonrpc": "2.0", "id": 1, "method": "task.run", "params": params })).unwrap();
+    wait_until("the task to be done", PATIENCE, || host.list("pytask")["done"] == 1);
+    let instance = host.pid("pytask", 1);
+    kill(Pid::from_raw(daemon), Signal::SIGTERM).unwrap();
+    wait_until("the instance to be gone", PATIENCE, || !is_there(instance));
+    let mut line = String::new();
+    BufReader::new(caller).read_line(&mut line).unwrap();
+    let answer: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(answer["result"]["result"].as_str().map(str::len), Some(6_000_000));
+    wait_until("the daemon to be gone", PATIENCE, || !is_there(daemon));
+}
+
+#[test]
+fn what_is_no_text_is_told_by_its_name() {
+    let host = Host::start();
+    host.pytask("");
+    let told = host.run("pytask", "print('\\udcff', end='')");
+    assert_eq!(told["error"]["data"]["type"], "UnicodeEncodeError", "{told}");
+    assert_eq!(host.run("pytask", "raise ValueError('\\udcff')")["error"]["message"], "?");
+    assert_eq!(host.run("pytask", "task.progress(10 ** 400)\nprint('on', end='')")["result"], "on");
+}
+
+#[test]
+fn a_map_waits_for_a_worker_that_is_about_to_start() {
+    let host = Host::start();
+    let file = examples().join("pytask.py");
+    host.describe("pytask", &["python3", "-Bu", file.to_str().unwrap()], "");
+    let items = host.fleet.root().join("items");
+    fs::write(&items, "[\"pytask\", \"print(1, end='')\"]\n").unwrap();
+    let run = host.fleet.overlord(["map", "web1", "worker.run", "--items", items.to_str().unwrap()]).ok();
+    assert_eq!(run.out(), "\"1\"\n");
 }
 
 /// Two jobs, one under way and one that waits; then `disturb`; then both end as if nothing had been.
@@ -193,11 +294,7 @@ fn a_killed_spawner_costs_no_task() {
     assert_no_task_is_lost(&host, || {
         let spawner = host.web1().spawner().unwrap();
         kill9(spawner.pid);
-        // The server starts the next one when there is something for it to do.
-        wait_until("another spawner", PATIENCE, || {
-            host.fleet.overlord(["web1", "test.echo", "x"]);
-            host.web1().spawner().is_some_and(|next| next.pid != spawner.pid)
-        });
+        wait_until("another spawner", PATIENCE, || host.web1().spawner().is_some_and(|next| next.pid != spawner.pid));
     });
 }
 
@@ -322,4 +419,20 @@ fn who_fetches_again_has_given_the_task_up() {
     let abandoned = host.run("careless", "x");
     assert_eq!(abandoned["error"]["data"]["type"], "abandoned", "{abandoned}");
     assert_eq!(host.run("careless", "x")["result"], "second");
+}
+
+#[test]
+fn what_waits_at_a_daemon_that_is_told_to_end_is_done_by_the_next() {
+    let host = Host::start();
+    host.pytask("stop_grace = \"200ms\"\n");
+    let (_gate, line) = host.gate("gate");
+    let first = host.spawn("pytask", &line);
+    host.wait_until_busy("pytask", 1);
+    let second = host.spawn("pytask", "print('by the next', end='')");
+    let before = wait_for("one to wait", PATIENCE, || Some(host.list("pytask")).filter(|list| list["queued"] == 1));
+    let daemon = i32::try_from(before["daemon_pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(daemon), Signal::SIGTERM).unwrap();
+    assert_eq!(outcome(&first.wait())["error"]["data"]["type"], "worker_died");
+    assert_eq!(outcome(&second.wait())["result"], "by the next");
+    assert_ne!(host.list("pytask")["daemon_pid"], daemon);
 }

@@ -93,6 +93,7 @@ impl World {
             args: Arguments::default(),
             job_limit_ms: None,
             retry_of: None,
+            map: None,
             hosts: vec![host()],
         };
         let record = JobRecord::new(header, at(0));

@@ -21,6 +21,7 @@ fn header() -> JobHeader {
         args: Arguments::default(),
         job_limit_ms: None,
         retry_of: None,
+        map: None,
         hosts: vec![host()],
     }
 }

@@ -51,6 +51,8 @@ impl Queue {
         if self.waits_for(&of, id) {
             return Err(format!("the job {id} would wait for itself: what it waits for waits for it"));
         }
+        let open: usize = self.live.values().map(|live| live.waits.open.len()).sum();
+        let most = self.jobs_max.saturating_add(self.queue_max);
         let live = self.live.get_mut(id).filter(|live| live.phase != Phase::Waiting);
         let live = live.ok_or_else(|| format!("the job {id} does not run any more"))?;
         if of.is_empty() {
@@ -58,6 +60,13 @@ impl Queue {
         }
         if live.waits.open.len() >= WAITS_MAX {
             return Err(format!("{WAITS_MAX} processes of the job {id} wait for others, which is the most"));
+        }
+        // One may always wait, or jobs that wait for each other's places would hang; the others have a connection each, too.
+        if !live.waits.open.is_empty() && open >= most {
+            return Err(format!(
+                "{open} processes of jobs wait for others here, of which each job may have one and all together limits.jobs_max and limits.queue_max, {most}: \
+                 let one process wait for several jobs"
+            ));
         }
         live.waits.last += 1;
         let begun = Begun { number: live.waits.last, changed: Arc::clone(&live.waits.changed) };
@@ -161,7 +170,7 @@ mod tests {
 
     /// A host of one place where the job 1 runs and those up to `last` wait for it.
     fn host(last: u8) -> Queue {
-        let mut queue = Queue::new(1, 10);
+        let mut queue = Queue::new(1, 100);
         queue.open();
         for job in 1..=last {
             let at = Timestamp::from_second(job.into()).unwrap();
@@ -250,5 +259,22 @@ mod tests {
             drop(queue.set_aside(&id(1), &[id(4)]).unwrap().unwrap());
         }
         assert!(queue.set_aside(&id(1), &[id(4)]).is_err());
+    }
+
+    #[test]
+    fn all_together_wait_no_more_often_than_there_are_places_but_each_once() {
+        let mut queue = Queue::new(2, 2);
+        queue.open();
+        for job in 1..=4 {
+            queue.admit(&id(job), Timestamp::from_second(job.into()).unwrap()).unwrap();
+        }
+        queue.put_back(&id(3));
+        queue.put_back(&id(4));
+        for _wait in 0..4 {
+            assert!(queue.set_aside(&id(1), &[id(3)]).unwrap().is_some());
+        }
+        assert!(queue.set_aside(&id(1), &[id(3)]).unwrap_err().contains("let one process wait for several jobs"));
+        assert!(queue.set_aside(&id(2), &[id(4)]).unwrap().is_some(), "its first");
+        assert!(queue.set_aside(&id(2), &[id(4)]).is_err());
     }
 }

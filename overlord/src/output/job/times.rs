@@ -1,6 +1,6 @@
 //! When a job began, how long it took, how far it is and how many jobs it has submitted, in words: over all, and host by host. Pure.
 
-use common::job::HostRecord;
+use common::job::{HostRecord, HostState};
 use common::outcome::{PROGRESS_MESSAGE_MAX_LETTERS, Progress};
 use common::shown::harmless_line;
 use jiff::{SignedDuration, Timestamp};
@@ -47,7 +47,8 @@ pub(super) fn reached(progress: &Progress) -> String {
 
 /// How long the method ran on a host where it has ended, by that host's clock.
 pub(super) fn took(host: &HostRecord) -> Option<SignedDuration> {
-    let finished_at = host.outcome.as_ref()?.finished_at?;
+    // Of what is lost it is only known when that became known.
+    let finished_at = host.outcome.as_ref().filter(|_| host.state != HostState::Lost)?.finished_at?;
     // A clock that was set back meanwhile says nothing.
     Some(finished_at.duration_since(host.started_at?).max(SignedDuration::ZERO))
 }
@@ -77,7 +78,6 @@ pub(super) fn period(period: SignedDuration) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use common::job::HostState;
     use common::outcome::{Outcome, Verdict};
     use serde_json::json;
 
@@ -102,10 +102,10 @@ mod tests {
 
     #[test]
     fn what_failed_says_how_far_it_came() {
-        let failed = |fraction, message: &str| ended(Verdict::lost("x"), (0, 0), Some(Progress::new(fraction, message, at(0))));
+        let failed = |fraction, message: &str| ended(Verdict::lost("x"), (0, 7), Some(Progress::new(fraction, message, at(0))));
         let (first, second) = (failed(0.42, "copying\x1b[2J"), failed(0.999, ""));
-        assert_eq!(of_group(&[&first]).unwrap(), "from 1970-01-01T00:00:00Z, took 0 ms, at 42 %, \"copying\\x1b[2J\"");
-        assert_eq!(of_group(&[&first, &second]).unwrap(), "from 1970-01-01T00:00:00Z, took 0 ms, at 42 % to 99 %");
+        assert_eq!(of_group(&[&first]).unwrap(), "from 1970-01-01T00:00:00Z, at 42 %, \"copying\\x1b[2J\"");
+        assert_eq!(of_group(&[&first, &second]).unwrap(), "from 1970-01-01T00:00:00Z, at 42 % to 99 %");
     }
 
     #[test]
