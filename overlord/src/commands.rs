@@ -216,7 +216,7 @@ impl From<FlowError> for Refusal {
         let status = match &error {
             FlowError::Problems(_) | FlowError::Ended { .. } => USAGE,
             FlowError::Log(FlowLogError::Unknown { .. } | FlowLogError::Ambiguous { .. }) => USAGE,
-            FlowError::Log(FlowLogError::AtWork { .. }) => NOT_ENDED,
+            FlowError::Log(FlowLogError::AtWork { .. }) | FlowError::NotEnded { .. } => NOT_ENDED,
             FlowError::Log(FlowLogError::Damaged { .. }) => HOST_UNKNOWN,
             FlowError::Log(FlowLogError::Io { .. })
             | FlowError::Link(_)

@@ -68,6 +68,8 @@ pub(crate) enum FlowError {
     Astray(String),
     #[error("the flow {flow} has ended: it is {state}")]
     Ended { flow: JobId, state: FlowState },
+    #[error("the flow {flow} has not ended: it is {state}; `overlord flow resume {flow}` goes on with it, `overlord flow cancel {flow}` ends it")]
+    NotEnded { flow: JobId, state: FlowState },
     #[error("no free flow id was found in {IDS_DRAWN_MAX} tries; try again")]
     Ids,
     #[error("the flow {flow} was started by {caller}, and this overlord's certificate is that of {own}")]
@@ -269,6 +271,24 @@ pub(crate) fn known(fleet: &Fleet, text: &str) -> Result<Known, FlowError> {
 pub(crate) fn all(fleet: &Fleet) -> Result<Vec<Listed>, FlowError> {
     let ids = log::list(fleet.home())?;
     Ok(ids.into_iter().map(|id| (id.clone(), known(fleet, id.as_str()))).collect())
+}
+
+/// Deletes a flow that has ended: its log. What its steps have left on hosts is theirs to keep. Gives its id.
+///
+/// # Errors
+/// It has not ended, or its log cannot be used.
+pub(crate) fn delete(fleet: &Fleet, text: &str) -> Result<JobId, FlowError> {
+    let id = log::find(fleet.home(), text)?;
+    let mut log = FlowLog::open(fleet.home(), &id)?;
+    if !log.lock()? {
+        return Err(LogError::AtWork { flow: id }.into());
+    }
+    let state = folded(&id, &log.read()?)?.state;
+    if !state.has_ended() {
+        return Err(FlowError::NotEnded { flow: id, state });
+    }
+    log.delete()?;
+    Ok(id)
 }
 
 /// What became of a wish.

@@ -5,6 +5,7 @@ mod faults;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use fleet::{Fleet, PATIENCE, Run, wait_for};
 use serde_json::{Value, json};
@@ -292,4 +293,35 @@ fn the_schema_is_that_of_the_file() {
     }
     let text = fs::read_to_string(&committed).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), schema, "UPDATE=1 writes it anew");
+}
+
+#[test]
+fn what_has_ended_is_deleted_on_request_and_else_goes_by_age_and_count() {
+    let fleet = Fleet::builder().hosts(1).faked_time().start();
+    let one = "[[step]]\nname = \"a\"\ntarget = \"web1\"\ncall = \"test.ping\"\n";
+    let held = format!(
+        "[[step]]\nname = \"a\"\ntarget = \"web1\"\ncall = \"command.run\"\nargs = {{ line = \"until [ -e {} ]; do sleep 0.02; done\" }}\n",
+        fleet.root().join("gate").display()
+    );
+    let id_of = |text: &str| fleet.overlord(["flow", "run", &file(&fleet, text), "--async"]).ok().out().trim().to_owned();
+    let ended = run(&fleet, one).ok().json()["flow_id"].as_str().unwrap().to_owned();
+    let running = id_of(&held);
+    let refused = fleet.overlord(["flow", "delete", &running, &ended, "nobody"]).expect(75);
+    assert!(refused.err().contains("is at work already") && refused.err().contains(&format!("{ended} is deleted")), "{}", refused.err());
+    assert!(refused.err().contains("nobody"), "{}", refused.err());
+    let left = || -> Vec<String> {
+        let flows = fleet.overlord(["flow", "list", "--output", "json"]).ok().json();
+        flows.as_array().unwrap().iter().map(|flow| flow["flow_id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(left(), [running.clone()]);
+    fs::write(fleet.root().join("gate"), "").unwrap();
+    let _ended = wait_for_state(&fleet, &running, "SUCCESS");
+    // An hour passes, and none more than one may be kept: the next flow gives up the one before it.
+    fs::write(fleet.home().join("overlord.toml"), "[retention]\ncount = 1\n").unwrap();
+    let _kept = id_of(one);
+    assert!(left().contains(&running), "in the hour after its end it is kept in any case");
+    fleet.pass(Duration::from_secs(61 * 60));
+    let last = id_of(one);
+    let _ended = wait_for_state(&fleet, &last, "SUCCESS");
+    assert!(!left().contains(&running) && left().contains(&last), "{:?}", left());
 }

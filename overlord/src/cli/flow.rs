@@ -24,6 +24,8 @@ pub(crate) enum FlowCommand {
     Resume(FlowResumeArgs),
     /// Stop a flow, and undo what it has done
     Cancel(FlowIdArgs),
+    /// Delete flows that have ended, here; hosts keep the jobs of their steps for as long as others
+    Delete(FlowDeleteArgs),
 }
 
 #[derive(Debug, Args)]
@@ -59,6 +61,13 @@ pub(crate) struct FlowIdArgs {
     /// The flow's id, or its beginning
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FlowDeleteArgs {
+    /// The flows' ids, or their beginnings
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
 }
 
 #[derive(Debug, Args)]

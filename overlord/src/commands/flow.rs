@@ -28,12 +28,13 @@ pub(super) fn run(options: &Options, output: Output, command: FlowCommand) -> Re
     match command {
         FlowCommand::Run(args) => begin(options, output, args),
         FlowCommand::Check(args) => check(&open(options)?, output, &args),
-        FlowCommand::Graph(args) => graph(&open(options)?, output, &args),
+        FlowCommand::Graph(args) => graph(output, &args),
         FlowCommand::Schema => print_schema(output),
         FlowCommand::Status(args) => status(&open(options)?, output, &args),
         FlowCommand::List => print_list(&open(options)?, output),
         FlowCommand::Suspend(args) => grant(options, output, &args.id, Wish::Suspend),
         FlowCommand::Cancel(args) => grant(options, output, &args.id, Wish::Cancel),
+        FlowCommand::Delete(args) => delete(&open(options)?, &args.ids),
         FlowCommand::Resume(args) => resume(options, output, &args),
     }
 }
@@ -146,14 +147,14 @@ fn check(fleet: &Fleet, mut output: Output, args: &FlowFileArgs) -> Result<u8, R
     Ok(OK)
 }
 
-fn graph(fleet: &Fleet, mut output: Output, args: &FlowGraphArgs) -> Result<u8, Refusal> {
-    let plan = plan_of(fleet, &args.flow.file, &vars(&args.flow))?;
+fn graph(mut output: Output, args: &FlowGraphArgs) -> Result<u8, Refusal> {
+    let plan = plan_of(&args.flow.file, &vars(&args.flow))?;
     output.print(&crate::output::harmless(&if args.dot { plan.dot() } else { plan.shown() }))?;
     Ok(OK)
 }
 
 /// The graph of a file alone: no host is asked.
-fn plan_of(_: &Fleet, file: &Path, vars: &Map<String, Value>) -> Result<flow::plan::Plan, Refusal> {
+fn plan_of(file: &Path, vars: &Map<String, Value>) -> Result<flow::plan::Plan, Refusal> {
     let texts = flow::file::Texts::load(file).map_err(|error| FlowError::Problems(vec![error]))?;
     Ok(flow::plan::Plan::make(&texts, vars).map_err(FlowError::Problems)?)
 }
@@ -222,6 +223,22 @@ fn print_list(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
         }
     }
     Ok(OK)
+}
+
+/// Each by itself: one that cannot be deleted keeps no other.
+fn delete(fleet: &Fleet, ids: &[String]) -> Result<u8, Refusal> {
+    let mut status = OK;
+    for id in ids {
+        match flow::delete(fleet, id) {
+            Ok(id) => remark(&format!("the flow {id} is deleted")),
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                remark(&refusal.message);
+                status = if status == OK { refusal.status } else { status };
+            }
+        }
+    }
+    Ok(status)
 }
 
 fn grant(options: &Options, output: Output, id: &str, wish: Wish) -> Result<u8, Refusal> {

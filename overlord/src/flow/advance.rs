@@ -112,7 +112,7 @@ impl Advance<'_> {
     /// Once nothing is on its way any more.
     fn suspend(&mut self) -> Result<(), String> {
         let can = matches!(self.record.state, FlowState::Running | FlowState::Reverting);
-        if can && self.record.is_to_suspend && self.record.in_flight() == 0 {
+        if can && self.record.is_to_suspend && self.record.in_flight == 0 {
             self.flow(FlowState::Suspended, None)?;
         }
         Ok(())

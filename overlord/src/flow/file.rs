@@ -1,8 +1,8 @@
 //! A flow's file as it is written: TOML, each key known, each error with its line. What it means together is `plan`'s.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -299,20 +299,25 @@ impl Texts {
             if texts.files.len() >= FILES_MAX {
                 return Err(failed(io::Error::other(format!("a flow has at most {FILES_MAX} files, its sub-flows' included"))));
             }
-            if fs::metadata(&path).map_err(failed)?.len() > FILE_MAX_BYTES {
-                return Err(failed(io::Error::other(format!("a flow's file has at most {FILE_MAX_BYTES} bytes"))));
-            }
-            let text = fs::read_to_string(&path).map_err(failed)?;
+            let text = read(&path).map_err(failed)?;
             wanted.extend(FlowFile::parse(&path, &text)?.sub_flows().into_iter().map(|file| beside(&path, file)));
             texts.files.insert(path, text);
         }
         Ok(texts)
     }
 
-    #[cfg(test)]
+    /// The flow of one text.
     pub(crate) fn of(text: &str) -> Self {
         Self { main: "flow.toml".into(), files: BTreeMap::from([("flow.toml".into(), text.to_owned())]) }
     }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    // Of a device nobody knows the length before.
+    File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_string(&mut text)?;
+    let is_whole = u64::try_from(text.len()).is_ok_and(|length| length <= FILE_MAX_BYTES);
+    if is_whole { Ok(text) } else { Err(io::Error::other(format!("a flow's file has at most {FILE_MAX_BYTES} bytes"))) }
 }
 
 /// The file that a flow's file names.

@@ -40,6 +40,8 @@ pub(crate) struct Record {
     calls: HashMap<CallId, (usize, usize, bool)>,
     /// How many calls are on their way to each host.
     pub(crate) busy: BTreeMap<MinionName, usize>,
+    /// How many calls are on their way.
+    pub(crate) in_flight: usize,
     ends: u64,
 }
 
@@ -186,13 +188,9 @@ impl Record {
             history: Vec::new(),
             calls: HashMap::new(),
             busy: BTreeMap::new(),
+            in_flight: 0,
             ends: 0,
         }
-    }
-
-    /// Whether a call is on its way.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.busy.values().sum()
     }
 
     /// The calls that were sent and of which no end is known: task, cell, and whether it undoes.
@@ -315,6 +313,7 @@ impl Record {
         runs.push(Run { host: host.clone(), call_id: call_id.clone(), attempt, sent_at: at, outcome: None, ended_at: None });
         self.calls.insert(call_id.clone(), (task, cell, undo));
         *self.busy.entry(host.clone()).or_default() += 1;
+        self.in_flight += 1;
         Ok(())
     }
 
@@ -329,6 +328,7 @@ impl Record {
         if let Some(count) = self.busy.get_mut(&run.host) {
             *count = count.saturating_sub(1);
         }
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     fn apply_retreat(&mut self, block: usize, cause: &Cause, at: Timestamp) -> Result<(), String> {

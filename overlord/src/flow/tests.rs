@@ -150,7 +150,7 @@ impl Run {
             }
         }
         self.lines.extend(lines);
-        assert!(self.record.in_flight() <= 4, "no more at once than forks");
+        assert!(self.record.in_flight <= 4, "no more at once than forks");
     }
 
     fn hear(&mut self, call_id: CallId, outcome: Outcome) {

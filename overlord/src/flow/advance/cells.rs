@@ -53,7 +53,7 @@ impl Advance<'_> {
         let may_send = !is_stopped && failed <= allowed;
         if may_send && !self.record.is_to_suspend {
             for cell in ready.iter().copied() {
-                if flying >= forks || self.record.in_flight() >= at_once {
+                if flying >= forks || self.record.in_flight >= at_once {
                     break;
                 }
                 match self.send(index, cell)? {

@@ -71,7 +71,7 @@ impl Advance<'_> {
             }
         }
         for cell in ready.iter().copied() {
-            if self.record.is_to_suspend || self.record.in_flight() >= at_once {
+            if self.record.is_to_suspend || self.record.in_flight >= at_once {
                 return Ok(());
             }
             let host = self.record.tasks.get(index).and_then(|task| task.cells.get(cell)?.last_host().cloned());
