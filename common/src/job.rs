@@ -4,6 +4,7 @@
 //! in which two writers happened to append them, gives the same record: results are never overwritten, and only `lost` can be mended.
 
 mod id;
+pub mod map;
 mod record;
 pub mod retention;
 mod state;

@@ -1,17 +1,19 @@
 //! What became of a call on one host: a verdict, with the result or the error, and when.
 
 mod more;
+mod progress;
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use jiff::Timestamp;
-use serde::de::{Deserializer, Error as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::job::HostState;
+use crate::job::{HostState, MinionJobId};
 pub use more::More;
+pub use progress::{PROGRESS_MESSAGE_MAX_LETTERS, Progress};
 
 /// The numbers in `error.code`: JSON-RPC's own for a request that is not sound, ours for all else. Never renumbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,10 @@ pub enum ErrorCode {
 const NEVER_STARTED: [ErrorCode; 5] =
     [ErrorCode::TooLate, ErrorCode::LimitReached, ErrorCode::Fenced, ErrorCode::WrongAudience, ErrorCode::Undelivered];
 
+/// The others that are said of a call before it is begun.
+const NOT_BEGUN: [ErrorCode; 5] =
+    [ErrorCode::Denied, ErrorCode::UnknownMethod, ErrorCode::InvalidArguments, ErrorCode::InvalidRequest, ErrorCode::Parse];
+
 /// An error as a caller reads it: `{"code", "message", "data"?}`. `data.type`, where present, names the kind of failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
@@ -105,6 +111,12 @@ impl Failure {
     #[must_use]
     pub fn is(&self, code: ErrorCode) -> bool {
         self.code == code as i32
+    }
+
+    /// Whether it is one that is said only of what was not begun. Of all else, and of codes that this version does not know, that is not known.
+    #[must_use]
+    pub fn is_before_start(&self) -> bool {
+        NEVER_STARTED.into_iter().chain(NOT_BEGUN).any(|code| self.is(code))
     }
 
     /// The verdict that this error means when a minion refuses a call with it, before anything ran.
@@ -226,6 +238,12 @@ pub struct Outcome {
     /// When it ended, by the host's clock; for `undelivered` and `lost`, when that became known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// Of a job: how far its method said last that it was, however it ended; none if it said nothing. Boxed, because most say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Box<Progress>>,
+    /// Of a job: the ids on its host of the jobs that it has submitted, in the order of their submission.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub followup: Vec<MinionJobId>,
     /// What a newer version says besides. It is kept, and handed on.
     #[serde(flatten)]
     pub more: More,
@@ -235,13 +253,13 @@ impl Outcome {
     /// A verdict on something that did not run on the host, learnt at `at`.
     #[must_use]
     pub fn not_run(verdict: Verdict, at: Timestamp) -> Self {
-        Self { verdict, started_at: None, finished_at: Some(at), more: More::default() }
+        Self { verdict, started_at: None, finished_at: Some(at), progress: None, followup: Vec::new(), more: More::default() }
     }
 
     /// A verdict on something that began and ended then.
     #[must_use]
     pub fn ran(verdict: Verdict, started_at: Timestamp, finished_at: Timestamp) -> Self {
-        Self { verdict, started_at: Some(started_at), finished_at: Some(finished_at), more: More::default() }
+        Self { started_at: Some(started_at), ..Self::not_run(verdict, finished_at) }
     }
 }
 
@@ -254,13 +272,23 @@ impl<'de> Deserialize<'de> for Outcome {
         let own: Map<_, _> = own.into_iter().filter_map(|name| fields.shift_remove_entry(name)).collect();
         let mut time = |name| fields.shift_remove(name).map(Option::<Timestamp>::deserialize).transpose().map(Option::flatten);
         let (started_at, finished_at) = (time("started_at"), time("finished_at"));
+        let (progress, followup) = (take::<Option<_>>(&mut fields, "progress").flatten(), take::<Vec<_>>(&mut fields, "followup"));
         Ok(Self {
             verdict: Verdict::deserialize(Value::Object(own)).map_err(D::Error::custom)?,
             started_at: started_at.map_err(D::Error::custom)?,
             finished_at: finished_at.map_err(D::Error::custom)?,
+            progress,
+            followup: followup.unwrap_or_default(),
             more: fields.into_iter().collect::<BTreeMap<_, _>>().into(),
         })
     }
+}
+
+/// The field of that name, if it can be understood; else it stays where it is, and costs nobody the rest.
+fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, name: &str) -> Option<T> {
+    let value = T::deserialize(fields.get(name)?).ok()?;
+    fields.shift_remove(name);
+    Some(value)
 }
 
 /// A program's output as JSON without loss: a string if it is UTF-8, else `{"base64": "…"}`.
@@ -317,6 +345,10 @@ mod tests {
         let mut kept = serde_json::to_value(&read).unwrap();
         kept.as_object_mut().unwrap().insert("started_at".to_owned(), json!(null));
         assert_eq!(kept, newer);
+        let strange = json!({ "state": "ok", "result": 1, "progress": { "done": 1e308 }, "followup": "many" });
+        let read: Outcome = serde_json::from_value(strange.clone()).unwrap();
+        assert!(read.progress.is_none() && read.followup.is_empty());
+        assert_eq!(serde_json::to_value(&read).unwrap(), strange);
         let ours = json!({ "state": "ok", "result": null, "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:01Z" });
         let read: Outcome = serde_json::from_value(ours.clone()).unwrap();
         assert!(read.more.is_empty() && read.started_at.is_some());

@@ -1,23 +1,25 @@
 //! What travels between an overlord and a minion: the envelope, and the replies.
 //!
 //! JSON-RPC 2.0 over HTTP/1.1 over TLS 1.3, one call a request: `method` is the envelope's method, `params` is
-//! [`CallParams`], and the result is an [`Outcome`], or for an `async.` method [`Accepted`].
+//! [`CallParams`], and the result is an [`Outcome`], or for an `async.` method [`Accepted`]; of a `map.` method see [`map`].
 //! A refusal before anything ran is a JSON-RPC error whose fields are those of [`Failure`](crate::outcome::Failure).
 //! Unknown fields are ignored everywhere, so that neighbouring versions understand each other.
 
 pub mod certs;
 mod logs;
+pub mod map;
 pub mod package;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::identity::{CallerName, MinionName};
 use crate::job::{CallId, HostState, MinionJobId};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Progress};
 
 pub use logs::{JobLogs, LOGS_CHUNK_MAX_BYTES, LOGS_CHUNK_MIN_BYTES, LOGS_WAIT_MAX_MS, LogPiece, Stream, logs_chunk_bytes};
 
@@ -57,7 +59,7 @@ pub struct Envelope {
     pub caller: CallerName,
     /// The hosts it is for, at most [`AUDIENCE_MAX`].
     pub audience: Vec<MinionName>,
-    /// `module.method`, or `async.module.method`.
+    /// `module.method`, `async.module.method`, or `map.module.method`.
     pub method: String,
     /// The arguments, not yet bound to the method's schema.
     pub args: Arguments,
@@ -154,6 +156,18 @@ pub struct JobList {
     pub more: usize,
 }
 
+/// What became of jobs that were waited for: the result of `jobs.wait`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobsWaited {
+    /// As many of them, in the order in which they were named, as fit into a reply; one at least.
+    pub jobs: Vec<JobReport>,
+    /// How many are left out behind them: whoever asks for those again has them at once.
+    pub more: usize,
+}
+
+/// The most jobs that one call of `jobs.wait` names.
+pub const WAITED_MAX: usize = 1000;
+
 /// The most jobs in one [`JobList`]: they stay below a mebibyte.
 pub const LISTED_MAX: usize = 2000;
 
@@ -183,7 +197,7 @@ impl From<JobReport> for ListedJob {
 }
 
 /// How far a job is on its host: the outcome's fields if it has ended, else the state and, if it runs, since when.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum JobProgress {
     /// It has ended.
@@ -193,9 +207,37 @@ pub enum JobProgress {
         /// `queued` or `running`.
         state: HostState,
         /// When the method started.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
+        /// How far the method said last that it is. What is no report was not made.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        progress: Option<Progress>,
     },
+}
+
+/// By hand: the state says which it is, so that an end that cannot be understood is never taken for a job that goes on.
+impl<'de> Deserialize<'de> for JobProgress {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Going {
+            state: HostState,
+            #[serde(default)]
+            started_at: Option<Timestamp>,
+            #[serde(default, deserialize_with = "progress_if_any")]
+            progress: Option<Progress>,
+        }
+        let fields = Value::deserialize(from)?;
+        let state = HostState::deserialize(fields.get("state").unwrap_or(&Value::Null)).map_err(D::Error::custom)?;
+        if state.is_final() {
+            return Outcome::deserialize(fields).map(Self::Ended).map_err(D::Error::custom);
+        }
+        let Going { state, started_at, progress } = Going::deserialize(fields).map_err(D::Error::custom)?;
+        Ok(Self::Going { state, started_at, progress })
+    }
+}
+
+fn progress_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Progress>, D::Error> {
+    Ok(Progress::deserialize(Value::deserialize(from)?).ok())
 }
 
 impl JobProgress {
@@ -217,10 +259,17 @@ mod tests {
 
     #[test]
     fn progress_reads_back_ended_and_going() {
-        let going = json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" });
-        let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
-        assert_eq!(read.state(), HostState::Running);
-        assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        let progress = json!({ "fraction": 0.5, "message": "half", "at": "2026-01-01T00:00:00Z" });
+        for going in [
+            json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z" }),
+            json!({ "state": "running", "started_at": "2026-01-01T00:00:00Z", "progress": progress }),
+        ] {
+            let read: JobProgress = serde_json::from_value(going.clone()).unwrap();
+            assert_eq!(read.state(), HostState::Running);
+            assert_eq!(serde_json::to_value(&read).unwrap(), going);
+        }
+        let no_end = json!({ "state": "ok", "result": 0, "finished_at": "never" });
+        assert!(serde_json::from_value::<JobProgress>(no_end).is_err(), "it has ended, and not gone on");
         let ended = json!({ "state": "ok", "result": 0, "finished_at": "2026-01-01T00:00:00Z" });
         let read: JobProgress = serde_json::from_value(ended.clone()).unwrap();
         assert_eq!(read.state(), HostState::Ok);

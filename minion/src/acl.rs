@@ -1,7 +1,8 @@
 //! Who may do what. [`decide`] is pure; [`Acl`] keeps the rules that it decides by in step with the files of `acl_dir`.
 //!
 //! Nothing is allowed that no rule allows, except that everyone may read and stop their own jobs, and ask for the revocation list or bring a
-//! newer one, which the authority has signed.
+//! newer one, which the authority has signed. And whoever a rule lets call `worker.*` sees and stops only his own tasks there, unless a rule lets him
+//! do the same to others' jobs.
 
 mod folder;
 mod rules;
@@ -15,6 +16,7 @@ use common::identity::CallerName;
 use common::method::MethodName;
 use common::protocol::certs::REVOCATIONS;
 use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::user::User;
@@ -26,10 +28,12 @@ const OWN_JOBS: &str = "own jobs";
 /// Likewise, of the revocation list: who brings it is not what makes it good.
 const SIGNED: &str = "signed by the authority";
 
-/// Whose jobs a call of `jobs.*` may touch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Whose jobs a call of `jobs.*` may touch, and whose tasks one of `worker.*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// The caller's.
+    #[default]
     Own,
     /// Everyone's.
     All,
@@ -42,7 +46,7 @@ pub enum Decision {
     Allow {
         /// `file.toml:line`, or `own jobs`, or `signed by the authority`.
         rule: String,
-        /// For `jobs.*`: whose.
+        /// For `jobs.*` and `worker.*`: whose.
         scope: Scope,
         /// As which user of the host it runs; none: as minion itself does. What the server answers itself runs as nobody else.
         run_as: Option<String>,
@@ -56,13 +60,27 @@ pub enum Decision {
 pub fn decide(rules: &Rules, caller: &CallerName, method: &MethodName) -> Decision {
     let without_rule = |rule: &str| Decision::Allow { rule: rule.to_owned(), scope: Scope::Own, run_as: None };
     match rules.find(caller, method) {
-        Some(rule) => Decision::Allow { rule: rule.place(), scope: Scope::All, run_as: rule.run_as().map(str::to_owned) },
+        Some(rule) => {
+            let (scope, run_as) = (scope(rules, caller, method), rule.run_as().map(str::to_owned));
+            Decision::Allow { rule: rule.place(), scope, run_as }
+        }
         // A fence leaves a folder behind, so it is for those alone who could have left one anyway.
         None if method.as_str() == "jobs.fence" && !rules.knows(caller) => Decision::Deny,
         None if method.as_str() == REVOCATIONS => without_rule(SIGNED),
         None if method.module() == "jobs" => without_rule(OWN_JOBS),
         None => Decision::Deny,
     }
+}
+
+/// Whose, where a rule allows `method`. A task is often as good as a job: who may not stop others' jobs does not stop their tasks.
+fn scope(rules: &Rules, caller: &CallerName, method: &MethodName) -> Scope {
+    let of_jobs = match method.as_str() {
+        "worker.cancel" => "jobs.cancel",
+        "worker.list" => "jobs.list",
+        _ => return Scope::All,
+    };
+    let is_allowed = of_jobs.parse().is_ok_and(|of_jobs| rules.find(caller, &of_jobs).is_some());
+    if is_allowed { Scope::All } else { Scope::Own }
 }
 
 /// The rules in a folder, read again whenever a file in it has changed.
@@ -181,6 +199,21 @@ mod tests {
     }
 
     const ADMIN: &str = "[[allow]]\ncaller = \"admin\"\nmethods = [\"*\"]\n";
+
+    #[test]
+    fn tasks_of_others_are_for_who_may_do_the_same_to_their_jobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let rules = "[[allow]]\ncaller = \"*\"\nmethods = [\"worker.*\"]\n[[allow]]\ncaller = \"ops\"\nmethods = [\"jobs.cancel\"]\n";
+        fs::write(dir.path().join("10.toml"), rules).unwrap();
+        let acl = Acl::open(dir.path());
+        let scope = |caller, method| match ask(&acl, caller, method) {
+            Decision::Allow { scope, .. } => scope,
+            Decision::Deny => panic!("{caller} {method}"),
+        };
+        assert_eq!([scope("ops", "worker.cancel"), scope("ops", "worker.list")], [Scope::All, Scope::Own]);
+        assert_eq!([scope("guest", "worker.cancel"), scope("guest", "worker.list")], [Scope::Own, Scope::Own]);
+        assert_eq!(scope("guest", "worker.run"), Scope::All);
+    }
 
     #[test]
     fn the_first_file_that_matches_wins_and_nothing_else_is_allowed() {

@@ -9,7 +9,8 @@ use common::identity::{CallerName, MinionName};
 use common::job::MinionJobId;
 use common::method::MethodName;
 use common::outcome::{ErrorCode, Failure};
-use common::protocol::{ASYNC_PREFIX, AUDIENCE_MAX, Envelope};
+use common::protocol::map::{CHUNK_MAX_ITEMS, Chunk, MAP_PREFIX};
+use common::protocol::{ASYNC_PREFIX, AUDIENCE_MAX, Arguments, Envelope};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -63,6 +64,8 @@ pub enum Form {
     Call,
     /// He gets a job's id.
     Job,
+    /// He waits for the outcomes of a chunk of items.
+    Map,
 }
 
 /// One call that rules can be asked about.
@@ -70,7 +73,7 @@ pub enum Form {
 pub struct Call {
     /// What its caller wrote.
     pub envelope: Envelope,
-    /// Without `async.`.
+    /// Without `async.` or `map.`.
     pub method: MethodName,
     /// Whether the caller waits.
     pub form: Form,
@@ -96,10 +99,9 @@ impl Call {
         if !envelope.audience.contains(name) {
             return Err(Failure::new(ErrorCode::WrongAudience, format!("this is {name}, and the envelope is not for it")));
         }
-        let (bare, form) = match envelope.method.strip_prefix(ASYNC_PREFIX) {
-            Some(bare) => (bare, Form::Job),
-            None => (envelope.method.as_str(), Form::Call),
-        };
+        let forms = [(ASYNC_PREFIX, Form::Job), (MAP_PREFIX, Form::Map)];
+        let form = forms.into_iter().find_map(|(prefix, form)| Some((envelope.method.strip_prefix(prefix)?, form)));
+        let (bare, form) = form.unwrap_or((envelope.method.as_str(), Form::Call));
         let method = bare.parse().map_err(|error| Failure::new(ErrorCode::UnknownMethod, format!("{name}: {error}")))?;
         Ok(Self { envelope, method, form })
     }
@@ -127,14 +129,31 @@ impl Call {
         Err(Failure::new(ErrorCode::TooLate, message))
     }
 
-    /// Its arguments, as `method` reads them.
+    /// Its arguments, as `method` reads them; of a map as they came, for each item is bound when its turn comes.
     ///
     /// # Errors
     /// `InvalidArguments`, with the usage.
     pub fn bind(&self, method: &Method) -> Result<Value, Failure> {
+        if self.form == Form::Map {
+            return self.chunk().map(|_| Value::Null);
+        }
         let bound = method.spec().bind(&self.envelope.args);
         let args = bound.map_err(|error| Failure::new(ErrorCode::InvalidArguments, error.to_string()))?;
         method.check(&args).map(|()| args)
+    }
+
+    /// The items of a map.
+    ///
+    /// # Errors
+    /// `InvalidArguments`: it is no map, or has none or too many.
+    pub fn chunk(&self) -> Result<Chunk, Failure> {
+        let invalid = |why: String| Failure::new(ErrorCode::InvalidArguments, format!("{}: {why}", self.envelope.method));
+        let Arguments::Json(args) = &self.envelope.args else { return Err(invalid("it takes a chunk of items".to_owned())) };
+        let chunk = Chunk::deserialize(args).map_err(|error| invalid(said(&error)))?;
+        match chunk.items.len() {
+            1..=CHUNK_MAX_ITEMS => Ok(chunk),
+            count => Err(invalid(format!("{count} items: there are 1 to {CHUNK_MAX_ITEMS} in a chunk"))),
+        }
     }
 
     /// The id of the job that it asks the minion `name` for; none if it asks for no job.

@@ -18,7 +18,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::acl;
 use crate::config::Config;
-use crate::{folders, spool};
+use crate::{folders, spool, worker};
 pub use trust::open_trust;
 
 /// The longest path of a Unix socket in bytes: `sun_path` of unix(7) without its ending zero.
@@ -46,6 +46,7 @@ pub fn check(path: &Path) -> Result<Sound, Vec<String>> {
     let certificate = trust::certificate(&config, &mut problems);
     let rules = acl::problems(&config.acl_dir);
     problems.extend(spool_format(&config.spool_dir()));
+    problems.extend(worker::problems(&config.workers()));
     let untried = Untried::after_owners(&config, &mut problems, &mut hints)?;
     let unwritable = if untried.certs_dir { certs_dir(&config, &mut problems) } else { None };
     if untried.state_dir {

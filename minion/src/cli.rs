@@ -29,6 +29,8 @@ use crate::modules::Registry;
 use crate::service_manager::SignsOfLife;
 use crate::spawner::{self, Origin};
 use crate::submit::{self, Submissions, SubmitLimits};
+use crate::worker::name::WorkerName;
+use crate::worker::{self, task_command};
 use crate::{enroll, keeper, renewal, server_user, service_manager, upgrade};
 
 /// Where the configuration is unless it is said.
@@ -48,7 +50,7 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 #[command(name = "minion", version)]
 struct Cli {
-    /// The configuration [default: /etc/minion/minion.toml; of `submit`: that of the job's minion]
+    /// The configuration [default: /etc/minion/minion.toml; of `submit` and `wait`: that of the job's minion]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -78,6 +80,20 @@ enum Verb {
     /// Prints what came of it as one JSON line: {"state": "ok", "result": ...}, or of a job {"minion_job_id": ..., "state": ...}. Exit status: 0 ok; 2 it
     /// failed, was denied, cancelled or timed out; 4 undelivered or lost; 64 usage, and where there is no job; 130 interrupted.
     Submit(submit::Words),
+    /// Fetch a task, and return what came of it, from within a worker that is written in a shell.
+    #[command(subcommand)]
+    Task(task_command::Words),
+    /// Be the daemon of a resident worker.
+    #[command(hide = true)]
+    Worker {
+        /// Its name: that of its file in `workers_dir`.
+        name: WorkerName,
+    },
+    /// Wait for jobs of this host to end, from within a job, which has no place among `limits.jobs_max` meanwhile.
+    ///
+    /// Prints how each stands as one JSON line, in the order of the ids, once all have ended. Exit status: as of `minion submit`, all together; 75 where one has
+    /// not ended within the timeout.
+    Wait(submit::WaitWords),
     /// Install the package of an upgrade that a job has prepared.
     #[command(hide = true)]
     UpgradeWorker {
@@ -113,9 +129,12 @@ pub fn main() -> ExitCode {
         Verb::Spawner { of_server } => spawn(config, if of_server { Origin::Server } else { Origin::Unit }),
         Verb::UpgradeWorker { folder } => upgrade::work(&folder).map(|()| ExitCode::SUCCESS).context("the upgrade has not come to its end"),
         Verb::Repack { to } => upgrade::repack(&to).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::msg),
+        Verb::Worker { name } => be_worker(config, name),
+        Verb::Task(words) => task_command::run(&words).map(|()| ExitCode::SUCCESS),
         Verb::Enroll(request) => return enroll::run(config, request),
         Verb::Check => return report(config),
         Verb::Submit(words) => return submit::run(cli.config.as_deref(), words),
+        Verb::Wait(words) => return submit::run_wait(cli.config.as_deref(), &words),
     };
     match done {
         Ok(code) => code,
@@ -165,6 +184,12 @@ fn report(path: &Path) -> ExitCode {
 fn spawn(path: &Path, origin: Origin) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     spawner::run(&config, BTreeSet::from([config.name.clone()]), origin)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Likewise.
+fn be_worker(path: &Path, name: WorkerName) -> anyhow::Result<ExitCode> {
+    worker::run(&Config::load(path)?, name)?;
     Ok(ExitCode::SUCCESS)
 }
 

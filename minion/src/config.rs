@@ -2,6 +2,7 @@
 //!
 //! It only reads; `check` says what is wrong with what the file points at.
 
+mod paths;
 mod trust;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,6 +29,9 @@ const AUDIT_FILES_MOST: u32 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The most jobs that one job may submit: with 17 bytes for each they fit into the margin that an answer has beside a result.
+pub const FOLLOWUPS_MAX: usize = 10_000;
+
 /// A minion's configuration. Its folders are absolute: what stands relative in the file is meant from the file's folder.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -45,6 +49,8 @@ pub struct Config {
     pub certs_dir: PathBuf,
     /// The rules of who may do what, `*.toml`.
     pub acl_dir: PathBuf,
+    /// The resident workers, `NAME.toml`.
+    pub workers_dir: PathBuf,
     /// Where the authority is asked, if the file says it: `HOST` or `HOST:PORT`.
     pub authority: Option<String>,
     /// How the host goes by its revocation list: the keys of `[trust]`.
@@ -97,8 +103,11 @@ pub struct Limits {
     /// Jobs running at once; the rest wait.
     #[serde(deserialize_with = "positive")]
     pub jobs_max: usize,
-    /// Jobs that may wait; with 0, none does.
+    /// Jobs that may wait, for a place or for jobs that they have submitted; with 0, none does for a place.
     pub queue_max: usize,
+    /// Jobs that one job may submit, [`FOLLOWUPS_MAX`] at most.
+    #[serde(deserialize_with = "followups")]
+    pub followups_max: usize,
     /// Where less is free on the disk of `state_dir`, new jobs are refused.
     pub disk_reserve_bytes: u64,
     /// From SIGTERM to SIGKILL when a method is stopped.
@@ -128,6 +137,7 @@ impl Default for Limits {
             calls_max: 256,
             jobs_max: 128,
             queue_max: 1000,
+            followups_max: FOLLOWUPS_MAX,
             disk_reserve_bytes: 64 << 20,
             cancel_grace: 5 * SECOND,
             shutdown_grace: 10 * SECOND,
@@ -201,6 +211,8 @@ struct File {
     certs_dir: PathBuf,
     #[serde(default = "default_acl_dir")]
     acl_dir: PathBuf,
+    #[serde(default = "default_workers_dir")]
+    workers_dir: PathBuf,
     #[serde(default, deserialize_with = "trust::authority")]
     authority: Option<String>,
     #[serde(default)]
@@ -263,9 +275,20 @@ fn default_acl_dir() -> PathBuf {
     "/etc/minion/acl.d".into()
 }
 
+/// Beside the file.
+fn default_workers_dir() -> PathBuf {
+    "workers.d".into()
+}
+
 fn positive<'de, D: Deserializer<'de>, N: Deserialize<'de> + Default + PartialEq>(input: D) -> Result<N, D::Error> {
     let number = N::deserialize(input)?;
     if number == N::default() { Err(D::Error::custom("0 would let nothing through; it must be at least 1")) } else { Ok(number) }
+}
+
+fn followups<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
+    let number = usize::deserialize(input)?;
+    let why = || D::Error::custom(format!("{FOLLOWUPS_MAX} is the most: a job's outcome names them all"));
+    if number > FOLLOWUPS_MAX { Err(why()) } else { Ok(number) }
 }
 
 fn kept_for<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
@@ -316,7 +339,11 @@ impl Config {
         };
         let name = match read.name {
             Some(name) => name,
-            None => host_name().map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
+            None => nix::unistd::gethostname()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .parse()
+                .map_err(|source| ConfigError::HostName { path: file.clone(), source })?,
         };
         let from_file = |path: PathBuf| file.parent().map(|folder| folder.join(&path)).unwrap_or(path);
         Ok(Self {
@@ -326,6 +353,7 @@ impl Config {
             state_dir: from_file(read.state_dir),
             certs_dir: from_file(read.certs_dir),
             acl_dir: from_file(read.acl_dir),
+            workers_dir: from_file(read.workers_dir),
             authority: read.authority,
             trust: read.trust,
             limits: read.limits,
@@ -333,48 +361,6 @@ impl Config {
             audit: Rotation { max_bytes: read.audit.max_bytes, files: read.audit.files },
             file,
         })
-    }
-
-    /// One folder for each job.
-    #[must_use]
-    pub fn spool_dir(&self) -> PathBuf {
-        self.state_dir.join("spool")
-    }
-
-    /// What the server answers from.
-    #[must_use]
-    pub fn status_store(&self) -> PathBuf {
-        self.state_dir.join("status.sled")
-    }
-
-    /// Locked by the one server that may run with this state.
-    #[must_use]
-    pub fn server_lock(&self) -> PathBuf {
-        self.state_dir.join("server.lock")
-    }
-
-    /// Where the spawner listens.
-    #[must_use]
-    pub fn spawner_socket(&self) -> PathBuf {
-        self.state_dir.join("spawner.sock")
-    }
-
-    /// Where job daemons tell the server that they have ended.
-    #[must_use]
-    pub fn server_socket(&self) -> PathBuf {
-        self.state_dir.join("server.sock")
-    }
-
-    /// Where jobs submit calls of their own.
-    #[must_use]
-    pub fn submit_socket(&self) -> PathBuf {
-        self.state_dir.join("submit.sock")
-    }
-
-    /// One line for each decision.
-    #[must_use]
-    pub fn audit_log(&self) -> PathBuf {
-        self.state_dir.join("audit.log")
     }
 }
 
@@ -387,11 +373,6 @@ pub(crate) fn line_of(text: &str, error: &toml::de::Error) -> usize {
 /// The line of `text`, from 1, in which the byte `offset` stands.
 pub(crate) fn line_at(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
-}
-
-fn host_name() -> Result<MinionName, InvalidName> {
-    let name = nix::unistd::gethostname().unwrap_or_default();
-    name.to_string_lossy().parse()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use certs::trust::MinionTrust;
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome};
 use common::protocol::certs::REVOCATIONS_HEADER;
+use common::protocol::map::CHUNK_PERIOD;
 use common::protocol::{Accepted, Envelope};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
@@ -29,7 +30,7 @@ use crate::call::{Ask, Call, Proof};
 use crate::caller::Caller;
 use crate::config::Limits;
 use crate::guard::{Bearer, Guard, Way};
-use crate::jobs::{JobCall, Jobs, Reader};
+use crate::jobs::{JobCall, Jobs, Reader, Waiter};
 use crate::modules::{Context, JobsCall, Method, Registry, RevocationsAsked};
 use crate::submit::Submission;
 
@@ -104,7 +105,7 @@ impl Reception for Door {
     async fn enter(&self, caller: &Caller, knock: Knock<'_>) -> Result<Reply, Failure> {
         let refused = |failure| self.guard.refuse(caller.bearer(), &read::method_shown(knock), failure, &*self.audit);
         let (call, ask) = read::read(&self.name, caller, knock).map_err(refused)?;
-        self.pass(caller.bearer(), call, ask).await
+        self.pass(caller.bearer(), call, ask, &|| ()).await
     }
 
     fn reply_max_bytes(&self) -> usize {
@@ -126,11 +127,11 @@ impl Reception for Door {
 
 impl Door {
     /// Does what a job that runs here asks for, if its caller may. `said` is the text of a [`Submission`] by a process of `user`. Dropping the
-    /// future stops a call that runs; a job goes on.
+    /// future stops a call that runs; a job goes on. Where the job begins to wait for others, which may take long, `settle` is called.
     ///
     /// # Errors
     /// A refusal: nothing was run.
-    pub async fn submit(&self, user: u32, said: &[u8]) -> Result<Reply, Failure> {
+    pub async fn submit(&self, user: u32, said: &[u8], settle: &(dyn Fn() + Sync)) -> Result<Reply, Failure> {
         let Submission { call, job, code } = Submission::read(said).map_err(|failure| self.refuse_unproved(user, failure))?;
         let ask = Ask { minion: self.name.clone(), call, proof: Proof::Token { job: job.clone(), code } };
         let known = self.jobs.bearer(ask.clone()).await;
@@ -138,7 +139,7 @@ impl Door {
         let bearer = Bearer { caller: caller.as_str(), fingerprint: &fingerprint, address: None, parent: Some(&job) };
         let call = Call::parse(&self.name, &caller, &ask.call);
         let call = call.map_err(|failure| self.guard.refuse(bearer, "", failure, &*self.audit))?;
-        self.pass(bearer, call, ask).await
+        self.pass(bearer, call, ask, settle).await
     }
 
     /// Anybody on the host can be refused as often as he likes: the first few times in a minute stand in the audit log, and of the others how many
@@ -166,14 +167,14 @@ impl Door {
     }
 
     /// Has the guard look at a call, whoever brought it, and does what it comes to.
-    async fn pass(&self, bearer: Bearer<'_>, call: Call, ask: Ask) -> Result<Reply, Failure> {
+    async fn pass(&self, bearer: Bearer<'_>, call: Call, ask: Ask, settle: &(dyn Fn() + Sync)) -> Result<Reply, Failure> {
         let passed = self.guard.pass(&self.name, bearer, &call, &*self.audit)?;
         match passed.way {
             Way::Here => Ok(Reply::Outcome(self.answer(passed.method, passed.args))),
             Way::Jobs => {
                 let asked = JobsCall::read(passed.method, passed.args)?;
                 let reader = Reader { caller: call.envelope.caller, scope: passed.scope };
-                self.ask_jobs(reader, asked, ask).await.map(Reply::Outcome)
+                self.ask_jobs(reader, asked, ask, Waiter { job: bearer.parent, settle }).await.map(Reply::Outcome)
             }
             Way::Trust if bearer.parent.is_some() => {
                 let message = format!("{}: {} is between overlords and the server, and no job's business", self.name, call.method);
@@ -184,14 +185,14 @@ impl Door {
                 self.revocations(bearer, asked).await.map(Reply::Outcome)
             }
             Way::Run => self.jobs.run(ask, self.guard.limit(&call)).await.map(Reply::Outcome),
+            Way::Map => self.jobs.run(ask, self.guard.limit(&call).saturating_add(CHUNK_PERIOD)).await.map(Reply::Outcome),
             Way::Start => self.jobs.start(self.job_call(call, ask)).await.map(Reply::Accepted),
         }
     }
 
     fn answer(&self, method: &Method, args: Value) -> Outcome {
         let started_at = Timestamp::now();
-        let context =
-            Context { minion: &self.name, registry: &self.guard.registry, result_max_bytes: self.result_max_bytes, packages: None };
+        let context = Context::of_server(&self.name, &self.guard.registry, self.result_max_bytes);
         let answer = catch_unwind(AssertUnwindSafe(|| method.run(args, &context))).unwrap_or_else(|_| {
             error!(method = %method.spec().method, "a method panicked; this is a bug of the minion");
             Err(Failure::new(ErrorCode::Crashed, format!("{} panicked; the log of {} says where", method.spec().method, self.name)))
@@ -199,12 +200,13 @@ impl Door {
         Outcome::ran(answer.into(), started_at, Timestamp::now())
     }
 
-    async fn ask_jobs(&self, reader: Reader, asked: JobsCall, ask: Ask) -> Result<Outcome, Failure> {
+    async fn ask_jobs(&self, reader: Reader, asked: JobsCall, ask: Ask, waiter: Waiter<'_>) -> Result<Outcome, Failure> {
         let started_at = Timestamp::now();
         let answer = match asked {
             JobsCall::Status(id) => serde_json::to_value(self.jobs.status(&reader, &id).await?),
             JobsCall::List => serde_json::to_value(self.jobs.list(&reader).await),
             JobsCall::Logs(wanted) => serde_json::to_value(self.jobs.logs(&reader, &wanted, ask, self.reply_max_bytes()).await?),
+            JobsCall::Wait(wanted) => serde_json::to_value(self.jobs.wait(&reader, &wanted, waiter, self.result_max_bytes).await?),
             JobsCall::Cancel(id) => serde_json::to_value(self.jobs.cancel(&reader, &id, ask).await?),
             JobsCall::Delete(id) => serde_json::to_value(self.jobs.delete(&reader, &id, ask).await?),
             JobsCall::Fence(call_id) => serde_json::to_value(self.jobs.fence(&reader, &call_id, ask).await?),

@@ -96,14 +96,16 @@ pub enum FolderError {
 pub fn prepare(config: &Config) -> Result<(), FolderError> {
     let spools = config.spool_dir();
     let Some(user) = config.user.as_ref().filter(|_| geteuid().is_root()) else {
-        return Ok(spool::prepare(&spools)?);
+        spool::prepare(&spools)?;
+        return prepare_workers(config);
     };
     let state = Shared::open(&config.state_dir, user, STATE_MODE)?;
     if require_roots(&spools).is_ok() {
         // Before anything is mended: what a newer version has left is left as it is.
         spool::require_known(&spools).map_err(|error| SpoolError::Format(Box::new(error)))?;
     }
-    if !is_shared(&state.found, user, STATE_MODE) || spools.symlink_metadata().is_err() {
+    let is_there = |folder: &Path| folder.symlink_metadata().is_ok();
+    if !is_shared(&state.found, user, STATE_MODE) || !is_there(&spools) || !is_there(&config.workers().state) {
         // Nobody puts anything in the way of what is made and looked at here.
         state.close()?;
     }
@@ -113,7 +115,13 @@ pub fn prepare(config: &Config) -> Result<(), FolderError> {
         let closed = std::fs::set_permissions(&spools, Permissions::from_mode(OWN_MODE));
         closed.map_err(|source| FolderError::File { doing: "closing", path: spools.clone(), source })?;
     }
+    prepare_workers(config)?;
     state.share(user, is_servers_state)
+}
+
+fn prepare_workers(config: &Config) -> Result<(), FolderError> {
+    let workers = config.workers();
+    workers.prepare().map_err(|source| FolderError::File { doing: "making", path: workers.state, source })
 }
 
 /// Whether what has this name in `state_dir` is the server's.

@@ -52,6 +52,8 @@ pub enum Way {
     Run,
     /// It becomes a job.
     Start,
+    /// A process runs it for item after item, and the caller waits.
+    Map,
 }
 
 /// What a guard goes by.
@@ -76,7 +78,7 @@ pub struct Passed<'a> {
     pub method: &'a Method,
     /// Its arguments, as the method reads them.
     pub args: Value,
-    /// For `jobs.*`: whose.
+    /// For `jobs.*` and `worker.*`: whose.
     pub scope: Scope,
     /// As which user it runs; none: as the spawner.
     pub run_as: Option<String>,
@@ -122,11 +124,11 @@ impl Guard {
         failure
     }
 
-    /// For how long `call` may run.
+    /// For how long `call` may run; of a map, each of its items.
     #[must_use]
     pub fn limit(&self, call: &Call) -> Duration {
         let time_max = match call.form {
-            Form::Call => self.call_time_max,
+            Form::Call | Form::Map => self.call_time_max,
             Form::Job => self.job_time_max,
         };
         call.envelope.limit().map_or(time_max, |limit| limit.min(time_max))
@@ -142,6 +144,7 @@ impl Guard {
             caller: call.envelope.caller.clone(),
             limit: self.limit(call),
             run_as: passed.run_as,
+            scope: passed.scope,
         }
     }
 
@@ -177,6 +180,11 @@ fn way(method: &Method, form: Form) -> Result<Way, Failure> {
         (Place::Jobs, Form::Call) => Ok(Way::Jobs),
         (Place::Trust, Form::Call) => Ok(Way::Trust),
         (Place::Server | Place::Process, Form::Job) => Ok(Way::Start),
+        (Place::Server | Place::Process, Form::Map) => Ok(Way::Map),
+        (Place::Jobs | Place::Trust, Form::Map) => {
+            let name = &method.spec().method;
+            Err(Failure::new(ErrorCode::InvalidRequest, format!("{name} is about this host as a whole and cannot be mapped; call it")))
+        }
         (place @ (Place::Jobs | Place::Trust), Form::Job) => {
             let (name, what) = (&method.spec().method, if place == Place::Jobs { "jobs" } else { "the server itself" });
             Err(Failure::new(ErrorCode::InvalidRequest, format!("{name} is about {what} and cannot be a job; call it without --async")))
@@ -211,11 +219,11 @@ fn entry<'a>(name: &MinionName, bearer: Bearer<'a>, call: &'a Call, decision: &'
 /// Without its line in the audit log nothing is run. What the server answers itself goes on.
 fn require_audited(audited: Result<(), AuditError>, way: Way) -> Result<(), Failure> {
     match (audited, way) {
-        (Err(error), Way::Run | Way::Start) => {
+        (Err(error), Way::Run | Way::Start | Way::Map) => {
             error!(%error, "a call is refused because it cannot be audited");
             Err(Failure::new(ErrorCode::Undelivered, format!("nothing is run that cannot be audited: {error}")))
         }
-        (audited, Way::Here | Way::Jobs | Way::Trust | Way::Run | Way::Start) => {
+        (audited, Way::Here | Way::Jobs | Way::Trust | Way::Run | Way::Start | Way::Map) => {
             log_unless_audited(audited);
             Ok(())
         }

@@ -9,6 +9,7 @@ mod logs;
 mod queue;
 mod start;
 mod tend;
+mod wait;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use crate::store::{Opening, Store, StoreError};
 use keep::Keeper;
 use queue::Queue;
 pub use start::JobCall;
+pub use wait::Waiter;
 
 /// How long the spawner's child may take over an order that runs nothing, beyond what the disk needs.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +63,9 @@ pub struct MethodRun {
     /// As which user of the host, by name; as the spawner's own if it does not say.
     #[serde(default)]
     pub run_as: Option<String>,
+    /// Of `worker.*`: whose tasks it may touch.
+    #[serde(default)]
+    pub scope: Scope,
 }
 
 /// Who asks about jobs, and of whose he may hear.

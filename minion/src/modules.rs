@@ -9,6 +9,7 @@ mod jobs;
 mod minion;
 mod system;
 mod test;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,9 +23,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::progress::{NOBODY, Reporter};
+use crate::worker::Reach;
+
 pub use certs::RevocationsAsked;
 pub(crate) use command::DEFAULT_PATH;
-pub use jobs::{JobsCall, LogsWanted};
+pub use jobs::{JobsCall, JobsWanted, LogsWanted};
 
 /// How much of a caller's word stands in a message.
 const WORD_MAX_LETTERS: usize = 200;
@@ -61,6 +65,18 @@ pub struct Context<'a> {
     pub result_max_bytes: usize,
     /// Where packages of the minion lie. The server has none.
     pub packages: Option<&'a Path>,
+    /// The resident workers. A process of `worker.*` alone has them.
+    pub workers: Option<&'a Reach>,
+    /// By which it says how far it is.
+    pub progress: &'a Reporter,
+}
+
+impl<'a> Context<'a> {
+    /// That of a method that the server answers itself, without a process.
+    #[must_use]
+    pub fn of_server(minion: &'a MinionName, registry: &'a Registry, result_max_bytes: usize) -> Self {
+        Self { minion, registry, result_max_bytes, packages: None, workers: None, progress: &NOBODY }
+    }
 }
 
 /// The arguments of a method that takes none.
@@ -194,6 +210,7 @@ impl Registry {
         registry.add::<minion::Minion>();
         registry.add::<system::System>();
         registry.add::<test::Test>();
+        registry.add::<worker::Worker>();
         registry
     }
 
@@ -308,7 +325,7 @@ mod tests {
         assert_eq!(unknown("command.rum"), "no method command.rum: module command has exists, run");
         assert_eq!(
             unknown("comand.run"),
-            "no method comand.run: there is no module comand; there are certs, command, jobs, minion, system, test"
+            "no method comand.run: there is no module comand; there are certs, command, jobs, minion, system, test, worker"
         );
     }
 }

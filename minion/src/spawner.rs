@@ -33,7 +33,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use tracing::warn;
 
@@ -47,6 +46,7 @@ use crate::server_user::own_name;
 use crate::service_manager::{self, SignsOfLife};
 use crate::spool;
 use crate::supervise::{Cgroups, Station};
+use crate::worker::launch::Launcher;
 
 use socket::Socket;
 
@@ -152,6 +152,7 @@ impl Post {
                 cgroups: Cgroups::delegated(),
                 packages: spools.join(PACKAGES),
                 submit_socket: config.submit_socket(),
+                workers: config.workers(),
             },
             ledger: Ledger { spools: spools.clone(), rotation: config.audit },
             tokens: Tokens::open(&spools).map_err(SpawnerError::Random)?,
@@ -184,7 +185,9 @@ pub fn run(config: &Config, names: BTreeSet<MinionName>, origin: Origin) -> Resu
     let claims = Claims::open(&post.spools);
     let signals = signal_fd(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
     let socket = Socket::listen(config, origin)?;
-    let mut spawner = Loop { post, claims, signals, socket, origin, signs: SignsOfLife::begin(), children: BTreeMap::new() };
+    let launcher = Launcher::new(config.workers(), &config.file);
+    let mut spawner =
+        Loop { post, claims, signals, socket, origin, signs: SignsOfLife::begin(), children: BTreeMap::new(), launcher, launching: None };
     spawner.announce();
     service_manager::ready("starts what callers ask for");
     spawner.sweep();
@@ -234,6 +237,9 @@ struct Loop {
     signs: SignsOfLife,
     /// Each with the way by which it may ask whether a call was run before, until it has closed that.
     children: BTreeMap<Pid, Option<UnixStream>>,
+    launcher: Launcher,
+    /// The process in which it looks.
+    launching: Option<Pid>,
 }
 
 impl Loop {
@@ -255,8 +261,26 @@ impl Loop {
         }
     }
 
+    /// Has daemons of workers started that are not there, by a process of its own: it waits for locks and reads files.
+    fn launch(&mut self) {
+        let still_looks = self.launching.is_some_and(|child| self.children.contains_key(&child));
+        if !self.launcher.is_due() || still_looks {
+            return;
+        }
+        let launcher = &self.launcher;
+        if let Ok((child, ())) = process::fork_with((), |()| {
+            self.close_inherited(None);
+            u8::from(launcher.look().inspect_err(|error| warn!(%error, "workers cannot be started")).is_err())
+        }) {
+            self.launching = Some(child);
+            self.children.insert(child, None);
+        }
+    }
+
     /// Serves what has come; `false` when it is time to stop.
     fn turn(&mut self) -> Result<bool, SpawnerError> {
+        self.signs.give();
+        self.launch();
         let stdin = std::io::stdin();
         let [mut connected, mut signalled, mut abandoned] = [false; 3];
         let mut fds = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
@@ -268,8 +292,9 @@ impl Loop {
             self.children.iter().filter_map(|(child, way)| Some((*child, way.as_ref()?))).unzip();
         fds.extend(ways.into_iter().map(|way| PollFd::new(way.as_fd(), PollFlags::POLLIN)));
         let mut asked = Vec::new();
-        self.signs.give();
-        let within = self.signs.every().map_or(PollTimeout::NONE, |every| PollTimeout::try_from(every).unwrap_or(PollTimeout::MAX));
+        let due_in = self.launcher.due_in();
+        let within = self.signs.every().map_or(due_in, |every| every.min(due_in));
+        let within = PollTimeout::try_from(within.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, within) {
             Ok(_) => {
                 for (news, fd) in [&mut connected, &mut signalled, &mut abandoned].into_iter().zip(fds.iter().take(own)) {
@@ -311,11 +336,9 @@ impl Loop {
     }
 
     fn reap(&mut self) {
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            match status {
-                WaitStatus::StillAlive => break,
-                ended => drop(ended.pid().and_then(|child| self.children.remove(&child))),
-            }
+        while let Ok(Some((child, _))) = process::dead_child() {
+            process::bury(child);
+            self.children.remove(&child);
         }
     }
 

@@ -5,10 +5,12 @@
 
 mod error;
 mod folder;
+mod followups;
 mod forgotten;
 mod format;
 mod life;
 mod output;
+mod progress;
 mod record;
 mod seen;
 
@@ -30,6 +32,7 @@ use serde::de::DeserializeOwned;
 
 pub use error::SpoolError;
 pub use folder::{list, prepare, sweep, sync};
+pub use followups::Followup;
 pub use forgotten::Forgotten;
 pub use format::require_known;
 pub use life::Life;

@@ -2,6 +2,7 @@
 //! whether a job is believed is the spawner's.
 
 mod command;
+mod errand;
 mod listener;
 mod places;
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::said;
 
-pub use command::{Words, run};
+pub use command::{WaitWords, Words, run, run_wait};
 pub use listener::{Submissions, SubmitLimits};
 
 /// The kind of refusal, in `data.type`, of a connection for which there is no place: nothing of it was read.

@@ -6,7 +6,9 @@
 mod cgroup;
 mod charge;
 mod child;
+mod chunk;
 mod output;
+mod progress;
 mod tree;
 
 use std::io::Read as _;
@@ -18,21 +20,24 @@ use std::time::{Duration, Instant};
 use common::identity::MinionName;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
 use jiff::Timestamp;
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::json;
 
 pub use cgroup::Cgroups;
 pub use charge::{Charge, JobCharge, Stop};
-pub use tree::kill_marked;
+pub use tree::{descends, kill_bearing, kill_strays, signal_below};
 
 use crate::config::Limits;
 use crate::jobs::MethodRun;
 use crate::modules::Registry;
+use crate::process::{Death, bury, dead_child};
+use crate::worker::Places;
 use child::Child;
+use chunk::Course;
+use common::protocol::map::Chunk;
+use progress::Reports;
 
 /// How long after its method's end what is left of the tree may take to die. SIGKILL takes effect at once, except for a process that
 /// waits in the kernel, for a dead disk for instance; such a one is left behind after this.
@@ -56,6 +61,8 @@ pub struct Station {
     pub packages: PathBuf,
     /// Where jobs submit calls of their own.
     pub submit_socket: PathBuf,
+    /// The resident workers.
+    pub workers: Places,
 }
 
 /// Why a method was made to stop.
@@ -72,28 +79,36 @@ struct Supervision<'a> {
     charge: Charge,
     child: Child,
     signals: SignalFd,
-    child_status: Option<WaitStatus>,
+    child_status: Option<Death>,
     /// No child is left, neither the method's process nor anything that it left behind.
     childless: bool,
     answer: Vec<u8>,
+    /// How far it is, if it is run for a chunk of items; the answer is then what it says of them, as far as that is not a whole line.
+    chunk: Option<Course>,
+    reports: Reports,
     ending: Option<Ending>,
     limit_at: Instant,
     kill_at: Option<Instant>,
 }
 
-/// Runs `run` to its end and gives what became of it, with the charge, which the method's process has closed first of all.
-/// SIGCHLD must be blocked in the calling process.
+/// Runs `run` to its end, or each item of `chunk` in one process, where the limit is that of an item and the result is the `Chunked`; and gives what
+/// became of it, with the charge, which the method's process has closed first of all. SIGCHLD must be blocked in the calling process.
 ///
 /// # Errors
-/// No process could be made: the method did not start.
-pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
+/// No process could be made: nothing was started.
+pub fn supervise(
+    station: &Station,
+    run: &MethodRun,
+    chunk: Option<&Chunk>,
+    charge: Charge,
+) -> Result<(Outcome, Charge), (nix::Error, Charge)> {
     let signals = match prepare() {
         Ok(signals) => signals,
         Err(errno) => return Err((errno, charge)),
     };
     let started_at = Timestamp::now();
     let limit_at = Instant::now() + run.limit;
-    let (child, charge) = Child::start(station, run, charge)?;
+    let (child, charge) = Child::start(station, run, chunk, charge)?;
     let mut supervision = Supervision {
         station,
         run,
@@ -103,6 +118,8 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
         child_status: None,
         childless: false,
         answer: Vec::new(),
+        chunk: chunk.map(|chunk| Course::of(chunk, run.limit)),
+        reports: Reports::default(),
         ending: None,
         limit_at,
         kill_at: None,
@@ -112,8 +129,9 @@ pub fn supervise(station: &Station, run: &MethodRun, charge: Charge) -> Result<(
     }
     let finished_at = Timestamp::now();
     supervision.clear_away();
-    let verdict = supervision.verdict();
-    Ok((Outcome::ran(verdict, started_at, finished_at), supervision.charge))
+    let verdict = supervision.judge(finished_at);
+    let progress = supervision.reports.into_latest().map(Box::new);
+    Ok((Outcome { progress, ..Outcome::ran(verdict, started_at, finished_at) }, supervision.charge))
 }
 
 /// Makes this process the one that gets its descendants' orphans, and lets it hear of their ends.
@@ -130,7 +148,7 @@ impl Supervision<'_> {
     }
 
     fn wait_for_news(&mut self) {
-        let [signalled, stopped, answered, printed] = self.poll();
+        let [signalled, stopped, answered, reported, printed] = self.poll();
         if signalled {
             while let Ok(Some(_one_or_more)) = self.signals.read_signal() {}
             self.reap();
@@ -138,8 +156,18 @@ impl Supervision<'_> {
         if answered {
             self.read_answer();
         }
+        if reported {
+            self.reports.hear(&mut self.child.progress);
+        }
+        if let Charge::Job(job) = &self.charge {
+            self.reports.write(|progress| job.spool.write_progress(progress));
+        }
         if printed {
             self.child.pump_output(&mut self.charge);
+        }
+        if self.ending.is_none() && Instant::now() >= self.limit_at {
+            // The next item may have begun meanwhile, and has its own time.
+            self.read_answer();
         }
         let now = Instant::now();
         if self.ending.is_none() && now >= self.limit_at {
@@ -158,19 +186,21 @@ impl Supervision<'_> {
         }
     }
 
-    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the output.
-    fn poll(&self) -> [bool; 4] {
+    /// Waits for the next event or deadline. Which had news: the signals, the wish to stop, the answer, the progress, the output.
+    fn poll(&self) -> [bool; 5] {
         let wishes = self.ending.is_none().then(|| self.charge.wishes());
-        let streams = [Some(self.signals.as_fd()), wishes, self.child.answer.as_ref().map(|pipe| pipe.as_fd())];
+        let pipes = [&self.child.answer, &self.child.progress].map(|pipe| pipe.as_ref().map(|pipe| pipe.as_fd()));
+        let streams = [Some(self.signals.as_fd()), wishes].into_iter().chain(pipes);
         let outputs = self.child.outputs.iter().map(|output| output.as_ref().map(|pipe| pipe.as_fd()));
-        let listed: Vec<_> = streams.into_iter().chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(3), fd?))).collect();
+        let listed: Vec<_> = streams.chain(outputs).enumerate().filter_map(|(which, fd)| Some((which.min(4), fd?))).collect();
         let mut polled: Vec<_> = listed.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         let left = self.kill_at.unwrap_or(self.limit_at).saturating_duration_since(Instant::now());
         let wait = if left.is_zero() { KILL_AGAIN } else { left };
         // Rounded up, so that the deadline has passed when the wait is over.
+        let wait = self.reports.due_at().map_or(wait, |due| wait.min(due.saturating_duration_since(Instant::now())));
         let timeout = PollTimeout::try_from(wait.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
         let _interrupted_or_not = poll(&mut polled, timeout);
-        let mut news = [false; 4];
+        let mut news = [false; 5];
         for ((which, _), fd) in listed.iter().zip(&polled) {
             if let Some(place) = news.get_mut(*which) {
                 *place |= fd.any().unwrap_or(false);
@@ -182,10 +212,14 @@ impl Supervision<'_> {
     /// Takes note of every child that has died, the method's own and orphans.
     fn reap(&mut self) {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => return,
-                Ok(status) if status.pid() == Some(self.child.pid) => self.child_status = Some(status),
-                Ok(_orphan) => {}
+            match dead_child() {
+                Ok(None) => return,
+                Ok(Some((pid, death))) => {
+                    if pid == self.child.pid {
+                        self.child_status = Some(death);
+                    }
+                    bury(pid);
+                }
                 Err(_no_child) => {
                     self.childless = true;
                     return;
@@ -200,7 +234,12 @@ impl Supervision<'_> {
         let mut chunk = vec![0; 64 * 1024];
         loop {
             match pipe.read(&mut chunk) {
-                Ok(count) if count > 0 && self.answer.len() <= cap => self.answer.extend(chunk.iter().take(count)),
+                Ok(count) if count > 0 && self.answer.len() <= cap => {
+                    self.answer.extend(chunk.iter().take(count));
+                    if self.chunk.as_mut().is_some_and(|chunk| chunk.take_in(&mut self.answer)) {
+                        self.limit_at = Instant::now() + self.run.limit;
+                    }
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 _over => break,
@@ -212,6 +251,7 @@ impl Supervision<'_> {
     /// Ends what the method left behind, and takes in the last of its answer and output.
     fn clear_away(&mut self) {
         self.read_answer();
+        self.reports.hear(&mut self.child.progress);
         let deadline = Instant::now() + DEATH_TIMEOUT;
         while !self.childless && Instant::now() < deadline {
             self.child.signal_tree(Signal::SIGKILL);
@@ -225,17 +265,25 @@ impl Supervision<'_> {
         self.child.leave_cgroup();
     }
 
+    /// What became of it, or of each item of a chunk.
+    fn judge(&mut self, at: Timestamp) -> Verdict {
+        let Some(course) = self.chunk.take() else { return self.verdict() };
+        // What is left of a line says nothing.
+        self.answer.clear();
+        course.verdict(&self.verdict(), at)
+    }
+
     fn verdict(&self) -> Verdict {
         let answer = serde_json::from_slice::<child::Answer>(&self.answer).ok();
         match (answer, &self.ending) {
-            (Some(child::Answer::Ok(result)), _) => Verdict::Ok { result },
+            (Some(answer @ child::Answer::Ok(_)), _) => answer.verdict(),
             (_, Some(Ending::TimedOut)) => {
                 let limit = humane(self.run.limit);
                 let message = format!("{} was stopped at its time limit of {limit}", self.run.method);
                 Verdict::TimedOut { error: Failure::new(ErrorCode::TimedOut, message) }
             }
             (_, Some(Ending::Stopped(stop))) => cancelled(stop),
-            (Some(child::Answer::Error(error)), None) => Verdict::Failed { error },
+            (Some(answer), None) => answer.verdict(),
             (None, None) => {
                 let message = format!("{}: its process {} before it gave a result", self.run.method, self.death());
                 Verdict::Failed { error: Failure::new(ErrorCode::Crashed, message).with_data(json!({ "type": "crash" })) }
@@ -245,9 +293,8 @@ impl Supervision<'_> {
 
     fn death(&self) -> String {
         match self.child_status {
-            Some(WaitStatus::Signaled(_, signal, _)) => format!("was killed by {signal}"),
-            Some(WaitStatus::Exited(_, status)) => format!("exited with status {status}"),
-            _ => "ended".to_owned(),
+            Some(death) => death.to_string(),
+            None => "ended".to_owned(),
         }
     }
 }

@@ -43,6 +43,12 @@ pub(crate) fn counted(counts: &BTreeMap<HostState, usize>) -> String {
     parts.join(", ")
 }
 
+/// The same of items.
+pub(crate) fn counted_items(counts: &BTreeMap<HostState, u64>) -> String {
+    let parts: Vec<String> = counts.iter().filter(|(_, count)| **count > 0).map(|(state, count)| format!("{count} {state}")).collect();
+    parts.join(", ")
+}
+
 /// The names in natural order, three or more in a row as a range: `db1,web[1-20]`, which is a target expression.
 pub(crate) fn compressed(names: &[&MinionName]) -> String {
     let mut parts: Vec<Numbered<'_>> = names.iter().map(|name| natural(name)).collect();

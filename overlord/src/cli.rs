@@ -14,6 +14,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use common::identity::MinionName;
+use common::job::MinionJobId;
 use common::method::MethodName;
 use common::period;
 
@@ -72,17 +73,19 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Call a method on every host of the target; the word `call` itself can be left out
     Call(CallArgs),
+    /// Run a method for each of many items, on whichever hosts of the target have time, and print the results in the order of the items
+    Map(MapArgs),
     /// Say how a job stands, asking the hosts that have not ended
     JobStatus(JobStatusArgs),
     /// List the jobs that have not ended and the newest that have, newest first, as far as is known here
     JobList(JobListArgs),
     /// Start a new job like an earlier one, on those of its hosts where that failed, was lost, or never started
     JobRetry(JobRetryArgs),
-    /// Send a job again to the hosts where it never started
+    /// Send a job again to the hosts where it never started; go on with a map that was broken off
     JobResume(JobArgs),
     /// Delete jobs that have ended, here and on their hosts
     JobDelete(JobDeleteArgs),
-    /// Stop a job on its hosts, or on one of them
+    /// Stop a job on its hosts, or on one of them; end a map
     JobCancel(JobCancelArgs),
     /// Show what a job has written to its stdout and stderr, on all its hosts or on one
     JobLogs(JobLogsArgs),
@@ -112,6 +115,9 @@ pub(crate) struct CallArgs {
     /// The arguments as a JSON list or object; `-` reads it from standard input
     #[arg(long, value_name = "JSON", conflicts_with = "args")]
     pub(crate) json: Option<String>,
+    /// Of `worker.run`: give the task to one host of the target, one with an idle instance, or else where the fewest tasks wait
+    #[arg(long)]
+    pub(crate) any: bool,
     /// Start a job, and print its id at once
     #[arg(long = "async")]
     pub(crate) as_job: bool,
@@ -124,6 +130,33 @@ pub(crate) struct CallArgs {
     /// How long the job may run on a host [default: as long as the host lets it]
     #[arg(long, value_name = "DURATION", value_parser = period::parse, requires = "as_job")]
     pub(crate) job_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// Which hosts: `*`, `web*;db1`, `web[01-20]`, `@group`, `@job:ID:STATE`, `!web9`
+    pub(crate) target: String,
+    /// What to run there for each item
+    #[arg(value_name = "MODULE.METHOD")]
+    pub(crate) method: MethodName,
+    /// The items, one a line as JSON: a list of arguments, an object of them, or any other value as the only one; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: String,
+    /// Go on by itself, and print a job id at once; `job-status ID` says how far it is, and with `--output jsonl` what each item gave
+    #[arg(long = "async")]
+    pub(crate) as_job: bool,
+    /// How many chunks of items a host works on at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) in_flight: u16,
+    /// How often an item may be run again of which it is not known what became: it may have run, and then runs once more
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) retries: u32,
+    /// How many chunks are in flight at once over all hosts [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) forks: Option<u16>,
+    /// How long the method may take for an item [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = period::parse)]
+    pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -197,6 +230,9 @@ pub(crate) struct JobLogsArgs {
     /// Only of this host
     #[arg(value_name = "HOST")]
     pub(crate) host: Option<MinionName>,
+    /// Of a job that it has submitted there, or another of yours on that host, by its id there: `followup` in the JSON of job-status
+    #[arg(long, value_name = "MINION_JOB_ID", requires = "host")]
+    pub(crate) child: Option<MinionJobId>,
     /// Go on with what it writes from now on, until it has ended on every host
     #[arg(long)]
     pub(crate) follow: bool,

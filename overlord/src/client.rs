@@ -29,7 +29,7 @@ use crate::envelope::{Letter, Text, WriteError};
 use broken::Broken;
 pub(crate) use broken::Sent;
 use exchange::Dial;
-pub(crate) use exchange::{Answer, Exchanged};
+pub(crate) use exchange::{Answer, Exchanged, Line};
 pub(crate) use heard::Heard;
 
 /// Longer than every wait within an exchange: jsonrpsee wants a limit of its own, which must not be the one that strikes.
@@ -54,6 +54,8 @@ pub(crate) struct Client {
 pub(crate) enum NoAnswer {
     /// The host was not asked: nothing was sent, or nothing that it would read.
     NotSent(String),
+    /// The same, because what was to be sent is larger than is sent, or than the host takes.
+    TooLarge(String),
     /// It was asked, and what it said, if anything, cannot be understood.
     Silent(String),
     /// It refused, before anything ran.
@@ -64,7 +66,7 @@ impl NoAnswer {
     /// What it means for a call that was to run.
     pub(crate) fn into_verdict(self) -> Verdict {
         match self {
-            Self::NotSent(reason) => Verdict::undelivered(reason),
+            Self::NotSent(reason) | Self::TooLarge(reason) => Verdict::undelivered(reason),
             Self::Silent(reason) => Verdict::lost(reason),
             Self::Refused(failure) => failure.into_refusal(),
         }
@@ -73,7 +75,7 @@ impl NoAnswer {
     /// The reason, for a person.
     pub(crate) fn reason(&self) -> &str {
         match self {
-            Self::NotSent(reason) | Self::Silent(reason) => reason,
+            Self::NotSent(reason) | Self::TooLarge(reason) | Self::Silent(reason) => reason,
             Self::Refused(failure) => &failure.message,
         }
     }
@@ -82,6 +84,7 @@ impl NoAnswer {
     pub(crate) fn shortened(self) -> Self {
         match self {
             Self::NotSent(reason) => Self::NotSent(kept_of(reason)),
+            Self::TooLarge(reason) => Self::TooLarge(kept_of(reason)),
             Self::Silent(reason) => Self::Silent(kept_of(reason)),
             Self::Refused(failure) => Self::Refused(Failure { message: kept_of(failure.message), ..failure }),
         }
@@ -116,6 +119,17 @@ impl Client {
         Self { trust, renewal, heard, answer_max_bytes: self.answer_max_bytes.min(bytes), ..*self }
     }
 
+    /// Asks the letter's host by the `line` that is kept to it, as [`Client::ask`] does by a connection of its own.
+    pub(crate) async fn ask_by<R: DeserializeOwned>(
+        &self,
+        line: &Line,
+        letter: &Letter,
+        within: Duration,
+        sent: &Sent,
+    ) -> Result<R, NoAnswer> {
+        self.exchange(letter, &*written(letter)?, within, sent, Some(line)).await.map_err(NoAnswer::shortened)
+    }
+
     /// Asks the letter's host, and waits `within` for the answer once it is sent. `sent` tells whether it came so far, also
     /// to whoever drops this future.
     pub(crate) async fn ask<R: DeserializeOwned>(&self, letter: &Letter, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
@@ -130,10 +144,17 @@ impl Client {
         within: Duration,
         sent: &Sent,
     ) -> Result<R, NoAnswer> {
-        self.exchange(letter, text, within, sent).await.map_err(NoAnswer::shortened)
+        self.exchange(letter, text, within, sent, None).await.map_err(NoAnswer::shortened)
     }
 
-    async fn exchange<R: DeserializeOwned>(&self, letter: &Letter, text: &Text, within: Duration, sent: &Sent) -> Result<R, NoAnswer> {
+    async fn exchange<R: DeserializeOwned>(
+        &self,
+        letter: &Letter,
+        text: &Text,
+        within: Duration,
+        sent: &Sent,
+        line: Option<&Line>,
+    ) -> Result<R, NoAnswer> {
         self.renewal.look();
         let shown = self.trust.now();
         let params = text.params(shown.credentials()).map_err(|error| unwritten(&error))?;
@@ -147,6 +168,7 @@ impl Client {
             answer_within: within,
             answer_max_bytes: self.answer_max_bytes,
             sent: sent.clone(),
+            line: line.cloned(),
         });
         let question = Question {
             method: letter.method(),
@@ -234,12 +256,16 @@ fn transport_failure(error: TransportError, sent: &Sent) -> NoAnswer {
             Ok(Broken::Silent(reason)) => NoAnswer::Silent(reason),
             Err(other) => not_understood(&other.to_string()),
         },
+        TransportError::Rejected { status_code: 413 } => NoAnswer::TooLarge(
+            "the host turned the request away with HTTP status 413: it is larger than limits.body_max_bytes there; give it smaller arguments"
+                .to_owned(),
+        ),
         // A minion that runs a call answers it with 200; these it gives before it reads one.
         TransportError::Rejected { status_code: status @ (400..=499 | 503) } => {
             NoAnswer::NotSent(format!("the host turned the request away with HTTP status {status}; its log says why"))
         }
         TransportError::RequestTooLarge => {
-            NoAnswer::NotSent("the call is larger than call_max_bytes in overlord.toml: give it smaller arguments".to_owned())
+            NoAnswer::TooLarge("the call is larger than call_max_bytes in overlord.toml: give it smaller arguments".to_owned())
         }
         other => unclear(&other.to_string(), sent),
     }

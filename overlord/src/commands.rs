@@ -14,6 +14,7 @@ mod job_logs;
 mod job_resume;
 mod job_retry;
 mod job_status;
+mod map;
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -34,10 +35,12 @@ use crate::chain;
 use crate::cli::{Cli, Command, Options};
 use crate::daemon::DaemonError;
 use crate::deploy::DeployError;
-use crate::fleet::{CallError, CheckError, Fleet, FleetError, LinkError};
+use crate::fleet::{AnyError, CallError, CheckError, Fleet, FleetError, LinkError};
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
 use crate::jobs::{JobError, RetryError, StartError};
+use crate::map::MapError;
+use crate::map::items::ItemsError;
 use crate::output::{Output, remark};
 use crate::targets::TargetError;
 
@@ -45,7 +48,7 @@ use crate::targets::TargetError;
 const OK: u8 = 0;
 /// Something is wrong here, not with a host.
 const INTERNAL: u8 = 1;
-/// A certificate is overdue, or has expired.
+/// A certificate is overdue, or has expired; or hosts said no.
 const NOT_WELL: u8 = 2;
 /// The revocation list is stale, a host could not be told of it, or something of the authority is damaged.
 const STALE: u8 = 4;
@@ -88,6 +91,8 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
     match command {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
         Command::Call(args) => call::run(&open(&options)?, output, args),
+        Command::Map(args) if args.as_job => map::start(&options, output, &args),
+        Command::Map(args) => map::run(&open(&options)?, output, &args),
         Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
         Command::JobList(args) => job_list::run(&open(&options)?, output, &args),
         Command::JobRetry(args) => job_retry::run(&options, output, args),
@@ -146,6 +151,10 @@ impl Refusal {
         Self { status, message: chain(error) }
     }
 
+    fn internal(message: impl Into<String>) -> Self {
+        Self { status: INTERNAL, message: message.into() }
+    }
+
     fn usage(message: impl Into<String>) -> Self {
         Self { status: USAGE, message: message.into() }
     }
@@ -198,11 +207,28 @@ impl From<CallError> for Refusal {
     }
 }
 
+impl From<ItemsError> for Refusal {
+    fn from(error: ItemsError) -> Self {
+        let status = if matches!(error, ItemsError::Keep { .. } | ItemsError::Kept { .. }) { INTERNAL } else { USAGE };
+        Self::of(status, &error)
+    }
+}
+
+impl From<AnyError> for Refusal {
+    fn from(error: AnyError) -> Self {
+        match error {
+            AnyError::Call(error) => error.into(),
+            AnyError::None { was_reached, .. } => Self::of(if was_reached { NOT_WELL } else { HOST_UNKNOWN }, &error),
+        }
+    }
+}
+
 impl From<StartError> for Refusal {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Check(error) => error.into(),
             StartError::Parcel(_) => Self::of(USAGE, &error),
+            StartError::Items(error) => error.into(),
             StartError::Link(_) | StartError::Log(_) | StartError::Full { .. } | StartError::Ids | StartError::Thread { .. } => {
                 Self::of(INTERNAL, &error)
             }
@@ -234,6 +260,8 @@ impl From<JobError> for Refusal {
     fn from(error: JobError) -> Self {
         let status = match &error {
             JobError::Id(_) | JobError::Ambiguous { .. } | JobError::NotAMember { .. } | JobError::NotKept { .. } => USAGE,
+            JobError::IsMap { .. } => USAGE,
+            JobError::Stuck { .. } => INTERNAL,
             JobError::Unknown { .. } | JobError::Damaged { .. } => HOST_UNKNOWN,
             JobError::Dispatching { .. } | JobError::NotEnded { .. } => NOT_ENDED,
             JobError::OtherCaller { .. }
@@ -267,4 +295,4 @@ macro_rules! internal {
     )*};
 }
 
-internal!(BucketError, DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, RosterError, ServeError);
+internal!(BucketError, DaemonError, FileError, FleetError, HomeError, LedgerError, LinkError, MapError, RosterError, ServeError);

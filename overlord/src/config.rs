@@ -68,6 +68,8 @@ pub struct Config {
     pub call_max_bytes: u32,
     /// How much of a job's stdout, and of its stderr, is read from a host.
     pub logs_max_bytes: u64,
+    /// How many bytes of items a map has at most that goes on by itself.
+    pub items_max_bytes: u64,
     /// Where `overlord certs serve` listens, `HOST:PORT` or `HOST`, for a home that is not the authority's.
     #[serde(deserialize_with = "authority::address")]
     pub authority: Option<String>,
@@ -139,6 +141,7 @@ impl Default for Config {
             call_max_bytes: 10 << 20,
             // A minion with limits of its own default keeps 16 MiB; it passes through, and is not kept.
             logs_max_bytes: 1 << 30,
+            items_max_bytes: 1 << 30,
             authority: None,
             trust: TrustLimits::default(),
             retention: RetentionLimits::default(),
@@ -166,6 +169,7 @@ impl Config {
             ("result_max_bytes", config.result_max_bytes.into()),
             ("call_max_bytes", config.call_max_bytes.into()),
             ("logs_max_bytes", config.logs_max_bytes),
+            ("items_max_bytes", config.items_max_bytes),
         ];
         let zero = sizes.into_iter().find(|(_, value)| *value == 0);
         match zero {

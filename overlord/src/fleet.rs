@@ -1,6 +1,7 @@
 //! The library's face: a [`Fleet`], a [`Target`] in it, and what can be asked of the target. The command line is a skin over it.
 //! Prints nothing: what a person should know besides is given to the function set with [`Fleet::with_warnings`].
 
+pub(crate) mod any;
 mod arguments;
 mod call;
 pub(crate) mod gossip;
@@ -28,8 +29,10 @@ use crate::jobs::{Job, JobError, StartError};
 use crate::store::{self, JobSummary, Listed, Overview};
 use crate::targets::{Expression, JobTerm, Sense, TargetError};
 
+pub use any::AnyError;
 pub(crate) use arguments::check_call;
 pub use arguments::{CheckError, IntoArguments};
+pub(crate) use call::ANSWER_GRACE;
 pub use call::CallError;
 pub use stop::Stop;
 
@@ -131,14 +134,19 @@ impl Fleet {
         let mut known = BTreeMap::new();
         let members = |term: &JobTerm, sense| self.members(term, sense, &roster, &mut known);
         let hosts = parsed.hosts(&roster, members)?.into_iter().cloned().collect();
-        Ok(Target {
+        Ok(self.target_of(expression, hosts))
+    }
+
+    /// Those hosts, which an expression has named.
+    pub(crate) fn target_of(&self, expression: &str, hosts: Vec<Host>) -> Target {
+        Target {
             fleet: self.clone(),
             expression: expression.to_owned(),
             hosts,
             forks: self.0.config.forks,
             timeout: self.0.config.timeout,
             job_timeout: None,
-        })
+        }
     }
 
     /// The hosts of a job that a term means, as far as is known without asking; `known` are the jobs that were looked up before.
@@ -150,7 +158,13 @@ impl Fleet {
         known: &mut BTreeMap<String, JobRecord>,
     ) -> Result<BTreeSet<MinionName>, JobError> {
         if !known.contains_key(&term.id) {
-            known.insert(term.id.clone(), self.job(&term.id)?.known()?.record);
+            let job = self.job(&term.id)?;
+            let record = job.known()?.record;
+            if record.header.map.is_some() {
+                let instead = format!("its hosts have no states, only its items have; `overlord job-status {}` names both", job.id());
+                return Err(JobError::IsMap { job: job.id().clone(), instead });
+            }
+            known.insert(term.id.clone(), record);
         }
         let members = known.get(&term.id).map(|record| term.members(record)).unwrap_or_default();
         let gone: Vec<&MinionName> = members.iter().filter(|name| roster.find(name).is_none()).collect();

@@ -100,7 +100,7 @@ pub async fn answer<R: DeserializeOwned>(body: &[u8]) -> Result<R, Verdict> {
 /// It is not an answer to that.
 pub fn pieces(asked: (JobId, MinionJobId), offsets: [u64; 2], max_bytes: u32, logs: JobLogs) -> Result<([Vec<u8>; 2], [u64; 2]), String> {
     let (job, minion_job_id) = asked;
-    Asked { job, minion_job_id, offsets, max_bytes }.check(logs).map(|answer| (answer.bytes, answer.offsets))
+    Asked { job, minion_job_id, is_child: false, offsets, max_bytes }.check(logs).map(|answer| (answer.bytes, answer.offsets))
 }
 
 /// What the bytes of a package say of it: its name, version and architecture; or what is wrong with them, for a person.
@@ -138,7 +138,7 @@ pub fn remarked(text: &str) -> String {
 /// The answer of one host as lines for a person.
 #[must_use]
 pub fn shown(host: &MinionName, verdict: &Verdict) -> String {
-    aggregate::fold([(host, verdict)]).iter().map(output::text::group).collect()
+    aggregate::fold([(host, verdict)]).iter().map(|group| output::text::group(group, None)).collect()
 }
 
 /// What a host wrote in these pieces, as a terminal gets it: as it is, or in lines with its name.

@@ -113,6 +113,11 @@ impl Home {
     pub(crate) fn job_log(&self, job: &JobId) -> PathBuf {
         self.jobs_dir().join(format!("{job}.log"))
     }
+
+    /// The items of a map that has not ended.
+    pub(crate) fn job_items(&self, job: &JobId) -> PathBuf {
+        self.jobs_dir().join(format!("{job}.items"))
+    }
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

@@ -2,8 +2,10 @@
 
 mod delete;
 pub(crate) mod dispatcher;
+mod error;
 pub(crate) mod log;
 pub(crate) mod logs;
+pub(crate) mod map;
 mod parcel;
 pub(crate) mod poll;
 pub(crate) mod retention;
@@ -17,120 +19,29 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::identity::MinionName;
-use common::job::{HostState, InvalidId, JobId, JobRecord, LogLine, normal_prefix};
+use common::job::{HostState, JobHeader, JobId, JobRecord, LogLine, normal_prefix};
 use common::protocol::Arguments;
 
-use crate::buckets::BucketError;
-use crate::fleet::{Fleet, LinkError, Target};
-use crate::hosts::RosterError;
+use crate::fleet::{Fleet, Target};
 use crate::store::{self, StoreError};
 pub use delete::Deletion;
 use dispatcher::Dispatch;
 pub use dispatcher::StartError;
+pub use error::JobError;
 use log::{JobLog, LogError};
 pub use logs::{Follow, HostLogs, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent};
+pub use map::MapCancellation;
 pub use parcel::ParcelError;
 use poll::{Answered, Inquiry, Question};
 pub use retry::RetryError;
 pub use status::JobStatus;
 
-/// The most ids that an error lists.
-const LISTED_MAX: usize = 10;
 /// How soon a job that is waited for is asked again, at first; each time it takes half as long again.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 /// How late, at last.
 const WAIT_LONGEST: Duration = Duration::from_secs(5);
 /// How often a host is asked by one wish to cancel: by a fence, and then by the job's id there.
 const CANCEL_ROUNDS: usize = 2;
-
-/// Why nothing can be said of a job, or done about it.
-#[derive(Debug, thiserror::Error)]
-pub enum JobError {
-    /// The text is no job id.
-    #[error(transparent)]
-    Id(#[from] InvalidId),
-    /// Several jobs have ids that begin so.
-    #[error("{} job ids begin with \"{text}\": {}", .ids.len(), listed(.ids))]
-    Ambiguous {
-        /// As it was given.
-        text: String,
-        /// The ids.
-        ids: Vec<JobId>,
-    },
-    /// No job has it.
-    #[error("no job {text} is known here; `overlord job-list` lists those that are")]
-    Unknown {
-        /// As it was given, or the id.
-        text: String,
-    },
-    /// What it is cannot be read.
-    #[error("the job {job} cannot be known: {reason}")]
-    Damaged {
-        /// The job.
-        job: JobId,
-        /// Which file, where, and how.
-        reason: String,
-    },
-    /// It is still at work somewhere.
-    #[error("the job {job} has not ended; stop it with `overlord job-cancel {job}`, and delete it then")]
-    NotEnded {
-        /// The job.
-        job: JobId,
-    },
-    /// The job is still being sent.
-    #[error("the job {job} is still being sent to its hosts; try again when `overlord job-status {job}` does not say RUNNING")]
-    Dispatching {
-        /// The job.
-        job: JobId,
-    },
-    /// It had brought a package to its hosts, which is not kept here.
-    #[error("{}", parcel::not_kept(.job))]
-    NotKept {
-        /// The job.
-        job: JobId,
-    },
-    /// Somebody else's.
-    #[error("the job {job} was started by {caller}, and this overlord's certificate is that of {own}")]
-    OtherCaller {
-        /// The job.
-        job: JobId,
-        /// Who started it.
-        caller: String,
-        /// Who we are.
-        own: String,
-    },
-    /// The host is not one of the job's.
-    #[error("the job {job} was not sent to {host}; `overlord job-status {job}` lists its hosts")]
-    NotAMember {
-        /// The job.
-        job: JobId,
-        /// The host.
-        host: MinionName,
-    },
-    /// The store cannot be used.
-    #[error(transparent)]
-    Store(StoreError),
-    /// The log cannot be used.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// We cannot talk to hosts.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// There is no roster to find them in.
-    #[error(transparent)]
-    Roster(#[from] RosterError),
-    /// Threads cannot be started.
-    #[error(transparent)]
-    Buckets(#[from] BucketError),
-}
-
-fn listed(ids: &[JobId]) -> String {
-    let mut text: Vec<&str> = ids.iter().take(LISTED_MAX).map(JobId::as_str).collect();
-    if ids.len() > LISTED_MAX {
-        text.push("…");
-    }
-    text.join(" ")
-}
 
 /// What became of the wish to cancel a job on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,7 +122,10 @@ impl Job {
             return Ok(known);
         }
         match self.learn(&mut known.record, (inquiries, until), |_| ()) {
-            Ok(true) => self.known(),
+            Ok(true) => self.known().map(|mut status| {
+                status.record.take_progress(&known.record);
+                status
+            }),
             Ok(false) => Ok(known),
             Err(error) => {
                 self.fleet.warn(&format!("hosts cannot be asked, so this is what was known before: {}", crate::chain(&error)));
@@ -289,6 +203,7 @@ impl Job {
     /// The host is not one of the job's, hosts cannot be asked, or the log or store cannot be used.
     pub fn cancel(&self, only: Option<&MinionName>) -> Result<BTreeMap<MinionName, Cancellation>, JobError> {
         let JobStatus { mut record, is_dispatching } = self.known()?;
+        self.check_no_map(&record.header, "it is ended as a whole, by `overlord job-cancel ID` without a host")?;
         if let Some(host) = only.filter(|host| !record.hosts.contains_key(host)) {
             return Err(JobError::NotAMember { job: self.id.clone(), host: host.clone() });
         }
@@ -314,6 +229,22 @@ impl Job {
         Ok(told)
     }
 
+    fn check_caller(&self, header: &JobHeader) -> Result<(), JobError> {
+        let own = &self.fleet.link()?.caller;
+        if *own == header.caller {
+            return Ok(());
+        }
+        Err(JobError::OtherCaller { job: self.id.clone(), caller: header.caller.to_string(), own: own.to_string() })
+    }
+
+    /// What makes no sense for items is refused.
+    fn check_no_map(&self, header: &JobHeader, instead: &str) -> Result<(), JobError> {
+        match header.map {
+            Some(_) => Err(JobError::IsMap { job: self.id.clone(), instead: instead.replace("ID", self.id.as_str()) }),
+            None => Ok(()),
+        }
+    }
+
     /// Asks, and gives every line that says something new to `keep`, and every answer to `each`, as it arrives. What is new is
     /// in `record` then, too.
     fn ask(
@@ -325,10 +256,7 @@ impl Job {
     ) -> Result<Learnt, JobError> {
         let link = self.fleet.link()?;
         // A fence binds the caller who set it: another's would leave the call free to start.
-        if link.caller != record.header.caller {
-            let (caller, own) = (record.header.caller.to_string(), link.caller.to_string());
-            return Err(JobError::OtherCaller { job: self.id.clone(), caller, own });
-        }
+        self.check_caller(&record.header)?;
         let lost_after = self.fleet.config().lost_after;
         let mut learnt = Learnt { has_news: false, kept: Ok(()) };
         poll::ask(&self.fleet, link, inquiries, until, |answered| {

@@ -33,6 +33,7 @@ pub mod fuzzing;
 mod home;
 mod hosts;
 mod jobs;
+mod map;
 mod output;
 mod package;
 mod store;
@@ -46,14 +47,15 @@ pub use commands::run;
 /// The nouns: names, states, outcomes, records.
 pub use common;
 pub use config::{CertsLimits, Config, ConfigError, RetentionLimits, TrustLimits};
-pub use fleet::{CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
+pub use fleet::{AnyError, CallError, CheckError, Fleet, FleetError, IntoArguments, LinkError, Stop, Target};
 pub use home::{Home, HomeError};
 pub use hosts::{Host, Roster, RosterError};
 pub use jobs::log::LogError;
 pub use jobs::{
-    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, ParcelError, RetryError,
-    StartError,
+    Cancellation, Deletion, Follow, HostLogs, Job, JobError, JobStatus, LOGS_TOGETHER_MAX_BYTES, LogEnd, LogEvent, MapCancellation,
+    ParcelError, RetryError, StartError,
 };
+pub use map::items::ItemsError;
 pub use package::PackageError;
 pub use store::{JobSummary, StoreError};
 pub use targets::TargetError;

@@ -4,6 +4,7 @@
 pub(crate) mod call;
 pub(crate) mod job;
 pub(crate) mod logs;
+pub(crate) mod map;
 pub(crate) mod text;
 
 use std::io::{self, IsTerminal, StdoutLock, Write};
@@ -112,11 +113,20 @@ pub(crate) fn is_unread_within(patience: Duration) -> bool {
 
 /// A bar on standard error while hosts are waited for; invisible where that is no terminal.
 pub(crate) fn progress(hosts: usize) -> ProgressBar {
-    if hosts < 2 || !io::stderr().is_terminal() {
+    bar(u64::try_from(hosts).unwrap_or(u64::MAX), "{bar:30} {pos}/{len} hosts  {elapsed}")
+}
+
+/// The same while items are worked on, with how long it may still take.
+pub(crate) fn progress_of(items: u64) -> ProgressBar {
+    bar(items, "{bar:30} {pos}/{len} items  {elapsed}, {eta} to go")
+}
+
+fn bar(count: u64, template: &str) -> ProgressBar {
+    if count < 2 || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(u64::try_from(hosts).unwrap_or(u64::MAX));
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} hosts  {elapsed}") {
+    let bar = ProgressBar::new(count);
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));

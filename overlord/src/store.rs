@@ -85,15 +85,17 @@ pub struct JobSummary {
     pub target: String,
     /// When it was made.
     pub created_at: Timestamp,
-    /// How many of its hosts are in which state.
+    /// How many of its hosts are in which state; of a map, of its items.
     pub counts: BTreeMap<HostState, usize>,
+    /// It is a map.
+    pub is_map: bool,
 }
 
 impl JobSummary {
     fn of(record: JobRecord) -> Self {
         let counts = counts(&record);
-        let JobRecord { header: JobHeader { job_id, method, target, .. }, created_at, .. } = record;
-        Self { job_id, method, target, created_at, counts }
+        let JobRecord { header: JobHeader { job_id, method, target, map, .. }, created_at, .. } = record;
+        Self { job_id, method, target, created_at, counts, is_map: map.is_some() }
     }
 }
 
@@ -213,7 +215,7 @@ fn from_log(home: &Home, job: &JobId, warn: impl Fn(&str)) -> Result<Option<JobR
             }
         }
     })?;
-    match (fold.record, header_problem) {
+    match (fold.close().0, header_problem) {
         (None, Some(problem)) => Err(StoreError::LogDamaged { problem }),
         (record, _) => Ok(record),
     }

@@ -265,6 +265,7 @@ mod tests {
             args: Default::default(),
             job_limit_ms: None,
             retry_of: None,
+            map: None,
             hosts: ["web1", "web2", "web9"].map(|name| name.parse().unwrap()).into(),
         };
         let mut record = JobRecord::new(header, jiff::Timestamp::UNIX_EPOCH);

@@ -1,21 +1,32 @@
 //! `cargo bench -p fleet`: the figures that the project is held to, each beside the bare limit of the same machine in the same run.
 //! It prints and judges nothing: machines are shared and noisy. `cargo bench -p fleet -- NAME` runs one of them.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and has nobody to give an error to")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark prints, and has nobody to give an error to"
+)]
 
 mod async_start;
 mod calls;
 mod idle;
+mod kept;
+mod map;
+mod peer;
+mod progress;
 mod restart;
+mod round_trip;
 mod signing;
 mod starts;
 mod status;
+mod workers;
 
 use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 7] = [
+    let all: [(&str, fn()); 11] = [
         ("calls", calls::run),
         ("async", async_start::run),
         ("idle", idle::run),
@@ -23,6 +34,10 @@ fn main() {
         ("signing", signing::run),
         ("restart", restart::run),
         ("status", status::run),
+        ("map", map::run),
+        ("round_trip", round_trip::run),
+        ("workers", workers::run),
+        ("progress", progress::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {

@@ -1,16 +1,17 @@
 //! What signed calls cost: making a signature, checking one, and holding a certificate against the authority and the revocation list; each
 //! beside a whole synchronous `test.ping` on a kept connection, in the same round.
 
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use certs::callers::Callers;
 use certs::crl::StaleCrl;
 use certs::signature::{sign, verify};
 use fleet::Fleet;
-use fleet::raw::{Connection, envelope, read_response};
+use fleet::raw::envelope;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+
+use crate::kept::exchange;
 
 /// How often each is done in a round.
 const TIMES: usize = 500;
@@ -30,7 +31,7 @@ pub(crate) fn run() {
     for round in 0..=ROUNDS {
         let requests: Vec<Value> =
             (0..TIMES).map(|_| client.signed(json!(1), &envelope("admin", "web1", "test.ping", json!([])))).collect();
-        let ping = each(&requests, |request| ping(&mut connection, request));
+        let ping = each(&requests, |request| drop(exchange(&mut connection, request)));
         let mut signatures = Vec::with_capacity(TIMES);
         let signed = each(&calls, |call| signatures.push((call, sign(&credentials, call).unwrap())));
         let verified = each(&signatures, |(call, signature)| verify(cert, call, signature).unwrap());
@@ -56,15 +57,6 @@ fn each<'t, T>(items: &'t [T], mut work: impl FnMut(&'t T)) -> Duration {
         started.elapsed()
     });
     crate::median(took.collect())
-}
-
-fn ping(connection: &mut Connection, request: &Value) {
-    let body = request.to_string();
-    let head = format!("POST / HTTP/1.1\r\nhost: web1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
-    connection.write_all((head + &body).as_bytes()).unwrap();
-    connection.flush().unwrap();
-    let answer: Value = serde_json::from_slice(&read_response(connection).unwrap().body).unwrap();
-    assert!(answer.get("result").is_some(), "{answer}");
 }
 
 fn ratio(mut ratios: Vec<f64>) -> String {

@@ -81,6 +81,7 @@ fn write_log(home: &Path, id: &JobId, hosts: usize) {
         args: Arguments::Words(vec!["uname -r".into()]),
         job_limit_ms: None,
         retry_of: None,
+        map: None,
         hosts: names.clone(),
     };
     let now = Timestamp::now();

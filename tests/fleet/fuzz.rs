@@ -15,6 +15,7 @@ mod rules;
 mod spool;
 mod targets;
 mod words;
+mod workers;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -34,12 +35,13 @@ pub use rules::rules;
 pub use spool::spool;
 pub use targets::targets;
 pub use words::words;
+pub use workers::workers;
 
 /// A family of parsers, held to its invariants.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("answers", answers),
     ("arguments", arguments),
     ("authority_records", authority_records),
@@ -56,6 +58,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("spool", spool),
     ("targets", targets),
     ("words", words),
+    ("workers", workers),
 ];
 
 /// The folder in which the targets and their corpora lie.

@@ -155,7 +155,7 @@ fn words_and_json_arrive_as_they_were_meant() {
             .trim()
     );
     assert_eq!(result(&["command.exists", "no-such-command"]), json!(null));
-    assert_eq!(result(&["system.list_modules"]), json!(["certs", "command", "jobs", "minion", "system", "test"]));
+    assert_eq!(result(&["system.list_modules"]), json!(["certs", "command", "jobs", "minion", "system", "test", "worker"]));
     assert_eq!(result(&["system.describe", "test.add"])["method"], "test.add");
     assert!(result(&["system.inventory"])["memory_bytes"].is_number() || result(&["system.inventory"]).is_object());
 }

@@ -37,7 +37,9 @@ fn the_configuration_shows_every_key_with_its_default() {
 
     let limits = format!("{:#?}", Limits::default());
     let keys = limits.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(':')).map(|(key, _)| key);
-    for key in keys.chain(["name", "listen", "state_dir", "certs_dir", "acl_dir", "age", "count", "bytes", "max_bytes", "files"]) {
+    for key in
+        keys.chain(["name", "listen", "state_dir", "certs_dir", "acl_dir", "workers_dir", "age", "count", "bytes", "max_bytes", "files"])
+    {
         assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "packaging/minion.toml does not show {key}");
     }
 }

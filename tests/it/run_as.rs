@@ -120,6 +120,7 @@ fn a_users_environment_is_made_afresh() {
         ("LC_TIME", "C"),
         ("TZ", "UTC"),
         ("MINION_NAME", "web1"),
+        ("MINION_PROGRESS_FD", "3"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
@@ -162,14 +163,14 @@ fn a_methods_process_has_no_file_of_its_supervisors_and_no_way_back() {
     let mut call = fleet.overlord_spawn(["web1", "test.sleep", "600"]);
     let methods = wait_for("both methods to run", PATIENCE, || Some(processes_of(web1, DEPLOY)).filter(|pids| pids.len() == 2));
     for pid in methods {
-        wait_until("it to have closed what is not its own", PATIENCE, || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() == 4);
+        wait_until("it to have closed what is not its own", PATIENCE, || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() == 5);
         let mut files: Vec<_> =
             fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
         files.sort();
         let is_pipe = |file: &&std::path::PathBuf| file.to_string_lossy().starts_with("pipe:");
         let nulls = files.iter().filter(|file| file.to_str() == Some("/dev/null")).count();
-        // stdin, and of the call stdout and stderr, too; the rest are stdout, stderr and the answer.
-        assert!(matches!((nulls, files.iter().filter(is_pipe).count()), (1, 3) | (3, 1)), "{files:?}");
+        // stdin, and of the call stdout, stderr and what it reports, too; the rest are those of the job, and the answer.
+        assert!(matches!((nulls, files.iter().filter(is_pipe).count()), (1, 4) | (4, 1)), "{files:?}");
         let status = status_of(pid, &["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapAmb"]);
         let none = "0000000000000000";
         let ids = "4242 4242 4242 4242";

@@ -39,18 +39,22 @@ impl Snapshot {
     }
 }
 
+/// Beyond that of everything that is written.
+const NEWER_FORMAT: u32 = 3;
+
 /// Marks a folder as a newer version does.
 fn mark_as_newer(folder: &Path) {
-    let text = seal::seal(&json!({ "format": 2, "by": NEWER, "since": "2030-01-01T00:00:00Z" })).unwrap();
+    let text = seal::seal(&json!({ "format": NEWER_FORMAT, "by": NEWER, "since": "2030-01-01T00:00:00Z" })).unwrap();
     fs::write(folder.join("format"), text).unwrap();
 }
 
 /// What must be said of it: what has which format, who wrote that, who reads it, and what to type.
 fn assert_refused(said: &str, program: &str, package: &str) {
     for part in [
-        "has format 2",
+        &format!("has format {NEWER_FORMAT}"),
         &format!("which {program} {NEWER} has written"),
-        &format!("this is {program} {}, which reads formats up to 1 and has changed nothing", env!("CARGO_PKG_VERSION")),
+        &format!("this is {program} {}, which reads formats up to ", env!("CARGO_PKG_VERSION")),
+        " and has changed nothing",
         &format!("install {package} {NEWER} again, or a newer one"),
     ] {
         assert!(said.contains(part), "{part:?} is missing: {said}");

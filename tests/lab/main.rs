@@ -17,3 +17,4 @@ mod removal;
 mod restarts;
 mod rpm;
 mod upgrades;
+mod workers;

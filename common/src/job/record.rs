@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::map::{MapFold, MapTally, MapTerms};
 use super::{CallId, HostState, JobId, JobState, MinionJobId};
 use crate::identity::{CallerName, MinionName};
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{Outcome, Progress, Verdict};
 use crate::protocol::Arguments;
 
 /// One line of a job's log.
@@ -41,6 +42,9 @@ pub struct JobHeader {
     pub retry_of: Option<JobId>,
     /// The hosts that the target named.
     pub hosts: Vec<MinionName>,
+    /// It is a map: its hosts are not each sent the job, but dealt its items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<MapTerms>,
 }
 
 /// Something that became known of a job.
@@ -66,6 +70,44 @@ pub enum Event {
         #[serde(flatten)]
         news: News,
     },
+    /// Of a map: a chunk of its items is about to be sent.
+    Dealt {
+        /// Its number.
+        chunk: u64,
+        /// To whom.
+        host: MinionName,
+        /// Its first item.
+        first: u64,
+        /// How many follow in a row, with it.
+        count: u64,
+    },
+    /// Of a map: what became of a chunk.
+    Done {
+        /// Its number.
+        chunk: u64,
+        /// Who had it.
+        host: MinionName,
+        /// The items that have ended, and how.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ends: Vec<(u64, Verdict)>,
+        /// The items that were not begun: they are dealt again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        back: Vec<u64>,
+        /// The items that may have run, and may be run again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        doubted: Vec<u64>,
+    },
+    /// Of a map: these items are dealt to nobody any more.
+    Left {
+        /// The first.
+        first: u64,
+        /// How many follow in a row, with it.
+        count: u64,
+        /// Why.
+        verdict: Verdict,
+    },
+    /// Of a map: it is to end.
+    CancelAsked,
 }
 
 /// What became known of a job on one host.
@@ -88,6 +130,9 @@ pub enum News {
         /// Since when it runs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
+        /// How far the method said last that it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<Progress>,
     },
     /// It ended there, or became known never to start there, or is lost.
     Ended(Outcome),
@@ -125,6 +170,9 @@ pub struct HostRecord {
     /// Since when it runs there, by the host's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// How far the method said last that it is, or was when it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -145,6 +193,7 @@ impl HostRecord {
             state: HostState::Pending,
             minion_job_id: None,
             started_at: None,
+            progress: None,
             outcome: None,
             unreachable: None,
             is_given_up: false,
@@ -159,7 +208,7 @@ impl HostRecord {
     fn hear(&mut self, at: Timestamp, news: &News) {
         match news {
             News::Accepted { minion_job_id, state } => self.accept(minion_job_id, *state),
-            News::Going { state, started_at } => self.go(*state, *started_at),
+            News::Going { state, started_at, progress } => self.go(*state, *started_at, progress.as_ref()),
             News::Ended(outcome) => self.end(outcome),
             News::Unreachable { reason } => self.miss(at, reason),
             News::GivenUp { reason } => self.give_up(at, reason),
@@ -176,16 +225,20 @@ impl HostRecord {
 
     fn accept(&mut self, minion_job_id: &MinionJobId, state: HostState) {
         self.minion_job_id.get_or_insert_with(|| minion_job_id.clone());
-        self.go(state, None);
+        self.go(state, None, None);
     }
 
-    fn go(&mut self, state: HostState, started_at: Option<Timestamp>) {
+    fn go(&mut self, state: HostState, started_at: Option<Timestamp>, progress: Option<&Progress>) {
         self.unreachable = None;
         // What the host itself has called lost is no more mended by its being under way, which may be old news, but by an end.
         let is_lost_for_good = self.state == HostState::Lost && !self.is_given_up;
-        if !state.is_final() && self.state.may_become(state) && !is_lost_for_good {
+        if state == self.state && !state.is_final() {
+            self.started_at = self.started_at.or(started_at);
+            self.progress = progress.cloned().or_else(|| self.progress.take());
+        } else if !state.is_final() && self.state.may_become(state) && !is_lost_for_good {
             self.state = state;
             self.started_at = started_at.or(self.started_at);
+            self.progress = progress.cloned().or_else(|| self.progress.take());
             // That it was lost, if it was, has turned out not to be so.
             self.outcome = None;
             self.is_given_up = false;
@@ -198,6 +251,7 @@ impl HostRecord {
             self.is_given_up = false;
             self.state = outcome.verdict.state();
             self.started_at = outcome.started_at.or(self.started_at);
+            self.progress = outcome.progress.as_deref().cloned().or_else(|| self.progress.take());
             self.outcome = Some(outcome.clone());
         }
     }
@@ -226,16 +280,20 @@ pub struct JobRecord {
     pub created_at: Timestamp,
     /// When the last event was written.
     pub changed_at: Timestamp,
-    /// Every host of the header.
+    /// Every host of the header; none of a map's.
     pub hosts: BTreeMap<MinionName, HostRecord>,
+    /// How a map's items stand; none of another job.
+    pub map: Option<MapTally>,
 }
 
 impl JobRecord {
     /// The record of a job that has just been made.
     #[must_use]
     pub fn new(header: JobHeader, at: Timestamp) -> Self {
-        let hosts = header.hosts.iter().map(|host| (host.clone(), HostRecord::pending(1))).collect();
-        Self { header, created_at: at, changed_at: at, hosts }
+        let sent_to = if header.map.is_some() { &[][..] } else { header.hosts.as_slice() };
+        let hosts = sent_to.iter().map(|host| (host.clone(), HostRecord::pending(1))).collect();
+        let map = MapFold::of(&header, at).map(|fold| fold.tally());
+        Self { header, created_at: at, changed_at: at, hosts, map }
     }
 
     /// Adds what a later line of the log says. Lines that say nothing new, or of hosts that are not the job's, change nothing.
@@ -268,7 +326,35 @@ impl JobRecord {
                 }
                 std::slice::from_ref(host)
             }
+            // Of items `MapFold` knows.
+            Event::Dealt { .. } | Event::Done { .. } | Event::Left { .. } | Event::CancelAsked => &[],
         }
+    }
+
+    /// Takes over what hosts have said of their progress that stands in no log: what was `heard` is newer.
+    pub fn take_progress(&mut self, heard: &Self) {
+        for (name, host) in &mut self.hosts {
+            if let Some(other) = heard.hosts.get(name).filter(|other| other.attempt == host.attempt && host.outcome.is_none()) {
+                host.progress = other.progress.clone().or_else(|| host.progress.take());
+            }
+        }
+    }
+
+    /// How much of the job is done, from 0 to 1: hosts that have ended count whole, others as far as they say; of a map, the items that have ended. None
+    /// of a job without hosts.
+    #[must_use]
+    pub fn fraction(&self) -> Option<f64> {
+        if let Some(tally) = &self.map {
+            let count = |items: u64| u32::try_from(items).ok().map(f64::from);
+            return Some(count(tally.ended())? / count(tally.items()).filter(|items| *items > 0.0)?);
+        }
+        let done = |host: &HostRecord| match &host.progress {
+            _ if host.state.is_final() => 1.0,
+            Some(progress) => progress.fraction(),
+            None => 0.0,
+        };
+        let count = u32::try_from(self.hosts.len()).ok().filter(|count| *count > 0)?;
+        Some(self.hosts.values().map(done).sum::<f64>() / f64::from(count))
     }
 
     /// A line of the log is damaged that may have told of a further sending: hosts that are known never to have started the job may have been
@@ -286,19 +372,26 @@ impl JobRecord {
     /// The job's state, while its dispatcher lives (`dispatching`) or not.
     #[must_use]
     pub fn state(&self, dispatching: bool) -> JobState {
-        JobState::of(self.hosts.values().map(|host| host.state), dispatching)
+        match &self.map {
+            Some(tally) => JobState::of_items(&tally.counts, dispatching),
+            None => JobState::of(self.hosts.values().map(|host| host.state), dispatching),
+        }
     }
 
     /// The bits of the exit status: what the hosts that have ended add up to.
     #[must_use]
     pub fn exit_bits(&self) -> u8 {
-        self.hosts.values().fold(0, |bits, host| bits | host.state.exit_bit())
+        let items = self.map.iter().flat_map(|tally| tally.counts.keys()).fold(0, |bits, state| bits | state.exit_bit());
+        self.hosts.values().fold(items, |bits, host| bits | host.state.exit_bit())
     }
 
     /// When the last host ended, by the hosts' clocks; none while one has not.
     #[must_use]
     pub fn finished_at(&self) -> Option<Timestamp> {
         let ended = |host: &HostRecord| host.outcome.as_ref().and_then(|outcome| outcome.finished_at);
+        if let Some(tally) = &self.map {
+            return (tally.ended() == tally.items()).then_some(self.changed_at);
+        }
         if self.hosts.values().all(|host| host.state.is_final()) { self.hosts.values().filter_map(ended).max() } else { None }
     }
 }

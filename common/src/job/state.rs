@@ -1,5 +1,6 @@
 //! The states of a host and of a job, and which may follow which.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,18 @@ impl JobState {
             Self::Lost
         } else {
             Self::Finished
+        }
+    }
+
+    /// The state of a map whose items are in these states, so many in each, while its dispatcher lives (`dispatching`) or not.
+    #[must_use]
+    pub fn of_items(counts: &BTreeMap<HostState, u64>, dispatching: bool) -> Self {
+        let is_there = |is_meant: fn(&HostState) -> bool| counts.iter().any(|(state, count)| *count > 0 && is_meant(state));
+        match (is_there(|state| !state.is_final()), dispatching) {
+            (true, true) => Self::Running,
+            (true, false) => Self::Partial,
+            (false, _) if is_there(|state| *state != HostState::Lost) => Self::Finished,
+            (false, _) => Self::Lost,
         }
     }
 

@@ -8,6 +8,7 @@ use certs::files::WRITABLE_BY_OTHERS;
 use common::identity::CallerName;
 use common::method::MethodName;
 use common::protocol::ASYNC_PREFIX;
+use common::protocol::map::MAP_PREFIX;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use serde::Deserialize;
 use toml::Spanned;
@@ -126,8 +127,10 @@ impl Rules {
 impl Rule {
     fn new((file, line): (&Path, usize), written: Allow) -> Result<Self, String> {
         let methods = written.methods.globs();
-        if let Some(glob) = methods.iter().find(|glob| glob.starts_with(ASYNC_PREFIX)) {
-            return Err(format!("{glob:?}: a rule for a method covers its `{ASYNC_PREFIX}` form; leave that off"));
+        for prefix in [ASYNC_PREFIX, MAP_PREFIX] {
+            if let Some(glob) = methods.iter().find(|glob| glob.starts_with(prefix)) {
+                return Err(format!("{glob:?}: a rule for a method covers its `{prefix}` form; leave that off"));
+            }
         }
         if let Some(glob) = methods.iter().find(|glob| !glob.contains(['.', '*', '?', '[', '{'])) {
             return Err(format!("{glob:?} matches no method, which looks like module.method; a whole module is \"{glob}.*\""));

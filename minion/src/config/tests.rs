@@ -43,6 +43,7 @@ fn what_may_not_stand_there_is_named_with_its_line() {
         ("name = \"web1\"\nuser = \"no-such-user\"\n", "minion.toml:2: user: this host has no user \"no-such-user\": run `useradd"),
         ("name = \"web1\"\n\nuser = \"root\"\n", "minion.toml:3: user: \"root\" is root, or in its group"),
         ("authority = \"\"\n", "minion.toml:1: the authority's address is written HOST or HOST:PORT"),
+        ("[limits]\nfollowups_max = 10001\n", "minion.toml:2: 10000 is the most: a job's outcome names them all"),
         ("[trust]\nstale_crl = \"warn\"\n", "minion.toml:2: it must be \"serve\" or \"refuse\""),
         ("[trust]\ncrl_every = \"900ms\"\n", "minion.toml:2: the authority is asked once in 1s at the most"),
         ("name = \n", "minion.toml:1: "),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use common::job::{HostState, MinionJobId};
-use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
+use common::outcome::{ErrorCode, Failure, Outcome, Progress, Verdict};
 use common::protocol::{JobProgress, JobReport, ListedJob};
 use jiff::Timestamp;
 
@@ -48,7 +48,7 @@ impl Jobs {
                 tokio::time::sleep(SETTLE_AGAIN).await;
             }
         }
-        let Seen { brief, life, bytes } = found;
+        let Seen { brief, life, progress: said, bytes } = found;
         let brief = match brief {
             Ok(brief) => brief,
             Err(damage) => return damaged(known, life, &damage).map(Some),
@@ -60,7 +60,7 @@ impl Jobs {
             bytes,
             since: Moment::now(),
         };
-        let report = brief.report(progress(life));
+        let report = brief.report(progress(life, said));
         match report.progress.state() {
             // One that has a place is about to start, or is put back by who knows better.
             HostState::Queued => self.lock_queue().see_new(id, report.accepted_at),
@@ -115,9 +115,9 @@ impl Jobs {
     }
 }
 
-/// How far it is; what is dead or damaged was settled before.
-fn progress(life: Life) -> JobProgress {
-    let going = |state, started_at| JobProgress::Going { state, started_at };
+/// How far it is, and how far it said that it is; what is dead or damaged was settled before.
+fn progress(life: Life, said: Option<Progress>) -> JobProgress {
+    let going = |state, started_at| JobProgress::Going { state, started_at, progress: said };
     match life {
         Life::Ended(outcome) => JobProgress::Ended(outcome),
         Life::Running(started) => going(HostState::Running, started.at),

@@ -1,6 +1,8 @@
 //! Which jobs have not ended, which of them may run now, and which wait for their turn: pure, in memory, made anew from the spools at each
 //! start. It knows neither files nor processes.
 
+mod aside;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant};
 use common::job::MinionJobId;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
+
+pub(super) use aside::Begun;
 
 /// How long it may take, from its admission, until a job has a spool.
 const SPOOL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -19,6 +23,8 @@ pub(super) enum Phase {
     Running,
     /// It is one of at most `limits.queue_max` that wait for a place.
     Waiting,
+    /// It runs, and waits for others: it has no place, and takes one again before those that wait for their first. See `aside`.
+    Aside,
 }
 
 #[derive(Debug, Clone)]
@@ -28,6 +34,14 @@ struct Live {
     since: Instant,
     phase: Phase,
     ended: Arc<Notify>,
+    /// What it waits for, if it does.
+    waits: aside::Waits,
+}
+
+impl Live {
+    fn new(accepted_at: Timestamp, phase: Phase) -> Self {
+        Self { accepted_at, since: Instant::now(), phase, ended: Arc::default(), waits: aside::Waits::default() }
+    }
 }
 
 /// The jobs that have not ended.
@@ -38,8 +52,11 @@ pub(super) struct Queue {
     /// Not before the spools were looked through: until then it is not known what runs.
     is_open: bool,
     live: HashMap<MinionJobId, Live>,
-    /// How many of them run.
+    /// How many of them have a place.
     running: usize,
+    /// How many run without one, and which of those wait for nothing but a place, in the order in which they were accepted.
+    aside: usize,
+    returning: BTreeSet<(Timestamp, MinionJobId)>,
     /// Those that can be started, in the order in which they were accepted.
     waiting: BTreeSet<(Timestamp, MinionJobId)>,
     /// The last time that was given, or seen, as one of an acceptance.
@@ -55,6 +72,8 @@ impl Queue {
             is_open: false,
             live: HashMap::new(),
             running: 0,
+            aside: 0,
+            returning: BTreeSet::new(),
             waiting: BTreeSet::new(),
             accepted_last: Timestamp::MIN,
         }
@@ -86,18 +105,18 @@ impl Queue {
             return Ok(live.phase);
         }
         let (running, waiting) = (self.running, self.live.len() - self.running);
-        let phase = if self.is_open && waiting == 0 && self.has_place() {
+        let phase = if self.is_open && waiting == self.aside && self.has_place() {
             Phase::Running
         } else if waiting < self.queue_max {
             Phase::Waiting
         } else {
             return Err(format!(
-                "{running} jobs run here and {waiting} wait, and limits.jobs_max is {}, limits.queue_max {}; try again later",
+                "{running} jobs run here and {waiting} wait for a place or for others, and limits.jobs_max is {}, limits.queue_max {}; try again later",
                 self.jobs_max, self.queue_max
             ));
         };
         self.running += usize::from(phase == Phase::Running);
-        self.live.insert(id.clone(), Live { accepted_at, since: Instant::now(), phase, ended: Arc::default() });
+        self.live.insert(id.clone(), Live::new(accepted_at, phase));
         Ok(phase)
     }
 
@@ -106,19 +125,22 @@ impl Queue {
         self.accepted_last = self.accepted_last.max(accepted_at);
         let live = self.live.entry(id.clone()).or_insert_with(|| {
             self.running += usize::from(phase == Phase::Running);
-            Live { accepted_at, since: Instant::now(), phase, ended: Arc::default() }
+            Live::new(accepted_at, phase)
         });
         match (live.phase, phase) {
             (Phase::Waiting, Phase::Running) => self.running += 1,
             (Phase::Running, Phase::Waiting) => self.running -= 1,
+            // That it runs is no news, and that it waits for others is known here alone.
+            (Phase::Aside, _) | (_, Phase::Aside) => return,
             (Phase::Running, Phase::Running) | (Phase::Waiting, Phase::Waiting) => {}
         }
         live.phase = phase;
         let place = (live.accepted_at, id.clone());
         match phase {
-            Phase::Running => drop(self.waiting.remove(&place)),
+            Phase::Running | Phase::Aside => drop(self.waiting.remove(&place)),
             Phase::Waiting => drop(self.waiting.insert(place)),
         }
+        self.let_back();
     }
 
     /// Takes note of a job that has not started; one that is known is left where it is.
@@ -154,8 +176,12 @@ impl Queue {
     pub(super) fn end(&mut self, id: &MinionJobId) {
         if let Some(Live { accepted_at, phase, ended, .. }) = self.live.remove(id) {
             self.running -= usize::from(phase == Phase::Running);
-            self.waiting.remove(&(accepted_at, id.clone()));
+            self.aside -= usize::from(phase == Phase::Aside);
+            let place = (accepted_at, id.clone());
+            self.waiting.remove(&place);
+            self.returning.remove(&place);
             ended.notify_waiters();
+            self.wait_no_more_for(id);
         }
     }
 
@@ -178,7 +204,7 @@ impl Queue {
 
     /// Those of them that run.
     pub(super) fn running_ids(&self) -> Vec<MinionJobId> {
-        self.live.iter().filter(|(_, live)| live.phase == Phase::Running).map(|(id, _)| id.clone()).collect()
+        self.live.iter().filter(|(_, live)| live.phase != Phase::Waiting).map(|(id, _)| id.clone()).collect()
     }
 
     /// How many have not ended.
@@ -192,7 +218,7 @@ impl Queue {
     }
 
     fn has_place(&self) -> bool {
-        self.running < self.jobs_max
+        self.running < self.jobs_max && self.returning.is_empty()
     }
 }
 

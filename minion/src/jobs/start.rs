@@ -59,7 +59,7 @@ impl Jobs {
         }
         let accepted_at = self.lock_queue().stamp(Timestamp::now());
         let order = match self.admit(&id, accepted_at).await? {
-            Phase::Running => Order::Start(Place { ask, accepted_at }),
+            Phase::Running | Phase::Aside => Order::Start(Place { ask, accepted_at }),
             Phase::Waiting => Order::Enqueue(Place { ask, accepted_at }),
         };
         let accepted = |state| Ok(Accepted { minion_job_id: id.clone(), state, repeated: false });

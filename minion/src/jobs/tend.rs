@@ -1,4 +1,4 @@
-//! What the server does for jobs unasked: takes in the outcomes that job daemons tell of, starts what has waited, gives up what is old; and
+//! What the server does for jobs unasked: takes in the outcomes that job daemons tell of, starts what has waited, gives up what is old, keeps a spawner of its own alive; and
 //! from time to time, and at its start, compares every spool with the store.
 
 use std::collections::{BTreeSet, HashMap};
@@ -48,6 +48,7 @@ impl Jobs {
             heard = self.hear_all(&pokes) => heard.map(|never| match never {}),
             never = self.launch_all() => match never {},
             never = self.reconcile_all() => match never {},
+            never = self.spawner.keep() => match never {},
         }
     }
 

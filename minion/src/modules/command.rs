@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn commands_are_found() {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None };
+        let context = Context::of_server(&minion, &registry, 1 << 20);
         let find = |name: &str| exists(Exists { name: name.to_owned() }, &context).unwrap();
         assert!(find("sh").unwrap().ends_with("sh"));
         assert_eq!(find("/bin/sh").unwrap(), Path::new("/bin/sh"));

@@ -17,6 +17,7 @@ impl Module for Jobs {
         vec![
             Method::of_jobs::<OfJob>("jobs.status", "How far a job is; once it has ended, its outcome."),
             Method::of_jobs::<LogsWanted>("jobs.logs", "What a job has written so far, from an offset on; waits for more if asked to."),
+            Method::of_jobs::<JobsWanted>("jobs.wait", "How jobs stand once all of them have ended, or the time is over."),
             Method::of_jobs::<NoArguments>("jobs.list", "The jobs that this host remembers."),
             Method::of_jobs::<OfJob>("jobs.cancel", "Stops a job."),
             Method::of_jobs::<OfJob>("jobs.delete", "Forgets a job that has ended; tells of it for the last time."),
@@ -64,6 +65,17 @@ pub struct LogsWanted {
     pub wait_ms: u32,
 }
 
+/// Which jobs are waited for: the arguments of `jobs.wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobsWanted {
+    /// The jobs' ids on this host; at most 1000.
+    #[schemars(with = "Vec<String>")]
+    pub ids: Vec<MinionJobId>,
+    /// How many milliseconds to wait; at most 20000, which is also what is waited unless said, but for a job, which may wait for ever.
+    pub wait_ms: Option<u32>,
+}
+
 /// One call of `jobs.*`, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobsCall {
@@ -71,6 +83,8 @@ pub enum JobsCall {
     Status(MinionJobId),
     /// `jobs.logs`
     Logs(LogsWanted),
+    /// `jobs.wait`
+    Wait(JobsWanted),
     /// `jobs.list`
     List,
     /// `jobs.cancel`
@@ -92,6 +106,7 @@ impl JobsCall {
         match name.method() {
             "status" => job(args).map(Self::Status),
             "logs" => serde_json::from_value(args).map(Self::Logs).map_err(|error| method.invalid(&error)),
+            "wait" => serde_json::from_value(args).map(Self::Wait).map_err(|error| method.invalid(&error)),
             "list" => Ok(Self::List),
             "cancel" => job(args).map(Self::Cancel),
             "delete" => job(args).map(Self::Delete),
@@ -113,13 +128,21 @@ mod tests {
         let registry = Registry::builtin();
         let id = "54k2-9xqd-4fz1";
         let of_job = || json!({ "id": id });
-        let args = [of_job(), json!({ "id": id, "stdout": 7 }), json!({}), of_job(), of_job(), json!({ "call_id": "54k2-9xqd-4fz1/2" })];
-        let names = ["jobs.status", "jobs.logs", "jobs.list", "jobs.cancel", "jobs.delete", "jobs.fence"];
+        let args = [
+            of_job(),
+            json!({ "id": id, "stdout": 7 }),
+            json!({ "ids": [id] }),
+            json!({}),
+            of_job(),
+            of_job(),
+            json!({ "call_id": "54k2-9xqd-4fz1/2" }),
+        ];
+        let names = ["jobs.status", "jobs.logs", "jobs.wait", "jobs.list", "jobs.cancel", "jobs.delete", "jobs.fence"];
         for (name, args) in names.into_iter().zip(args) {
             let method = registry.find(&name.parse().unwrap()).unwrap();
             assert!(JobsCall::read(method, args).is_ok(), "{name}");
         }
-        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 6);
+        assert_eq!(registry.specs().filter(|spec| spec.method.module() == "jobs").count(), 7);
     }
 
     #[test]

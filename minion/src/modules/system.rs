@@ -124,20 +124,23 @@ mod tests {
 
     fn run(method: &str, args: Value) -> Result<Value, Failure> {
         let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-        let context = Context { minion: &minion, registry: &registry, result_max_bytes: 1 << 20, packages: None };
+        let context = Context::of_server(&minion, &registry, 1 << 20);
         registry.find(&method.parse().unwrap()).unwrap().run(args, &context)
     }
 
     #[test]
     fn a_minion_tells_what_it_can_do() {
-        assert_eq!(run("system.list_modules", json!({})).unwrap(), json!(["certs", "command", "jobs", "minion", "system", "test"]));
+        assert_eq!(
+            run("system.list_modules", json!({})).unwrap(),
+            json!(["certs", "command", "jobs", "minion", "system", "test", "worker"])
+        );
         assert_eq!(run("system.list_methods", json!({ "module": "command" })).unwrap(), json!(["command.exists", "command.run"]));
         assert!(
             run("system.list_methods", json!({ "module": "none" })).unwrap_err().message.contains("there are certs, command, jobs, minion")
         );
         assert_eq!(run("system.describe", json!({ "method": "test.ping" })).unwrap()["method"], "test.ping");
         let failure = run("system.describe", json!({ "method": "test.pong" })).unwrap_err();
-        assert!(failure.message.contains("module test has add, echo, explode, ping, sleep"), "{failure:?}");
+        assert!(failure.message.contains("module test has add, echo, explode, ping, progress, sleep"), "{failure:?}");
     }
 
     #[test]

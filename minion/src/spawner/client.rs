@@ -1,6 +1,7 @@
 //! The server's way to the spawner: a connection for each order that does something, and a few that are kept for those that only look; and the
 //! spawner's life where the server starts it itself.
 
+use std::convert::Infallible;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -31,6 +32,10 @@ const OTHER_VERSION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long to wait until it is asked again.
 const OTHER_VERSION_PAUSE: Duration = Duration::from_millis(200);
+
+/// How soon a spawner of the server's own that has died is started again though nobody asks for anything; and after an attempt that failed.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+const KEEP_AGAIN: Duration = Duration::from_secs(10);
 
 /// Looks that are under way at once, each with a connection, and so a process of the spawner's.
 const LOOKS_MAX: usize = 8;
@@ -82,6 +87,20 @@ impl Spawner {
         let spawner = Self { socket, config_file, own, kept: Mutex::default(), looks: Semaphore::new(LOOKS_MAX) };
         spawner.ensure()?;
         Ok(spawner)
+    }
+
+    /// Starts the spawner again whenever it has died, if it is the server's own: it looks after the resident workers though nobody calls.
+    pub async fn keep(&self) -> Infallible {
+        if self.own.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(KEEP_EVERY).await;
+            if let Err(error) = tokio::task::block_in_place(|| self.ensure()) {
+                tracing::error!(%error, "the spawner has died, and another cannot be started; it is tried again");
+                tokio::time::sleep(KEEP_AGAIN).await;
+            }
+        }
     }
 
     /// Starts the spawner if it is the server's own and does not live.

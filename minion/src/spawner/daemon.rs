@@ -92,8 +92,12 @@ fn run_job(post: &Post, request: &SpoolRequest, job: JobCharge, server: UnixStre
     // All of it is durable. A server that is gone finds the job by its spool.
     let _gone = order::send(&server, &Reply::Started(now));
     drop(server);
-    match supervise(&post.station, run, Charge::Job(job)) {
-        Ok((outcome, Charge::Job(job))) => write_outcome(&job, outcome),
+    match supervise(&post.station, run, None, Charge::Job(job)) {
+        Ok((mut outcome, Charge::Job(job))) => {
+            // Of a disk that fails the outcome says what it can.
+            outcome.followup = job.spool.seal_followups().unwrap_or_default();
+            write_outcome(&job, outcome)
+        }
         Err((errno, Charge::Job(job))) => {
             let error = no_process(errno);
             write_outcome(&job, Outcome::not_run(Verdict::Undelivered { error }, Timestamp::now()))

@@ -17,12 +17,13 @@ use super::order::{self, Heard, Look, Order, Place, Reply};
 use super::verify::Warrant;
 use super::{Post, daemon, no_process};
 use crate::acl::Scope;
-use crate::call::{Ask, START_AHEAD_MAX};
+use crate::call::{Ask, Form, START_AHEAD_MAX};
 use crate::guard::Way;
 use crate::modules::JobsCall;
 use crate::process;
-use crate::spool::{self, CancelRequest, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
-use crate::supervise::{Charge, Stop, cancelled, kill_marked, supervise};
+use crate::spool::{self, CancelRequest, Followup, Forgotten, Life, Made, Spool, SpoolError, SpoolLock, SpoolRequest};
+use crate::supervise::{Charge, Stop, cancelled, kill_bearing, supervise};
+use crate::variables;
 
 /// How long the server may take to say its order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,16 +114,19 @@ fn not_made(error: SpoolError) -> Reply {
 fn call(post: &Post, ask: &Ask, claimant: Claimant, server: UnixStream) -> u8 {
     let verified = post.identify(ask).and_then(|known| {
         post.claim(ask, &known, claimant)?;
-        post.admit(ask, known, Way::Run)
+        let way = if known.call.form == Form::Map { Way::Map } else { Way::Run };
+        let warrant = post.admit(ask, known, way)?;
+        let chunk = if way == Way::Map { Some(warrant.call.chunk()?) } else { None };
+        Ok((warrant, chunk))
     });
-    let Warrant { call, passed, .. } = match verified {
-        Ok(warrant) => warrant,
+    let (Warrant { call, passed, .. }, chunk) = match verified {
+        Ok(verified) => verified,
         Err(failure) => return reply(&server, Ok(Reply::Refused(failure))),
     };
     let run = post.guard.method_run(&call, passed);
     let begun = nix::unistd::setsid().map(drop).and_then(|()| server.set_nonblocking(true).map_err(|_| nix::Error::EBADF));
     let supervised = match begun {
-        Ok(()) => supervise(&post.station, &run, Charge::Call(server)),
+        Ok(()) => supervise(&post.station, &run, chunk.as_ref(), Charge::Call(server)),
         Err(errno) => Err((errno, Charge::Call(server))),
     };
     let (reply, charge) = match supervised {
@@ -185,6 +189,19 @@ fn wanted(post: &Post, place: Place, starts_at_once: bool) -> Result<Wanted, Spo
         let message =
             format!("too late: jobs that could be started until {start_before} have been given up here, and it may be one of them");
         return refused(Failure::new(ErrorCode::TooLate, message));
+    }
+    if let Some(parent) = &signer.parent {
+        let limit = post.station.limits.followups_max;
+        let message = match Spool::of(&post.spools, parent).add_followup(&minion_job_id, limit)? {
+            Followup::Named => None,
+            Followup::TooMany => {
+                Some(format!("the job {parent} has submitted {limit} jobs, and limits.followups_max lets it submit no more"))
+            }
+            Followup::TooLate => Some(format!("the job {parent} has ended, and submits nothing any more")),
+        };
+        if let Some(message) = message {
+            return refused(Failure::new(ErrorCode::LimitReached, message));
+        }
     }
     let run = Some(post.guard.method_run(&call, passed));
     let certificate = signer.certificate;
@@ -279,7 +296,7 @@ fn tell(post: &Post, ask: Ask, claimant: Claimant) -> Result<Reply, SpoolError> 
             let message = format!("this host knows no job {id} of {caller}");
             Ok(Reply::Refused(Failure::new(ErrorCode::UnknownJob, message)))
         }
-        JobsCall::Status(_) | JobsCall::List | JobsCall::Logs(_) => Ok(Reply::Refused(not_what_it_says(&ask))),
+        JobsCall::Status(_) | JobsCall::List | JobsCall::Logs(_) | JobsCall::Wait(_) => Ok(Reply::Refused(not_what_it_says(&ask))),
     }
 }
 
@@ -341,6 +358,8 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
         Life::Dead(started) => {
             let mut outcome = Outcome::not_run(spool::lost_reason(started.as_ref(), &post.boot_id), Timestamp::now());
             outcome.started_at = started.and_then(|started| started.at);
+            outcome.progress = spool.progress().map(Box::new);
+            outcome.followup = spool.followups().unwrap_or_default();
             outcome
         }
         Life::Damaged(how) => {
@@ -357,7 +376,7 @@ fn settle(post: &Post, id: &MinionJobId) -> Result<(), SpoolError> {
     if let Some(cgroups) = &post.station.cgroups {
         cgroups.clear(&spool);
     }
-    kill_marked(id, KILL_TIMEOUT);
+    kill_bearing(variables::JOB, id.as_str().as_ref(), KILL_TIMEOUT);
     spool.write_outcome(&lock, &outcome)?;
     daemon::poke(post, id, "");
     Ok(())

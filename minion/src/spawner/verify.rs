@@ -157,7 +157,7 @@ impl Post {
 /// That what is to be run can run as the user whom its rule names; and that a job which itself runs as a user submits nothing that runs as another:
 /// that would give back what its rule has taken away.
 fn require_user(signer: &Signer, passed: &Passed<'_>) -> Result<(), (ErrorCode, String)> {
-    let runs = matches!(passed.way, Way::Run | Way::Start);
+    let runs = matches!(passed.way, Way::Run | Way::Start | Way::Map);
     match (&signer.confined_to, &passed.run_as) {
         (Some(user), run_as) if runs && run_as.as_ref() != Some(user) => {
             let other = run_as.as_deref().unwrap_or("the minion's own user");

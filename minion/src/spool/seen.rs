@@ -2,6 +2,7 @@
 
 use common::identity::CallerName;
 use common::job::{CallId, MinionJobId};
+use common::outcome::Progress;
 use common::protocol::{JobProgress, JobReport};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct Seen {
     pub brief: Result<Brief, String>,
     /// What became of it.
     pub life: Life,
+    /// How far it says that it is, if it runs.
+    #[serde(default)]
+    pub progress: Option<Progress>,
     /// How much of the disk a job takes that has ended.
     pub bytes: u64,
 }
@@ -76,8 +80,9 @@ impl Seen {
             Err(error) => return Err(error),
         };
         let life = spool.life()?;
+        let progress = if matches!(life, Life::Running(_)) { spool.progress() } else { None };
         let bytes = if matches!(life, Life::Ended(_)) { spool.disk_bytes() } else { 0 };
-        Ok(Self { brief, life, bytes })
+        Ok(Self { brief, life, progress, bytes })
     }
 
     /// Nothing will come of it any more, and nobody has written that down.

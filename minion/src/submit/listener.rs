@@ -124,9 +124,10 @@ async fn converse(door: &Door, stream: UnixStream, limits: SubmitLimits, place: 
         heard = hear(&mut read, limits) => heard,
         refusal = place.lost() => Err(refusal),
     };
+    let settle = || place.release();
     let answer = match heard.and_then(|said| place.keep().map(|()| said)) {
         Ok(said) => tokio::select! {
-            answer = door.submit(place.user(), &said) => answer,
+            answer = door.submit(place.user(), &said, &settle) => answer,
             () = hung_up(&mut read) => return false,
         },
         Err(failure) => Err(failure),

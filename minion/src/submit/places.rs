@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub(super) struct Place {
     places: Arc<Places>,
     user: u32,
     kind: Kind,
+    is_released: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Places {
     /// There is none.
     pub(super) fn take(places: &Arc<Self>, user: u32) -> Result<Place, Failure> {
         let kind = places.taken().take(user)?;
-        Ok(Place { places: Arc::clone(places), user, kind })
+        Ok(Place { places: Arc::clone(places), user, kind, is_released: AtomicBool::new(false) })
     }
 
     /// Every change is one call, so it is whole even if a thread died while it held the lock.
@@ -148,6 +150,13 @@ impl Place {
         self.set_kept(true).ok_or_else(taken_by_another)
     }
 
+    /// Gives it back before its time: its connection goes on, as the wait of a job that is believed, and is counted elsewhere.
+    pub(super) fn release(&self) {
+        if !self.is_released.swap(true, Ordering::Relaxed) {
+            self.places.taken().give_back(self.user, &self.kind);
+        }
+    }
+
     /// Has it for nothing for this long, or until another takes it.
     pub(super) async fn wait_at_most(&self, pause: Duration) {
         if self.set_kept(false).is_some() {
@@ -164,7 +173,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.taken().give_back(self.user, &self.kind);
+        self.release();
     }
 }
 
@@ -200,6 +209,17 @@ mod tests {
         assert_eq!(take_all(&places, 4).len(), 33);
         let taken = places.taken();
         assert!(taken.first.is_empty() && taken.further.is_empty(), "{taken:?}");
+    }
+
+    #[test]
+    fn a_place_that_was_given_back_is_anothers_and_is_not_given_back_twice() {
+        let places = Arc::default();
+        let held = take_all(&places, 1);
+        held.iter().for_each(Place::release);
+        let others = take_all(&places, 1);
+        assert_eq!((held.len(), others.len()), (33, 33));
+        drop(held);
+        assert!(Places::take(&places, 1).is_err(), "they are the others' still");
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::outcome::{ErrorCode, Failure};
+use common::outcome::{ErrorCode, Failure, Verdict};
+use common::protocol::map::Chunk;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2};
@@ -13,13 +14,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cgroup::Cgroup;
-use super::{Charge, Station, tree};
+use super::{Charge, Station, chunk, signal_below};
 use crate::call::Token;
 use crate::jobs::MethodRun;
 use crate::modules::Context;
 use crate::process;
+use crate::progress::{PROGRESS_FD, Reporter};
 use crate::user::{User, UserError};
 use crate::variables;
+use crate::worker::{Asker, Reach};
 
 /// What an answer may need beyond its result: an error's message, and the names around it.
 pub(super) const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
@@ -32,6 +35,19 @@ pub(super) enum Answer {
     Error(Failure),
 }
 
+impl Answer {
+    /// What became of a method that answers this. A worker's task is another process's, which may have been stopped for a reason of its own.
+    pub(super) fn verdict(self) -> Verdict {
+        match self {
+            Self::Ok(result) => Verdict::Ok { result },
+            Self::Error(error) if error.is(ErrorCode::Cancelled) => Verdict::Cancelled { error },
+            Self::Error(error) if error.is(ErrorCode::TimedOut) => Verdict::TimedOut { error },
+            Self::Error(error) if error.is(ErrorCode::Denied) => Verdict::Denied { error },
+            Self::Error(error) => Verdict::Failed { error },
+        }
+    }
+}
+
 /// The method's process, seen from its supervisor.
 #[derive(Debug)]
 pub(super) struct Child {
@@ -40,6 +56,8 @@ pub(super) struct Child {
     pub(super) answer: Option<File>,
     /// Where its stdout and stderr come from, if they are kept, until it has closed them.
     pub(super) outputs: [Option<File>; 2],
+    /// Where it reports how far it is, if that is kept, until nobody can any more.
+    pub(super) progress: Option<File>,
     cgroup: Option<Cgroup>,
 }
 
@@ -47,18 +65,26 @@ pub(super) struct Child {
 struct Ends {
     answer: File,
     outputs: Vec<File>,
+    /// None: what is reported is thrown away.
+    progress: Option<File>,
 }
 
 /// Where a method's process finds itself.
 struct Place<'a> {
     station: &'a Station,
     run: &'a MethodRun,
+    chunk: Option<&'a Chunk>,
     supervisor: Pid,
 }
 
 impl Child {
     /// Forks the method's process.
-    pub(super) fn start(station: &Station, run: &MethodRun, charge: Charge) -> Result<(Self, Charge), (nix::Error, Charge)> {
+    pub(super) fn start(
+        station: &Station,
+        run: &MethodRun,
+        chunk: Option<&Chunk>,
+        charge: Charge,
+    ) -> Result<(Self, Charge), (nix::Error, Charge)> {
         let (ends, mut child) = match make_pipes(charge.keeps_output()) {
             Ok(made) => made,
             Err(errno) => return Err((errno, charge)),
@@ -68,7 +94,7 @@ impl Child {
             _ => None,
         };
         let state = (charge, child, ends);
-        let place = Place { station, run, supervisor: getpid() };
+        let place = Place { station, run, chunk, supervisor: getpid() };
         let forked = process::fork_with(state, |(charge, child, ends)| {
             let token = match &charge {
                 Charge::Job(job) => Some(job.token.clone()),
@@ -114,7 +140,7 @@ impl Child {
             cgroup.kill();
         }
         // Root may leave its cgroup, and `su` does; nothing leaves its ancestors.
-        tree::signal_descendants(signal);
+        signal_below(getpid().as_raw(), signal);
     }
 
     /// Removes the cgroup, which is empty now.
@@ -133,40 +159,53 @@ fn make_pipes(keeps_output: bool) -> nix::Result<(Ends, Child)> {
         nix::Result::Ok((File::from(read), File::from(write)))
     };
     let (answer_read, answer_write) = make()?;
-    let mut ends = Ends { answer: answer_write, outputs: Vec::new() };
-    let mut child = Child { pid: Pid::from_raw(0), answer: Some(answer_read), outputs: [None, None], cgroup: None };
+    let mut ends = Ends { answer: answer_write, outputs: Vec::new(), progress: None };
+    let mut child = Child { pid: Pid::from_raw(0), answer: Some(answer_read), outputs: [None, None], progress: None, cgroup: None };
     if keeps_output {
         for output in &mut child.outputs {
             let (read, write) = make()?;
             *output = Some(read);
             ends.outputs.push(write);
         }
+        let (read, write) = make()?;
+        (child.progress, ends.progress) = (Some(read), Some(write));
     }
     Ok((ends, child))
 }
 
 /// In the new process: becomes one that a method can expect, runs the method, answers.
-fn become_method(place: &Place<'_>, token: Option<&Token>, mut ends: Ends) -> std::io::Result<()> {
-    let Place { station, run, supervisor } = *place;
+fn become_method(place: &Place<'_>, token: Option<&Token>, ends: Ends) -> std::io::Result<()> {
+    let Place { station, run, chunk, supervisor } = *place;
     die_with(supervisor)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(ends.outputs.first().unwrap_or(&null))?;
     dup2_stderr(ends.outputs.get(1).unwrap_or(&null))?;
-    drop(null);
     std::env::set_current_dir("/")?;
+    // Before it becomes another, who could not reach them.
+    let workers = (run.method.module() == "worker").then(|| reach_workers(station, run, chunk));
     let embodied = run.run_as.as_deref().map_or(Ok(()), |name| embody(name, &ends));
     // Whoever changes who it is, is not told of its parent's death any more; and of a name that is looked up files may be left open.
     die_with(supervisor)?;
-    ends.outputs.clear();
-    process::close_all_but(ends.answer.as_fd())?;
+    let Ends { answer, outputs, progress } = ends;
+    drop(outputs);
+    let mut answer = File::from(process::move_away(answer.into())?);
+    let progress = process::open_as(PROGRESS_FD, progress.unwrap_or(null).into())?;
+    let kept: Vec<RawFd> = workers.iter().flat_map(Reach::files).chain([answer.as_raw_fd(), progress.as_raw_fd()]).collect();
+    process::close_all_but(&kept)?;
     set_own_variables(station, run, token);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    let answer = match embodied {
-        Ok(()) => answer_of(station, run),
-        Err(error) => Answer::Error(Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method))),
+    let progress = Reporter::new(progress);
+    let answer_of = |args| answer_of(station, run, args, &progress, workers.as_ref());
+    let embodied = embodied.map_err(|error| Failure::of_kind("run_as", format!("{}: {} did not run: {error}", station.minion, run.method)));
+    if let Some(chunk) = chunk {
+        return chunk::work(station, run, chunk, embodied.map(|()| answer_of), &mut answer);
+    }
+    let said = match embodied {
+        Ok(()) => answer_of(run.args.clone()),
+        Err(failure) => Answer::Error(failure),
     };
-    ends.answer.write_all(&encode(&answer, station.limits.result_max_bytes))
+    answer.write_all(&encode(&said, station.limits.result_max_bytes))
 }
 
 /// Tells the method's process, and all that it starts, what it is; and a job by what it is known when it submits calls.
@@ -175,6 +214,7 @@ fn set_own_variables(station: &Station, run: &MethodRun, token: Option<&Token>) 
     let is_others = |name: &str| variables::ALL.contains(&name) || variables::OF_SERVICE_MANAGER.contains(&name);
     process::keep_variables(|name| !name.to_str().is_some_and(is_others));
     process::set_variable(variables::NAME, station.minion.as_str());
+    process::set_variable(variables::PROGRESS_FD, PROGRESS_FD.to_string());
     let Some(token) = token else { return };
     process::set_variable(variables::CALL, run.call_id.job().as_str());
     process::set_variable(variables::JOB, token.job().as_str());
@@ -192,16 +232,24 @@ fn die_with(supervisor: Pid) -> std::io::Result<()> {
     Err(std::io::Error::other("the supervisor died before its death could be heard of"))
 }
 
-/// Becomes the user of that name, whose are its stdout and stderr from now on, where they are kept. After an error it must run nothing.
+/// Becomes the user of that name, whose are its stdout and stderr, and the pipe for its progress, from now on, where they are kept. After an error it must run nothing.
 fn embody(name: &str, ends: &Ends) -> Result<(), UserError> {
     let user = User::find(name)?;
-    for output in &ends.outputs {
+    for output in ends.outputs.iter().chain(&ends.progress) {
         user.hand_over(output)?;
     }
     user.embody()
 }
 
-fn answer_of(station: &Station, run: &MethodRun) -> Answer {
+/// The connections of a call of `worker.*`. Of a chunk each item names its own; that of the first is waited for where it is about to start.
+fn reach_workers(station: &Station, run: &MethodRun, chunk: Option<&Chunk>) -> Reach {
+    let spec = station.registry.find(&run.method).map(|method| method.spec());
+    let first = chunk.and_then(|chunk| spec?.bind(chunk.items.first()?).ok());
+    let wanted = first.as_ref().unwrap_or(&run.args).get("worker").and_then(Value::as_str);
+    Reach::open(&station.workers, Asker { by: run.caller.to_string(), scope: run.scope }, wanted)
+}
+
+fn answer_of(station: &Station, run: &MethodRun, args: Value, progress: &Reporter, workers: Option<&Reach>) -> Answer {
     let Some(method) = station.registry.find(&run.method) else {
         return Answer::Error(station.registry.unknown(&run.method));
     };
@@ -210,8 +258,10 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
         registry: &station.registry,
         result_max_bytes: station.limits.result_max_bytes,
         packages: Some(&station.packages),
+        workers,
+        progress,
     };
-    match catch_unwind(AssertUnwindSafe(|| method.run(run.args.clone(), &context))) {
+    match catch_unwind(AssertUnwindSafe(|| method.run(args, &context))) {
         Ok(Ok(result)) => Answer::Ok(result),
         Ok(Err(failure)) => Answer::Error(failure),
         Err(panic) => {
@@ -223,7 +273,7 @@ fn answer_of(station: &Station, run: &MethodRun) -> Answer {
 }
 
 /// The answer as JSON, or, if it is larger than the host takes, that it is.
-fn encode(answer: &Answer, result_max_bytes: usize) -> Vec<u8> {
+pub(super) fn encode(answer: &Answer, result_max_bytes: usize) -> Vec<u8> {
     /// What stands around a result: `{"ok":…}`.
     const FRAME_BYTES: usize = 16;
     let text = serde_json::to_vec(answer).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! The bytes: one TCP connection, one TLS session, one HTTP/1.1 request and its answer. Takes the place of jsonrpsee's own
+//! The bytes: one TCP connection, one TLS session, one HTTP/1.1 request and its answer, or on a line that is kept several of them. Takes the place of jsonrpsee's own
 //! transport, which would verify the name in a URL; here an address is dialled, and the name is the host's that is meant.
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ use tower::util::service_fn;
 use super::broken::{Broken, Sent};
 use super::heard::Heard;
 
+/// A connection that was not used for so long is not used again: the host may be about to close it.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+/// How long one that is kept may take to be ready for the next request.
+const READY_WITHIN: Duration = Duration::from_millis(100);
 /// How often it is looked whether the host that is being asked may still be there. An answer that comes sooner is not looked at.
 const ADMISSION_EVERY: Duration = Duration::from_millis(250);
 
@@ -54,6 +58,22 @@ pub(super) struct Dial {
     pub(super) answer_within: Duration,
     pub(super) answer_max_bytes: u32,
     pub(super) sent: Sent,
+    /// Where the connection is kept, if it is.
+    pub(super) line: Option<Line>,
+}
+
+/// A connection to one host that is kept for the next question, while that is asked as the same overlord; by one who asks at a time.
+#[derive(Clone, Default)]
+pub(crate) struct Line(Arc<Mutex<Option<Open>>>);
+
+/// A connection that is open.
+struct Open {
+    /// What was shown on it.
+    shown: Arc<Trusted<OverlordTls>>,
+    peer: Option<Peer>,
+    sender: http1::SendRequest<HttpBody>,
+    connection: Connection,
+    used_at: Instant,
 }
 
 /// What went wrong after the handshake.
@@ -64,6 +84,26 @@ struct Failure {
     answered: bool,
     message: String,
     cause: Box<dyn StdError + Send + Sync>,
+}
+
+impl Line {
+    /// What is kept, if it still leads to the host and was opened as who we are now.
+    async fn take(&self, shown: &Arc<Trusted<OverlordTls>>) -> Option<Open> {
+        let mut open = self.kept().take().filter(|open| Arc::ptr_eq(&open.shown, shown) && open.used_at.elapsed() < KEPT_FOR)?;
+        let is_ready = poll_fn(|context| match open.connection.poll_without_shutdown(context) {
+            Poll::Ready(_ended) => Poll::Ready(false),
+            Poll::Pending => open.sender.poll_ready(context).map(|ready| ready.is_ok()),
+        });
+        timeout(READY_WITHIN, is_ready).await.is_ok_and(|is_ready| is_ready).then_some(open)
+    }
+
+    fn keep(&self, open: Open) {
+        *self.kept() = Some(open);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Open>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Dial {
@@ -79,26 +119,46 @@ impl Dial {
 
     async fn exchange(&self, request: HttpRequest) -> Result<Answer, Broken> {
         let request = self.addressed(request)?;
+        let kept = match &self.line {
+            Some(line) => line.take(&self.shown).await,
+            None => None,
+        };
+        let open = match kept {
+            Some(open) => open,
+            None => self.open().await?,
+        };
+        // A revocation that has come since the call was signed holds, too.
+        if let Some(Err(reason)) = open.peer.as_ref().map(|peer| self.trust.admits(peer)) {
+            return Err(self.not_sent(&reason));
+        }
+        let peer = open.peer.clone();
+        self.sent.set();
+        let (answer, open) = tokio::select! {
+            biased;
+            answered = timeout(self.answer_within, self.send(request, open)) => match answered {
+                Ok(answered) => answered?,
+                Err(_) => return Err(Broken::Silent(format!("it was sent, and no answer came within {:?}", self.answer_within))),
+            },
+            reason = self.refused_meanwhile(peer) => {
+                return Err(Broken::Silent(format!("{reason} while it was asked: what it did is not known")));
+            }
+        };
+        if let (Some(line), Some(open)) = (&self.line, open) {
+            line.keep(open);
+        }
+        Ok(answer)
+    }
+
+    /// A new connection.
+    async fn open(&self) -> Result<Open, Broken> {
         let stream = match timeout(self.connect_within, self.connect()).await {
             Ok(connected) => connected?,
             Err(_) => return Err(self.not_sent(&format!("no connection within {:?}", self.connect_within))),
         };
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| certs::tls::peer(chain).ok());
-        // A revocation that has come since the call was signed holds, too.
-        if let Some(Err(reason)) = peer.as_ref().map(|peer| self.trust.admits(peer)) {
-            return Err(self.not_sent(&reason));
-        }
         let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| self.not_sent(&error.to_string()))?;
-        self.sent.set();
-        tokio::select! {
-            biased;
-            answered = timeout(self.answer_within, self.send(request, sender, connection)) => match answered {
-                Ok(answered) => answered,
-                Err(_) => Err(Broken::Silent(format!("it was sent, and no answer came within {:?}", self.answer_within))),
-            },
-            reason = self.refused_meanwhile(peer) => Err(Broken::Silent(format!("{reason} while it was asked: what it did is not known"))),
-        }
+        Ok(Open { shown: self.shown.clone(), peer, sender, connection, used_at: Instant::now() })
     }
 
     /// Until the host is one that we would not connect to any more: why. It pends for ever while it is not.
@@ -132,33 +192,38 @@ impl Dial {
     }
 
     /// Sends the request and reads the answer whole, while driving the connection, so that nothing outlives this future.
-    async fn send(
-        &self,
-        request: HttpRequest,
-        mut sender: http1::SendRequest<HttpBody>,
-        mut connection: Connection,
-    ) -> Result<Answer, Broken> {
-        let mut ended = None;
+    /// What it was sent on comes back, if it can be used again.
+    async fn send(&self, request: HttpRequest, open: Open) -> Result<(Answer, Option<Open>), Broken> {
+        let Open { shown, peer, mut sender, connection, .. } = open;
+        let (mut connection, mut ended) = (Some(connection), None);
         let answered = {
             let mut answer = pin!(self.answer(&mut sender, request));
             poll_fn(|context| {
-                if ended.is_none()
-                    && let Poll::Ready(end) = connection.poll_without_shutdown(context)
+                if let Some(open) = &mut connection
+                    && let Poll::Ready(end) = open.poll_without_shutdown(context)
                 {
-                    ended = Some(end);
+                    // The host may have closed one that was kept, at any moment. What was not written yet comes back by this; else it would lie there for ever.
+                    ended = connection.take().map(|open| (end, open.into_parts().io.into_inner()));
                 }
                 answer.as_mut().poll(context)
             })
             .await
         };
         let failure = match answered {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                // One that has ended would take the next request, and never send it.
+                let open = connection.map(|connection| Open { shown, peer, sender, connection, used_at: Instant::now() });
+                return Ok((answer, open));
+            }
             Err(failure) => failure,
         };
-        let end = ended.and_then(Result::err);
+        let (end, stream) = match ended {
+            Some((end, stream)) => (end.err(), Some(stream)),
+            None => (None, connection.map(|open| open.into_parts().io.into_inner())),
+        };
         let mut refusal = self.refusal(&*failure.cause).or_else(|| self.refusal(&end?));
-        if refusal.is_none() && !failure.answered {
-            refusal = last_words(connection.into_parts().io.into_inner()).await.and_then(|error| self.refusal(&error));
+        if let Some(stream) = stream.filter(|_| refusal.is_none() && !failure.answered) {
+            refusal = last_words(stream).await.and_then(|error| self.refusal(&error));
         }
         Err(self.meaning(failure, refusal))
     }

@@ -9,8 +9,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 /// The deepest nesting of a result, or of an error's data: that of arguments.
 pub(super) const DEPTH_MAX: u8 = 64;
-/// What is put around it on the wire at most: a job's error, in its report, in the outcome of the question.
-pub(super) const FRAMES_MAX: u8 = 3;
+/// What is put around it on the wire at most: an item's error, in its outcome, in their list, in what became of a chunk, in the outcome of that.
+pub(super) const FRAMES_MAX: u8 = 5;
 
 /// With what the names begin that serde_json gives a meaning.
 const RESERVED_PREFIX: &str = "$serde_json::private::";

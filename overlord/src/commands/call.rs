@@ -11,7 +11,7 @@ use super::detached::{self, Report, Said, WORD_WITHIN};
 use super::{INTERRUPTED, Refusal, home, warn_of_forks};
 use crate::aggregate::counted;
 use crate::cli::{CallArgs, Options};
-use crate::fleet::{Fleet, Stop, Target};
+use crate::fleet::{Fleet, Stop, Target, any};
 use crate::jobs::dispatcher::Dispatch;
 use crate::output::call::print_arrivals;
 use crate::output::{Output, progress, remark_result};
@@ -24,8 +24,8 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, call: CallArgs) -> Result<u
     if method == UPGRADE {
         return Err(Refusal::usage(format!("{UPGRADE} restarts the minions that would answer: run it with --async")));
     }
-    let target = target(fleet, &call)?;
-    let args = arguments(call.args, call.json.as_deref())?;
+    let args = arguments(call.args.clone(), call.json.as_deref())?;
+    let target = target(fleet, &call, &args)?;
     warn_of_forks(call.forks.unwrap_or(fleet.config().forks));
     let stop = Stop::new();
     stop_on_interrupt(stop.clone());
@@ -48,13 +48,16 @@ pub(super) fn start(options: &Options, output: Output, call: CallArgs) -> Result
     let args = arguments(call.args.clone(), call.json.as_deref())?;
     warn_of_forks(call.forks.unwrap_or(fleet.config().forks));
     detached::run(output, WORD_WITHIN, move || {
-        let target = target(&fleet, &call)?;
+        let target = target(&fleet, &call, &args)?;
         let dispatch = Dispatch::begin(&target, call.method.as_str(), args, None)?;
-        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch)))
+        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch.into())))
     })
 }
 
-fn target(fleet: &Fleet, call: &CallArgs) -> Result<Target, Refusal> {
+fn target(fleet: &Fleet, call: &CallArgs, args: &Arguments) -> Result<Target, Refusal> {
+    if call.any && call.method.as_str() != any::RUN {
+        return Err(Refusal::usage(format!("--any is for {}: a task of a worker, which any host that has the worker can do", any::RUN)));
+    }
     let mut target = fleet.target(&call.target)?;
     if let Some(forks) = call.forks {
         target = target.with_forks(forks);
@@ -65,7 +68,7 @@ fn target(fleet: &Fleet, call: &CallArgs) -> Result<Target, Refusal> {
     if let Some(limit) = call.job_timeout {
         target = target.with_job_timeout(limit);
     }
-    Ok(target)
+    if call.any { Ok(target.any(args)?) } else { Ok(target) }
 }
 
 fn arguments(words: Vec<String>, json: Option<&str>) -> Result<Arguments, Refusal> {

@@ -12,7 +12,7 @@ use super::{HOST_UNKNOWN, OK, Refusal};
 use crate::client::REASON_MAX_CHARS;
 use crate::daemon::detach;
 use crate::fleet::Fleet;
-use crate::jobs::dispatcher::Dispatch;
+use crate::jobs::dispatcher::Errand;
 use crate::output::{Format, Output, remark};
 
 /// How long the dispatcher may take to say something, besides what it waits for hosts.
@@ -63,7 +63,7 @@ impl Report {
             remarks.push(format!("{more} more hosts are not sent it again: look at `overlord job-status {job}`"));
         }
         if !is_sending && left.is_empty() {
-            remarks.push(format!("nothing to send again: the job {job} has reached every host"));
+            remarks.push(format!("nothing to send again: the job {job} has reached every host, or each of its items has its end"));
         }
         Self::Started { job: job.clone(), remarks, status: if is_sending || left.is_empty() { OK } else { HOST_UNKNOWN } }
     }
@@ -78,13 +78,13 @@ fn shortened(reason: &str) -> String {
 pub(super) fn run(
     mut output: Output,
     patience: Duration,
-    prepare: impl FnOnce() -> Result<(Report, Option<Dispatch>), Refusal>,
+    prepare: impl FnOnce() -> Result<(Report, Option<Errand>), Refusal>,
 ) -> Result<u8, Refusal> {
     let word = detach(patience, |word| {
         let (report, dispatch) = prepare().unwrap_or_else(|Refusal { status, message }| (Report::Refused { status, message }, None));
         word.say(&serde_json::to_string(&report).unwrap_or_default());
-        if let Some(dispatch) = dispatch {
-            dispatch.run();
+        if let Some(errand) = dispatch {
+            errand.run();
         }
     })?;
     match serde_json::from_str(&word) {

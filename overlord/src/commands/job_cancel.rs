@@ -7,14 +7,20 @@ use common::job::HostState;
 use serde_json::{Map, Value, json};
 
 use super::{HOST_UNKNOWN, NOT_ENDED, OK, Refusal};
-use crate::aggregate::compressed;
+use crate::aggregate::{compressed, counted_items};
 use crate::cli::JobCancelArgs;
 use crate::fleet::Fleet;
-use crate::jobs::Cancellation;
-use crate::output::{Format, Output, harmless};
+use crate::jobs::{Cancellation, MapCancellation};
+use crate::output::{Format, Output, harmless, remark};
 
 pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobCancelArgs) -> Result<u8, Refusal> {
-    let told = fleet.job(&args.job.id)?.cancel(args.host.as_ref())?;
+    let job = fleet.job(&args.job.id)?;
+    if args.host.is_none()
+        && let Some(cancelled) = job.cancel_map()?
+    {
+        return tell_of_map(output, job.id().as_str(), &cancelled);
+    }
+    let told = job.cancel(args.host.as_ref())?;
     match output.format() {
         Format::Text => output.print(&shown(&told))?,
         Format::Json => {
@@ -32,6 +38,20 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobCancelArgs) -> Re
         }
     }
     Ok(told.values().map(status).max().unwrap_or(OK))
+}
+
+/// Its items are too many to be told of one by one.
+fn tell_of_map(mut output: Output, job: &str, cancelled: &MapCancellation) -> Result<u8, Refusal> {
+    let MapCancellation { had_ended, has_ended, tally } = cancelled;
+    match output.format() {
+        Format::Text if *had_ended => output.print(&format!("had ended before: {}", counted_items(&tally.counts)))?,
+        Format::Text => output.print(&counted_items(&tally.counts))?,
+        Format::Json | Format::Jsonl => output.print_json(&json!({ "job_id": job, "told": !had_ended, "items": tally.counts }))?,
+    }
+    if !has_ended {
+        remark(&format!("it was told to end, and has not yet; look at `overlord job-status {job}`"));
+    }
+    Ok(if *has_ended { OK } else { NOT_ENDED })
 }
 
 /// To have stopped it is what was wanted, whatever that makes of the job.

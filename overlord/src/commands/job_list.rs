@@ -22,8 +22,12 @@ pub(super) fn run(fleet: &Fleet, mut output: Output, args: &JobListArgs) -> Resu
     let listed = if args.all { Listed::All } else { Listed::Newest(ENDED_LISTED) };
     let (overview, dispatching) = settled(fleet, listed)?;
     let with_state = |job: JobSummary| {
-        let hosts = job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count));
-        let state = JobState::of(hosts, dispatching.contains(&job.job_id));
+        let is_dispatching = dispatching.contains(&job.job_id);
+        let state = if job.is_map {
+            JobState::of_items(&job.counts.iter().map(|(state, count)| (*state, *count as u64)).collect(), is_dispatching)
+        } else {
+            JobState::of(job.counts.iter().flat_map(|(state, count)| std::iter::repeat_n(*state, *count)), is_dispatching)
+        };
         (job, state)
     };
     let jobs: Vec<_> = overview.jobs.into_iter().rev().map(with_state).collect();
@@ -61,7 +65,8 @@ fn settled(fleet: &Fleet, listed: Listed) -> Result<(Overview, BTreeSet<JobId>),
 
 /// Whether a job is still being sent matters only where a host is pending.
 fn is_pending(job: &JobSummary) -> bool {
-    job.counts.get(&HostState::Pending).is_some_and(|count| *count > 0)
+    let is_meant = |state: &HostState| *state == HostState::Pending || job.is_map && !state.is_final();
+    job.counts.iter().any(|(state, count)| *count > 0 && is_meant(state))
 }
 
 /// A log that cannot be opened hides no other; that it cannot be read is told by those who read it.
@@ -70,15 +75,23 @@ fn is_dispatching(fleet: &Fleet, job: &JobId) -> bool {
 }
 
 fn document((job, state): &(JobSummary, JobState)) -> Value {
+    let counted = if job.is_map { "items" } else { "hosts" };
     json!({
         "job_id": job.job_id, "state": state, "code": state.code(), "method": job.method, "target": job.target,
-        "started_at": job.created_at, "hosts": job.counts,
+        "started_at": job.created_at, counted: job.counts,
     })
 }
 
 fn shown(jobs: &[(JobSummary, JobState)]) -> String {
     let row = |(job, state): &(JobSummary, JobState)| {
-        [job.job_id.to_string(), state.to_string(), job.method.clone(), job.target.clone(), counted(&job.counts), moment(job.created_at)]
+        [
+            job.job_id.to_string(),
+            state.to_string(),
+            job.method.clone(),
+            job.target.clone(),
+            format!("{}{}", if job.is_map { "items: " } else { "" }, counted(&job.counts)),
+            moment(job.created_at),
+        ]
     };
     table(["JOB", "STATE", "METHOD", "TARGET", "HOSTS", "STARTED"], jobs.iter().map(row))
 }

@@ -27,7 +27,10 @@ pub(super) fn run(fleet: &Fleet, output: Output, args: &JobLogsArgs) -> Result<u
         return Err(Refusal::usage("one JSON document cannot be followed while it grows: use --output jsonl with --follow"));
     }
     let job = fleet.job(&args.job.id)?;
-    let logs = Logs::of(&job, args.host.as_ref())?;
+    let mut logs = Logs::of(&job, args.host.as_ref())?;
+    if let Some(child) = &args.child {
+        logs.turn_to_child(child);
+    }
     if follow == Follow::ToTheEnd {
         warn_of_forks(u16::try_from(logs.hosts()).unwrap_or(u16::MAX));
     }

@@ -17,7 +17,7 @@ pub(super) fn run(options: &Options, output: Output, args: JobRetryArgs) -> Resu
     warn_of_forks(fleet.config().forks);
     detached::run(output, patience(&fleet), move || {
         let dispatch = retry::prepare(&fleet.job(&args.job.id)?, &states(&args.ends))?;
-        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch)))
+        Ok((Report::started(dispatch.job_id(), &said), Some(dispatch.into())))
     })
 }
 

@@ -16,7 +16,7 @@ use crate::client::Sent;
 use crate::envelope::{Letter, Message};
 
 /// How much longer than the method's limit its answer is waited for: the host enforces the limit, and needs a moment to say so.
-const ANSWER_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
 /// Why a call was not made. Nothing was sent.
 #[derive(Debug, thiserror::Error)]

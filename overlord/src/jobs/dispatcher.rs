@@ -14,6 +14,7 @@ use common::protocol::{ASYNC_PREFIX, Accepted, Arguments};
 use jiff::Timestamp;
 
 use super::log::{LockedLog, LogError};
+use super::map::{self, MapDispatch};
 use super::parcel::{Parcel, ParcelError};
 use super::poll::{self, Question};
 use super::{Job, JobError, retention};
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::envelope::{Letter, Message};
 use crate::fleet::{CheckError, Fleet, LinkError, Stop, Target, check_call, gossip};
 use crate::hosts::{Host, Roster};
+use crate::map::items::ItemsError;
 use crate::store;
 
 /// How often a job id is drawn before it is given up: two in the same hundredth of a second collide once in a million.
@@ -58,6 +60,9 @@ pub enum StartError {
         /// Which limit is reached, by what.
         reason: String,
     },
+    /// The items of a map cannot be used.
+    #[error(transparent)]
+    Items(#[from] ItemsError),
     /// Every id that was drawn is taken.
     #[error("no free job id was found in {IDS_DRAWN_MAX} tries; try again")]
     Ids,
@@ -83,11 +88,35 @@ pub(crate) struct Dispatch {
     accept_within: Duration,
 }
 
+/// What a process of its own is for.
+pub(crate) enum Errand {
+    /// Send a job.
+    Call(Box<Dispatch>),
+    /// Deal a map.
+    Map(Box<MapDispatch>),
+}
+
+impl Errand {
+    /// Does it.
+    pub(crate) fn run(self) {
+        match self {
+            Self::Call(dispatch) => dispatch.run(),
+            Self::Map(dispatch) => dispatch.run(),
+        }
+    }
+}
+
+impl From<Dispatch> for Errand {
+    fn from(dispatch: Dispatch) -> Self {
+        Self::Call(Box::new(dispatch))
+    }
+}
+
 /// What can be done about a job whose dispatcher died, or that did not reach every host.
 pub(crate) struct Resumption {
     pub(crate) job: JobId,
     /// None: no host is to be sent it again.
-    pub(crate) dispatch: Option<Dispatch>,
+    pub(crate) dispatch: Option<Errand>,
     /// Hosts that stay as they are, and why.
     pub(crate) left: BTreeMap<MinionName, String>,
 }
@@ -110,6 +139,7 @@ impl Dispatch {
                 args: args.clone(),
                 job_limit_ms: target.job_timeout().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
                 retry_of: retry_of.clone(),
+                map: None,
                 hosts: target.hosts().cloned().collect(),
             })
         };
@@ -177,6 +207,10 @@ impl Resumption {
             return Err(JobError::Dispatching { job: id.clone() });
         };
         let mut record = job.known()?.record;
+        if record.header.map.is_some() {
+            let dispatch = map::resume(job, &record.header, log)?.map(|dispatch| Errand::Map(Box::new(dispatch)));
+            return Ok(Self { job: id.clone(), dispatch, left: BTreeMap::new() });
+        }
         if Parcel::is_needed(&record.header.method) {
             return Err(JobError::NotKept { job: id.clone() });
         }
@@ -193,7 +227,7 @@ impl Resumption {
         let letters = message(&record.header, attempt).letters(hosts);
         let (forks, accept_within) = (fleet.config().forks, fleet.config().accept_timeout);
         let dispatch = Dispatch { fleet: fleet.clone(), job: id.clone(), log, attempt, letters, parcel: None, forks, accept_within };
-        Ok(Self { job: id.clone(), dispatch: Some(dispatch), left })
+        Ok(Self { job: id.clone(), dispatch: Some(dispatch.into()), left })
     }
 }
 
@@ -354,6 +388,7 @@ mod tests {
             args: Arguments::default(),
             job_limit_ms: None,
             retry_of: None,
+            map: None,
             hosts: vec![],
         };
         let roster = fleet.roster().unwrap();

@@ -13,15 +13,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::format::{Format, Program, Stamp};
 use common::job::{Event, JobHeader, JobId, LogLine, News};
+use common::outcome::Verdict;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::home::Home;
 pub(crate) use read::{Damage, read, whole_lines};
 
-/// The format of a log. A log of a newer one is refused, and no other with it. It goes up, in the first line or in one of a new kind, when older versions
+/// The newest format of a log, which that of a map has: older versions would send a map as a job to each of its hosts. A log of a newer one is refused, and
+/// no other with it. It goes up, in the first line or in one of a new kind, when older versions
 /// must not pass over what follows; what they may pass over, and go on without, needs no number.
-const FORMAT: Format = Format { number: 1, program: Program::Overlord };
+const FORMAT: Format = Format { number: 2, program: Program::Overlord };
+/// The format of the log of any other job.
+const PLAIN: Format = Format { number: 1, program: Program::Overlord };
 
 /// How long a lock that may merely be probed by someone is tried for: a probe holds it for microseconds.
 const PROBED_WITHIN: Duration = Duration::from_millis(500);
@@ -205,7 +209,19 @@ impl LockedLog {
     /// Deletes it. It is gone for good once [`sync_logs`] has returned.
     pub(crate) fn delete(self) -> Result<(), LogError> {
         let Self(JobLog { path, .. }) = &self;
+        self.drop_items()?;
         fs::remove_file(path).map_err(|source| LogError { doing: "deleting", path: path.clone(), source })
+    }
+}
+
+impl LockedLog {
+    /// Removes the items of a map of which none is to be dealt any more.
+    pub(crate) fn drop_items(&self) -> Result<(), LogError> {
+        let path = self.0.path.with_extension("items");
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError { doing: "deleting the items beside", path, source }),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -229,7 +245,7 @@ pub(crate) fn sync_logs(home: &Home) -> Result<(), LogError> {
 }
 
 /// The folder of the logs, such that it outlasts a power cut: a job in it is about to be promised to somebody.
-fn make_folder(home: &Home) -> io::Result<()> {
+pub(crate) fn make_folder(home: &Home) -> io::Result<()> {
     let folder = home.jobs_dir();
     if folder.is_dir() {
         return Ok(());
@@ -256,8 +272,30 @@ pub(crate) fn text_of(line: &LogLine) -> io::Result<Vec<u8>> {
             let news = News::Unreachable { reason: format!("what it said cannot be kept: {problem}") };
             Ok(common::seal::seal(&LogLine { at: line.at, event: Event::Heard { host: host.clone(), attempt: *attempt, news } })?)
         }
-        Event::Created(_) | Event::Resumed { .. } | Event::Heard { .. } => Err(io::Error::new(io::ErrorKind::InvalidData, problem)),
+        Event::Done { chunk, host, ends, back, doubted } if ends.iter().any(|(_, verdict)| !reads_back(verdict)) => {
+            let kept = |verdict: &Verdict| match reads_back(verdict) {
+                true => verdict.clone(),
+                false => Verdict::lost(format!("it has ended, and what the host said of it cannot be kept: {problem}")),
+            };
+            let ends = ends.iter().map(|(index, verdict)| (*index, kept(verdict))).collect();
+            let event = Event::Done { chunk: *chunk, host: host.clone(), ends, back: back.clone(), doubted: doubted.clone() };
+            Ok(common::seal::seal(&LogLine { at: line.at, event })?)
+        }
+        Event::Created(_)
+        | Event::Resumed { .. }
+        | Event::Heard { .. }
+        | Event::Dealt { .. }
+        | Event::Done { .. }
+        | Event::Left { .. }
+        | Event::CancelAsked => Err(io::Error::new(io::ErrorKind::InvalidData, problem)),
     }
+}
+
+/// Whether a verdict does within a line of a log.
+fn reads_back(verdict: &Verdict) -> bool {
+    let event = Event::Left { first: 0, count: 1, verdict: verdict.clone() };
+    let line = LogLine { at: Timestamp::UNIX_EPOCH, event };
+    common::seal::seal(&line).is_ok_and(|text| common::seal::open::<LogLine>(&text).is_ok_and(|read| read == line))
 }
 
 /// A line, and which format the log has.
@@ -271,8 +309,11 @@ struct First<'l> {
 
 fn sealed(line: &LogLine) -> serde_json::Result<Vec<u8>> {
     match &line.event {
-        Event::Created(_) => common::seal::seal(&First { line, stamp: FORMAT.stamp() }),
-        Event::Resumed { .. } | Event::Heard { .. } => common::seal::seal(line),
+        Event::Created(header) => {
+            let format = if header.map.is_some() { FORMAT } else { PLAIN };
+            common::seal::seal(&First { line, stamp: format.stamp() })
+        }
+        _ => common::seal::seal(line),
     }
 }
 

@@ -111,6 +111,8 @@ struct Source {
     minion_job_id: MinionJobId,
     /// The host has not said yet that it holds the job.
     is_unconfirmed: bool,
+    /// It is a job that the job has submitted there.
+    is_child: bool,
 }
 
 /// The output of a job that is to be read.
@@ -157,6 +159,7 @@ impl Job {
 impl Logs {
     pub(crate) fn of(job: &Job, only: Option<&MinionName>) -> Result<Self, JobError> {
         let JobStatus { record, .. } = job.known()?;
+        job.check_no_map(&record.header, "what its items gave is in `overlord job-status ID --output jsonl`")?;
         if let Some(host) = only.filter(|host| !record.hosts.contains_key(host)) {
             return Err(JobError::NotAMember { job: job.id.clone(), host: host.clone() });
         }
@@ -172,11 +175,20 @@ impl Logs {
                 (None, Some(host)) => logs.sources.push(Source {
                     host: host.clone(),
                     is_unconfirmed: minion_job_id.is_none(),
+                    is_child: false,
                     minion_job_id: minion_job_id.unwrap_or_else(derived),
                 }),
             }
         }
         Ok(logs)
+    }
+
+    /// From now on it is about the job of this id that the job has submitted on each of its hosts. Whether it has, and whether the caller may read it, the host
+    /// knows.
+    pub(crate) fn turn_to_child(&mut self, child: &MinionJobId) {
+        for source in &mut self.sources {
+            (source.minion_job_id, source.is_unconfirmed, source.is_child) = (child.clone(), false, true);
+        }
     }
 
     /// How many hosts are to be read, those that cannot be included.

@@ -175,11 +175,17 @@ pub(crate) fn news(record: &mut JobRecord, (inquiry, answer): &Answered, lost_af
         let line = LogLine { at: now, event };
         let known = record.hosts.get(&inquiry.host).cloned();
         record.apply(&line);
-        if record.hosts.get(&inquiry.host) != known.as_ref() {
+        if record.hosts.get(&inquiry.host).zip(known).is_some_and(|(now, known)| is_to_be_kept(&known, now)) {
             lines.push(line);
         }
     }
     lines
+}
+
+/// Whether what is known now is worth a line in the log. A job that is waited for long reports more often than that is.
+fn is_to_be_kept(before: &HostRecord, now: &HostRecord) -> bool {
+    let is_far = now.progress.as_ref().is_some_and(|progress| progress.is_news_after(before.progress.as_ref()));
+    is_far || HostRecord { progress: before.progress.clone(), ..now.clone() } != *before
 }
 
 fn meaning(
@@ -207,7 +213,7 @@ fn meaning(
         Err(unlisted @ Unheard::Unlisted) => missed(host, "could not be asked", &unlisted.reason(&inquiry.host), (now, lost_after)),
         Err(Unheard::NoAnswer(silence)) => {
             let what = match silence {
-                NoAnswer::NotSent(_) => "could not be asked",
+                NoAnswer::NotSent(_) | NoAnswer::TooLarge(_) => "could not be asked",
                 NoAnswer::Silent(_) => "has not answered",
                 NoAnswer::Refused(_) => "has refused to say",
             };
@@ -226,7 +232,9 @@ fn heard(host: &HostRecord, report: &JobReport) -> Vec<News> {
     }
     news.push(match &report.progress {
         JobProgress::Ended(outcome) => News::Ended(outcome.clone()),
-        JobProgress::Going { state, started_at } => News::Going { state: *state, started_at: *started_at },
+        JobProgress::Going { state, started_at, progress } => {
+            News::Going { state: *state, started_at: *started_at, progress: progress.clone() }
+        }
     });
     news
 }

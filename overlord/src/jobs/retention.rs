@@ -16,6 +16,7 @@ use super::Job;
 use super::log::{self, JobLog, LogError};
 use crate::envelope::later;
 use crate::fleet::Fleet;
+use crate::map::kept;
 use crate::store::{self, Standing, StoreError};
 
 /// The most jobs that are given up at once: the rest have their turn with the next command.
@@ -91,6 +92,7 @@ pub(crate) fn sweep_of(fleet: &Fleet, mut ended: Vec<EndedJob<JobId>>, held: Hol
         }
     }
     let swept = log::sweep_empty(fleet.home());
+    kept::sweep(fleet.home());
     if gone.is_empty() {
         return Ok(swept?);
     }

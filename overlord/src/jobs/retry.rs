@@ -49,6 +49,11 @@ pub(crate) fn prepare(job: &Job, states: &BTreeSet<HostState>) -> Result<Dispatc
     if status.is_dispatching {
         return Err(JobError::Dispatching { job: job.id.clone() }.into());
     }
+    let instead = format!(
+        "`overlord job-status ID --output jsonl` names the items that are to be run again; give them to `overlord map TARGET {} --items FILE`",
+        status.record.header.method
+    );
+    job.check_no_map(&status.record.header, &instead)?;
     let no_host = || RetryError::NoHost { job: job.id.clone(), states: states.iter().map(ToString::to_string).collect() };
     // Whoever reads the new job's target shall not read of states that no host is in.
     let there: BTreeSet<HostState> = status.record.hosts.values().map(|host| host.state).filter(|state| states.contains(state)).collect();

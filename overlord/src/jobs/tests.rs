@@ -94,7 +94,7 @@ fn ended(verdict: Verdict) -> JobProgress {
 }
 
 fn running() -> JobProgress {
-    JobProgress::Going { state: HostState::Running, started_at: Some(Timestamp::UNIX_EPOCH) }
+    JobProgress::Going { state: HostState::Running, started_at: Some(Timestamp::UNIX_EPOCH), progress: None }
 }
 
 /// Starts a job, and returns when its dispatcher is through.

@@ -77,7 +77,7 @@ pub(crate) fn print_arrivals(output: &mut Output, bar: &ProgressBar, arrivals: &
 
 fn print_text(output: &mut Output, answers: &[(MinionName, Outcome)]) -> io::Result<()> {
     let groups = fold(answers.iter().map(|(host, outcome)| (host, &outcome.verdict)));
-    let shown: String = groups.iter().map(text::group).collect();
+    let shown: String = groups.iter().map(|group| text::group(group, None)).collect();
     if shown.is_empty() { Ok(()) } else { output.print(&shown) }
 }
 

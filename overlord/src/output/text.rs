@@ -11,17 +11,19 @@ use crate::aggregate::{Group, compressed};
 /// Put before each line of a host, so that none can pass for one of ours.
 const INDENT: &str = "  ";
 
-/// The group's header and answer.
-pub(crate) fn group(group: &Group<'_>) -> String {
+/// The group's header and answer; the header has the `note`, if there is one, in brackets behind the state.
+pub(crate) fn group(group: &Group<'_>, note: Option<&str>) -> String {
     let hosts = compressed(&group.hosts);
+    let state = group.verdict.state();
+    let state = note.map_or_else(|| state.to_string(), |note| format!("{state} ({note})"));
     match group.verdict {
-        Verdict::Ok { result } => format!("{hosts}  ok\n{}", value(result)),
+        Verdict::Ok { result } => format!("{hosts}  {state}\n{}", value(result)),
         Verdict::Failed { error }
         | Verdict::Denied { error }
         | Verdict::Cancelled { error }
         | Verdict::TimedOut { error }
         | Verdict::Undelivered { error }
-        | Verdict::Lost { error } => failure(&hosts, group.verdict.state().as_str(), error),
+        | Verdict::Lost { error } => failure(&hosts, &state, error),
     }
 }
 
@@ -88,7 +90,7 @@ mod tests {
 
     fn shown(verdict: &Verdict) -> String {
         let name = "web1".parse().unwrap();
-        group(&Group { hosts: vec![&name], verdict })
+        group(&Group { hosts: vec![&name], verdict }, None)
     }
 
     #[test]

@@ -127,8 +127,9 @@ impl Store {
     }
 
     fn summary(&self, job: &JobId, mark: Mark) -> Result<Option<JobSummary>, StoreError> {
-        if let Some((created_at, JobHeader { job_id, method, target, .. })) = self.read(&self.jobs, job.as_str())? {
-            return Ok(Some(JobSummary { job_id, method, target, created_at, counts: mark.counts }));
+        if let Some((created_at, JobHeader { job_id, method, target, map, .. })) = self.read(&self.jobs, job.as_str())? {
+            let is_map = map.is_some();
+            return Ok(Some(JobSummary { job_id, method, target, created_at, counts: mark.counts, is_map }));
         }
         // The store has forgotten what the job is, or remembers it wrongly; the log has not.
         Ok(self.or_warn(job, self.catch_up(job, mark.folded))?.map(|(record, _)| JobSummary::of(record)))
@@ -197,12 +198,16 @@ impl Store {
         let Known { header, whole } = self.load(job)?;
         let (mut fold, before) = match (whole, header) {
             (Some((record, mark)), _) if mark.folded == length => return Ok(Some((record, mark))),
+            // Which of its items have ended stands in the log alone.
+            (Some((JobRecord { header, created_at, map: Some(_), .. }, mark)), _) => {
+                (Fold::of(JobRecord::new(header, created_at), None), Some(Mark { folded: 0, ..mark }))
+            }
             (Some((record, mark)), _) => (Fold::of(record, mark.ended.as_ref().map(|end| end.at)), Some(mark)),
             (None, Some((created_at, header))) => (Fold::of(JobRecord::new(header, created_at), None), None),
             (None, None) => (Fold::default(), None),
         };
         let (end, header_problem) = self.read_log(job, length, &mut fold, before.as_ref().map_or(0, |mark| mark.folded))?;
-        let Fold { record, changed, ended_at, .. } = fold;
+        let (record, changed, ended_at) = fold.close();
         let record = match (record, header_problem) {
             (Some(record), _) => record,
             (None, Some(problem)) => return Err(StoreError::LogDamaged { problem }),
@@ -255,6 +260,7 @@ impl Store {
         };
         let mut record = JobRecord::new(header.clone(), created_at);
         record.changed_at = mark.changed_at;
+        record.map = mark.map.clone().or(record.map);
         let digest = self.load_hosts(job, &mut record)?;
         let is_whole = digest == Some(mark.digest);
         Ok(Known { header: Some((created_at, header)), whole: is_whole.then_some((record, mark)) })
@@ -315,7 +321,8 @@ impl Store {
             digest = digest.wrapping_add(self.insert(&self.hosts, &format!("{job}/{name}"), &self.json(&host)?)?);
         }
         let ended = ended_at.map(|at| before.and_then(|mark| mark.ended).filter(|end| end.at == at).unwrap_or_else(|| End::noticed(at)));
-        let mark = Mark { folded, changed_at: record.changed_at, counts: counts(record), digest, ended };
+        let (counts, map) = (counts(record), record.map.clone());
+        let mark = Mark { folded, changed_at: record.changed_at, counts, digest, ended, map };
         self.insert(&self.marks, job.as_str(), &self.sealed(&mark)?)?;
         Ok(mark)
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::identity::MinionName;
+use common::job::map::{MapFold, MapTally};
 use common::job::retention::EndedJob;
 use common::job::{Event, HostState, JobId, JobRecord, LogLine};
 use jiff::Timestamp;
@@ -24,6 +25,9 @@ pub(super) struct Mark {
     /// None while a host has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ended: Option<End>,
+    /// How a map's items stand; its log is folded anew each time that it has grown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) map: Option<MapTally>,
 }
 
 /// When a job ended.
@@ -90,12 +94,15 @@ pub(super) struct Fold {
     pub(super) ended_at: Option<Timestamp>,
     /// The hosts that have not ended.
     open: usize,
+    /// The items of a map.
+    map: Option<MapFold>,
 }
 
 impl Fold {
     pub(super) fn of(record: JobRecord, ended_at: Option<Timestamp>) -> Self {
         let open = record.hosts.values().filter(|host| !host.state.is_final()).count();
-        Self { record: Some(record), changed: BTreeSet::new(), ended_at, open }
+        let map = MapFold::of(&record.header, record.created_at);
+        Self { record: Some(record), changed: BTreeSet::new(), ended_at, open, map }
     }
 
     /// To fold a line twice does no harm.
@@ -110,7 +117,13 @@ impl Fold {
             Event::Created(_) => &[],
             Event::Resumed { hosts, .. } => hosts.as_slice(),
             Event::Heard { host, .. } => std::slice::from_ref(host),
+            Event::Dealt { .. } | Event::Done { .. } | Event::Left { .. } | Event::CancelAsked => &[],
         };
+        if let Some(map) = &mut self.map {
+            map.add(line);
+            record.changed_at = record.changed_at.max(line.at);
+            return;
+        }
         let states = |record: &JobRecord| -> Vec<HostState> {
             named.iter().filter_map(|name| record.hosts.get(name)).map(|host| host.state).collect()
         };
@@ -127,9 +140,23 @@ impl Fold {
 
     /// A line could not be read.
     pub(super) fn miss(&mut self, line: &Damage) {
-        if !line.is_unknown {
-            self.doubt_sending();
+        if line.is_unknown {
+            return;
         }
+        self.doubt_sending();
+        if let Some(map) = &mut self.map {
+            map.miss();
+        }
+    }
+
+    /// What it all comes to, the hosts that may have changed, and when it ended.
+    pub(super) fn close(self) -> (Option<JobRecord>, BTreeSet<MinionName>, Option<Timestamp>) {
+        let Self { mut record, changed, mut ended_at, map, .. } = self;
+        if let Some((record, map)) = record.as_mut().zip(map) {
+            record.map = Some(map.tally());
+            ended_at = map.ended_at();
+        }
+        (record, changed, ended_at)
     }
 
     /// A line is missing that may have told of a further sending.
@@ -143,8 +170,11 @@ impl Fold {
     }
 }
 
-/// How many hosts are in which state.
+/// How many hosts, or items of a map, are in which state.
 pub(super) fn counts(record: &JobRecord) -> BTreeMap<HostState, usize> {
+    if let Some(tally) = &record.map {
+        return tally.counts.iter().map(|(state, count)| (*state, usize::try_from(*count).unwrap_or(usize::MAX))).collect();
+    }
     let mut counts = BTreeMap::new();
     for host in record.hosts.values() {
         *counts.entry(host.state).or_default() += 1;
@@ -180,6 +210,7 @@ mod tests {
             args: Arguments::default(),
             job_limit_ms: None,
             retry_of: None,
+            map: None,
             hosts: vec!["web1".parse().unwrap(), "web2".parse().unwrap()],
         };
         let mut fold = Fold::default();

@@ -13,7 +13,7 @@ use super::StoreError;
 
 /// The format of the store. It goes up, too, whenever the logs tell of something new: what an older version has passed over there is missing here, and
 /// what it must not read there it must not read here.
-const FORMAT: Format = Format { number: 1, program: Program::Overlord };
+const FORMAT: Format = Format { number: 2, program: Program::Overlord };
 
 const MARK_MODE: u32 = 0o600;
 

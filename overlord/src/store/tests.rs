@@ -41,6 +41,7 @@ fn create(fleet: &Fleet) -> LockedLog {
         args: Arguments::default(),
         job_limit_ms: None,
         retry_of: None,
+        map: None,
         hosts: vec![host("web1"), host("web2")],
     };
     LockedLog::create(fleet.home(), header).unwrap().unwrap()

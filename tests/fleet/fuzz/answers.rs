@@ -4,6 +4,7 @@ use common::identity::MinionName;
 use common::job::{Event, LogLine, News};
 use common::outcome::{Outcome, Verdict};
 use common::protocol::certs::Revocations;
+use common::protocol::map::Chunked;
 use common::protocol::{Accepted, JobList, JobLogs, JobReport};
 use common::seal;
 use jiff::Timestamp;
@@ -41,6 +42,9 @@ fn understood(host: &MinionName, data: &[u8]) {
     if let Some(Accepted { minion_job_id, state, .. }) = read::<Accepted>(data) {
         let news = News::Accepted { minion_job_id, state };
         is_kept_as(host, news);
+    }
+    for outcome in read::<Chunked>(data).into_iter().flat_map(|chunked| chunked.outcomes) {
+        can_be_kept(host, outcome.verdict);
     }
     read::<JobList>(data);
     read::<Revocations>(data);

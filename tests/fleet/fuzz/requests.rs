@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::identity::{CallerName, MinionName};
 use common::outcome::{ErrorCode, Failure};
 use common::protocol::certs::{ENROLL, EnrollParams, REVOCATIONS, RevocationsParams};
+use common::protocol::map::MAP_PREFIX;
 use common::protocol::{ASYNC_PREFIX, AUDIENCE_MAX};
 use minion::call::Form;
 use serde_json::{Value, json};
@@ -93,13 +94,20 @@ fn call(knock: Knock<'_>) -> Result<Value, Failure> {
     let envelope = &call.envelope;
     assert!(envelope.method == method && envelope.caller == *CALLER && envelope.audience.contains(&MINION), "{envelope:?}");
     assert!(envelope.audience.len() <= AUDIENCE_MAX);
-    let prefix = if call.form == Form::Job { ASYNC_PREFIX } else { "" };
+    let prefix = match call.form {
+        Form::Call => "",
+        Form::Job => ASYNC_PREFIX,
+        Form::Map => MAP_PREFIX,
+    };
     assert_eq!(format!("{prefix}{}", call.method), method);
     if !hides(text.as_bytes()) {
         stands_in_json(envelope);
     }
-    let args = bound(&call.method, &envelope.args)?;
-    assert!(same_nesting(&args), "{args}");
+    let items = if call.form == Form::Map { call.chunk()?.items } else { vec![envelope.args.clone()] };
+    for item in &items {
+        let args = bound(&call.method, item)?;
+        assert!(same_nesting(&args), "{args}");
+    }
     Ok(json!({ "method": call.method }))
 }
 

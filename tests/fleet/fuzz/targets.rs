@@ -68,6 +68,7 @@ fn record(roster: &Roster) -> JobRecord {
         args: common::protocol::Arguments::default(),
         job_limit_ms: None,
         retry_of: None,
+        map: None,
         hosts: roster.iter().step_by(2).map(|host| host.name.clone()).collect(),
     };
     let mut record = JobRecord::new(header, Timestamp::UNIX_EPOCH);

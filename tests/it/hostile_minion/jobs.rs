@@ -52,14 +52,7 @@ fn started(scene: &Scene) -> String {
 
 fn status(scene: &Scene, id: &str) -> Value {
     let text = scene.overlord(&["job-status", id], ASKED_WITHIN);
-    assert!(
-        text.out().contains(
-            "web1,web2  ok
-"
-        ),
-        "{}",
-        text.out()
-    );
+    assert!(text.out().contains("web1,web2  ok (from "), "{}", text.out());
     let status = scene.overlord(&["job-status", id, "--output", "json"], ASKED_WITHIN).json();
     for honest in ["web1", "web2"] {
         assert_eq!(status["hosts"][honest]["state"], "ok", "{status}");
@@ -157,6 +150,12 @@ fn a_state_does_not_go_back_and_an_end_does_not_change() {
         progress("no-end", vec![json!({ "state": "failed" }), json!({ "state": "lost" })]),
         progress("is-pending", vec![json!({ "state": "pending" })]),
         progress("boasts", vec![json!({ "state": "running", "progress": { "done": 1e308, "of": -1, "note": CONTROLS } })]),
+        progress(
+            "exaggerates",
+            vec![
+                json!({ "state": "running", "progress": { "fraction": 1e308, "message": CONTROLS.repeat(1000), "at": "9999-12-30T22:00:00Z" } }),
+            ],
+        ),
     ];
     let scene = Scene::with(IMPATIENT, lies);
     let id = started(&scene);
@@ -169,11 +168,14 @@ fn a_state_does_not_go_back_and_an_end_does_not_change() {
             ("no-end", "queued"),
             ("is-pending", "queued"),
             ("boasts", "running"),
+            ("exaggerates", "running"),
         ] {
             assert_eq!(hosts[name]["state"], state, "{name}: {}", hosts[name]);
         }
         assert!(hosts["no-end"]["unreachable"].is_object() && hosts["is-pending"]["unreachable"].is_object(), "{hosts}");
         assert!(hosts["boasts"]["progress"].is_null(), "{hosts}");
+        let exaggerated = &hosts["exaggerates"]["progress"];
+        assert_eq!((&exaggerated["fraction"], exaggerated["message"].as_str().unwrap().chars().count()), (&json!(1.0), 200), "{hosts}");
     }
     let cancelled = scene.overlord(&["job-cancel", &id, "--output", "json"], 2 * ASKED_WITHIN).json();
     assert_eq!(cancelled["hosts"]["no-end"]["told"], false, "{cancelled}");

@@ -37,7 +37,7 @@ fn a_job_of_a_newer_overlord_is_refused_and_hides_no_other() {
     let text = fs::read_to_string(&path).unwrap();
     let (first, rest) = text.split_once('\n').unwrap();
     let mut first = body(first);
-    first["format"] = json!(2);
+    first["format"] = json!(super::NEWER_FORMAT);
     first["by"] = json!(NEWER);
     // What this version cannot even read as a first line.
     first["event"] = json!("begun");

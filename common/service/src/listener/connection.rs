@@ -33,6 +33,9 @@ use crate::{Gate, Knock, Reception, Visitor};
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// The most headers of a request.
 const HEADERS_MAX: usize = 64;
+/// A body that is larger than may be is read on to its end if it is no larger than this: a connection that is closed on who still writes takes the
+/// answer with it, and he could not tell whether his call has run.
+const PASSED_OVER_MAX_BYTES: u64 = 64 << 20;
 /// A caller whose host has vanished is noticed after 15 + 3 × 5 s, so that its call does not run on for nobody.
 const KEEPALIVE_IDLE_SECONDS: u32 = 15;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 5;
@@ -239,7 +242,11 @@ where
     B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>>,
 {
     let (head, body) = request.into_parts();
-    if body.size_hint().lower() > u64::from(limits.body_max_bytes) {
+    let says_bytes = body.size_hint().lower();
+    if says_bytes > u64::from(limits.body_max_bytes) {
+        if says_bytes <= PASSED_OVER_MAX_BYTES {
+            let _in_time_or_not = timeout(limits.header_timeout, pass_over(body)).await;
+        }
         return Err(BodyError::TooLarge);
     }
     let max_bytes = usize::try_from(limits.body_max_bytes).unwrap_or(usize::MAX);
@@ -253,6 +260,12 @@ where
         Ok(Err(_)) => Err(BodyError::Broken),
         Err(_) => Err(BodyError::TooSlow),
     }
+}
+
+/// Reads a body and keeps nothing of it.
+async fn pass_over(body: impl Body) {
+    let mut body = std::pin::pin!(body);
+    while body.frame().await.is_some_and(|frame| frame.is_ok()) {}
 }
 
 fn plain(status: StatusCode, text: &'static str) -> HttpResponse {

@@ -286,6 +286,19 @@ async fn a_body_beyond_the_limit_is_refused_before_it_is_read() {
     assert_eq!(read(&mut stream).await.unwrap().status, 405);
 }
 
+/// Whoever wrote it to its end hears why nothing came of it, and not that the connection broke.
+#[tokio::test]
+async fn who_says_too_much_is_heard_out_and_told() {
+    let host = Host::start(Limits { body_max_bytes: 4096, ..limits() }).await;
+    let mut stream = host.connect().await;
+    let head = b"POST / HTTP/1.1\r\nhost: web1\r\ncontent-type: application/json\r\ncontent-length: 20000000\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    for _ in 0..20 {
+        stream.write_all(&[b' '; 1_000_000]).await.unwrap();
+    }
+    assert_eq!(read(&mut stream).await.unwrap().status, 413);
+}
+
 #[tokio::test]
 async fn who_keeps_us_waiting_is_cut_off() {
     let host =

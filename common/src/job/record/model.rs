@@ -93,6 +93,7 @@ impl World {
             args: Arguments::default(),
             job_limit_ms: None,
             retry_of: None,
+            map: None,
             hosts: vec![host()],
         };
         let record = JobRecord::new(header, at(0));
@@ -172,7 +173,7 @@ impl World {
                     Truth::NotHere => vec![],
                     Truth::Queued => vec![accepted(HostState::Queued)],
                     Truth::Running => {
-                        vec![accepted(HostState::Running), News::Going { state: HostState::Running, started_at: Some(now) }]
+                        vec![accepted(HostState::Running), News::Going { state: HostState::Running, started_at: Some(now), progress: None }]
                     }
                     Truth::Ended(outcome) => vec![News::Ended(outcome)],
                 };

@@ -21,6 +21,7 @@ fn header() -> JobHeader {
         args: Arguments::default(),
         job_limit_ms: None,
         retry_of: None,
+        map: None,
         hosts: vec![host()],
     }
 }
@@ -51,11 +52,26 @@ fn accepted() -> Event {
 }
 
 fn going() -> Event {
-    heard(1, News::Going { state: HostState::Running, started_at: Some(at(5)) })
+    heard(1, News::Going { state: HostState::Running, started_at: Some(at(5)), progress: None })
 }
 
 fn again() -> Event {
     Event::Resumed { attempt: 2, hosts: vec![host()] }
+}
+
+#[test]
+fn what_it_says_of_its_progress_is_the_last_that_it_said_and_outlives_its_end() {
+    let says = |fraction| {
+        let progress = Some(Progress::new(fraction, "", at(6)));
+        heard(1, News::Going { state: HostState::Running, started_at: Some(at(5)), progress })
+    };
+    let record = fold(&[accepted(), says(0.2), says(0.5), going()]);
+    let fraction = |record: &JobRecord| record.hosts[&host()].progress.as_ref().map(Progress::fraction);
+    assert_eq!((fraction(&record), record.fraction()), (Some(0.5), Some(0.5)));
+    let lost = fold(&[accepted(), says(0.2), ended(Verdict::lost("gone"))]);
+    assert_eq!((fraction(&lost), lost.fraction()), (Some(0.2), Some(1.0)));
+    let again = fold(&[accepted(), says(0.2), ended(Verdict::undelivered("never")), again()]);
+    assert_eq!((fraction(&again), again.fraction()), (None, Some(0.0)), "another sending has said nothing yet");
 }
 
 #[test]

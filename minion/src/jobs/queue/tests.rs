@@ -77,7 +77,7 @@ impl Host {
                         self.spools.insert(job, (at, Spool::Queued));
                         self.start(job);
                     }
-                    Ok(Phase::Waiting) => {
+                    Ok(Phase::Waiting | Phase::Aside) => {
                         assert_ne!(self.queue.clone().next(|_| false), Some(id(job)), "it has no spool yet");
                         self.spools.insert(job, (at, Spool::Queued));
                         self.queue.put_back(&id(job));

@@ -159,7 +159,8 @@ impl Session {
     fn has_ended(&self) -> io::Result<bool> {
         match waitid(Id::Pid(self.pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
             Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => Ok(false),
-            Ok(_) => Ok(true),
+            // The second of a death by a signal that has no name here.
+            Ok(_) | Err(Errno::EINVAL) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }

@@ -179,10 +179,10 @@ mod tests {
         let (lines, damages) = damages(&text);
         assert_eq!((lines.len(), damages.len()), (2, 1));
         assert!(damages[0].is_unknown && damages[0].problem.contains("a newer overlord has written it"), "{damages:?}");
-        let raised = body(serde_json::json!({ "at": "2026-01-01T00:00:00Z", "event": "format", "format": 2, "by": "9.0.0" }));
+        let raised = body(serde_json::json!({ "at": "2026-01-01T00:00:00Z", "event": "format", "format": 3, "by": "9.0.0" }));
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), [heard("a"), raised, Vec::new()].join(&b'\n')).unwrap();
         let error = crate::chain(&read(file.path(), 0, |_| ()).unwrap_err());
-        assert!(error.contains("it has format 2, which overlord 9.0.0 has written") && error.contains("install overlord 9.0.0"), "{error}");
+        assert!(error.contains("it has format 3, which overlord 9.0.0 has written") && error.contains("install overlord 9.0.0"), "{error}");
     }
 }

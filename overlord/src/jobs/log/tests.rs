@@ -14,6 +14,7 @@ fn header(id: &str) -> JobHeader {
         args: Arguments::default(),
         job_limit_ms: None,
         retry_of: None,
+        map: None,
         hosts: vec!["web1".parse().unwrap()],
     }
 }

@@ -13,6 +13,8 @@ pub(super) const KEPT_BACK_MAX_BYTES: u64 = 3;
 pub(crate) struct Asked {
     pub(crate) job: JobId,
     pub(crate) minion_job_id: MinionJobId,
+    /// It is a job that the job has submitted, under a call id of its own.
+    pub(crate) is_child: bool,
     /// From where on, of each of [`Stream::ALL`].
     pub(crate) offsets: [u64; 2],
     /// At most so many bytes of each.
@@ -38,7 +40,7 @@ impl Asked {
     /// # Errors
     /// It is not one to what was asked. The message is for a person, and says what is wrong with it.
     pub(crate) fn check(&self, logs: JobLogs) -> Result<Answer, String> {
-        if logs.minion_job_id != self.minion_job_id || *logs.call_id.job() != self.job {
+        if logs.minion_job_id != self.minion_job_id || !self.is_child && *logs.call_id.job() != self.job {
             return Err("it answered about another job".to_owned());
         }
         if logs.complete && !logs.state.is_final() {
@@ -100,7 +102,13 @@ mod tests {
     use serde_json::{Value, json};
 
     fn asked() -> Asked {
-        Asked { job: "54k2-9xqd-4fz1".parse().unwrap(), minion_job_id: "0000-0000-0001".parse().unwrap(), offsets: [10, 0], max_bytes: 4 }
+        Asked {
+            job: "54k2-9xqd-4fz1".parse().unwrap(),
+            minion_job_id: "0000-0000-0001".parse().unwrap(),
+            is_child: false,
+            offsets: [10, 0],
+            max_bytes: 4,
+        }
     }
 
     fn logs(stdout: Value, next: u64) -> JobLogs {

@@ -66,6 +66,7 @@ impl<'a> Reading<'a> {
         let asked = Asked {
             job: job.id.clone(),
             minion_job_id: source.minion_job_id.clone(),
+            is_child: source.is_child,
             offsets: [0, 0],
             max_bytes: logs_chunk_bytes(answer_max_bytes).min(ASKED_MAX_BYTES),
         };
@@ -218,7 +219,7 @@ impl<'a> Reading<'a> {
 /// Whether the host may answer if it is asked again later. What it refuses for good it will refuse again.
 fn may_pass(silence: &NoAnswer) -> bool {
     match silence {
-        NoAnswer::NotSent(_) | NoAnswer::Silent(_) => true,
+        NoAnswer::NotSent(_) | NoAnswer::TooLarge(_) | NoAnswer::Silent(_) => true,
         NoAnswer::Refused(_) => silence.is_refusal(ErrorCode::LimitReached) || silence.is_refusal(ErrorCode::Internal),
     }
 }

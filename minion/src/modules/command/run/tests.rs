@@ -11,7 +11,7 @@ fn null() -> CopyTo {
 
 fn run_with(args: Value, result_max_bytes: usize, copies: [CopyTo; 2]) -> Result<Value, Failure> {
     let (registry, minion) = (Registry::builtin(), "web1".parse().unwrap());
-    let context = Context { minion: &minion, registry: &registry, result_max_bytes, packages: None };
+    let context = Context::of_server(&minion, &registry, result_max_bytes);
     run_copying(serde_json::from_value(args).unwrap(), &context, copies)
 }
 
