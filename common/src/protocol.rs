@@ -13,7 +13,8 @@ pub mod package;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::identity::{CallerName, MinionName};
@@ -196,7 +197,7 @@ impl From<JobReport> for ListedJob {
 }
 
 /// How far a job is on its host: the outcome's fields if it has ended, else the state and, if it runs, since when.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum JobProgress {
     /// It has ended.
@@ -206,12 +207,33 @@ pub enum JobProgress {
         /// `queued` or `running`.
         state: HostState,
         /// When the method started.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         started_at: Option<Timestamp>,
         /// How far the method said last that it is. What is no report was not made.
-        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "progress_if_any")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         progress: Option<Progress>,
     },
+}
+
+/// By hand: the state says which it is, so that an end that cannot be understood is never taken for a job that goes on.
+impl<'de> Deserialize<'de> for JobProgress {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Going {
+            state: HostState,
+            #[serde(default)]
+            started_at: Option<Timestamp>,
+            #[serde(default, deserialize_with = "progress_if_any")]
+            progress: Option<Progress>,
+        }
+        let fields = Value::deserialize(from)?;
+        let state = HostState::deserialize(fields.get("state").unwrap_or(&Value::Null)).map_err(D::Error::custom)?;
+        if state.is_final() {
+            return Outcome::deserialize(fields).map(Self::Ended).map_err(D::Error::custom);
+        }
+        let Going { state, started_at, progress } = Going::deserialize(fields).map_err(D::Error::custom)?;
+        Ok(Self::Going { state, started_at, progress })
+    }
 }
 
 fn progress_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Progress>, D::Error> {
@@ -246,6 +268,8 @@ mod tests {
             assert_eq!(read.state(), HostState::Running);
             assert_eq!(serde_json::to_value(&read).unwrap(), going);
         }
+        let no_end = json!({ "state": "ok", "result": 0, "finished_at": "never" });
+        assert!(serde_json::from_value::<JobProgress>(no_end).is_err(), "it has ended, and not gone on");
         let ended = json!({ "state": "ok", "result": 0, "finished_at": "2026-01-01T00:00:00Z" });
         let read: JobProgress = serde_json::from_value(ended.clone()).unwrap();
         assert_eq!(read.state(), HostState::Ok);

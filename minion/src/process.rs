@@ -166,7 +166,7 @@ pub fn close_all_but(kept: &[RawFd]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The same file under another number, of [`MOVED_FROM`] or above, which nothing that is executed inherits: out of the way of [`open_as`].
+/// The same file under another number, of `MOVED_FROM` or above, which nothing that is executed inherits: out of the way of [`open_as`].
 ///
 /// # Errors
 /// The kernel refuses one more.

@@ -166,6 +166,13 @@ impl Fleet {
         })
     }
 
+    /// The id on web1 of a job of the overlord's, once it has one there.
+    #[must_use]
+    pub fn minion_job(&self, id: &str) -> String {
+        let known = || self.job_status(id)["hosts"]["web1"]["minion_job_id"].as_str().map(str::to_owned);
+        wait_for("the job's id on the host", PATIENCE, known)
+    }
+
     /// Where a host is, as far as the overlord knows. `address` is any text: a test of wrong addresses.
     pub fn set_address(&self, name: &str, address: &str) {
         self.set_addresses(&[(name, address)]);

@@ -38,10 +38,6 @@ fn ended(fleet: &Fleet, id: &str) -> Value {
     fleet.wait_for_state(id, "FINISHED")
 }
 
-fn minion_job(fleet: &Fleet, id: &str) -> String {
-    wait_for("the job's id on the host", PATIENCE, || host(fleet, id, "web1")["minion_job_id"].as_str().map(str::to_owned))
-}
-
 #[test]
 fn a_job_that_runs_says_how_far_it_is_and_what_is_beyond_its_bounds_counts_as_they_do() {
     let fleet = Fleet::start(1);
@@ -109,7 +105,7 @@ fn whatever_the_end_the_last_report_is_kept() {
     let _ = fleet.overlord(["job-cancel", &cancelled]).ok();
     let killed = fleet.start_job(["web1", "command.run", "echo 0.7 >&3; sleep 600"]);
     wait_for_progress(&fleet, &killed, Value::is_object);
-    let daemon = fleet.minion("web1").job_daemon(&minion_job(&fleet, &killed)).unwrap();
+    let daemon = fleet.minion("web1").job_daemon(&fleet.minion_job(&killed)).unwrap();
     kill(Pid::from_raw(daemon.pid), Signal::SIGKILL).unwrap();
     for (id, state, fraction) in [(timed_out, "timed_out", 0.5), (cancelled, "cancelled", 0.6), (killed, "lost", 0.7)] {
         let web1 = wait_for("the end", PATIENCE, || Some(host(&fleet, &id, "web1")).filter(|web1| web1["finished_at"].is_string()));
@@ -175,7 +171,7 @@ fn a_full_disk_takes_nothing_but_the_report() {
         format!("{}; echo 0.5 full >&3; {}; echo 0.6 emptied >&3; {}", gate(&fleet, "fill"), gate(&fleet, "full"), gate(&fleet, "end"));
     let id = fleet.start_job(["web1", "command.run", &line]);
     let web1 = fleet.minion("web1");
-    let spool = web1.spool(&minion_job(&fleet, &id));
+    let spool = web1.spool(&fleet.minion_job(&id));
     wait_until("it to run", PATIENCE, || host(&fleet, &id, "web1")["state"] == "running");
     web1.fill(0);
     open(&fleet, "fill");
@@ -196,7 +192,7 @@ fn a_report_that_is_damaged_was_not_made() {
     let fleet = Fleet::start(1);
     let id = fleet.start_job(["web1", "command.run", &format!("echo 0.5 >&3; {}", gate(&fleet, "damage"))]);
     wait_for_progress(&fleet, &id, Value::is_object);
-    let spool = fleet.minion("web1").spool(&minion_job(&fleet, &id));
+    let spool = fleet.minion("web1").spool(&fleet.minion_job(&id));
     fs::write(spool.join("progress.json"), "{\"fraction\":0.9}").unwrap();
     let status = fleet.job_status(&id);
     assert_eq!((&status["hosts"]["web1"]["state"], &status["hosts"]["web1"]["unreachable"]), (&json!("running"), &json!(null)), "{status}");
@@ -230,7 +226,7 @@ fn nobody_reads_anothers_progress_or_result() {
     let bob = fleet.raw("web1", Some(&fleet.issue("fleet:overlord/bob")));
     let id = fleet.start_job(["web1", "command.run", &format!("echo '0.5 secret' >&3; {}; echo secret", gate(&fleet, "secret"))]);
     wait_for_progress(&fleet, &id, Value::is_object);
-    let minion_job_id = minion_job(&fleet, &id);
+    let minion_job_id = fleet.minion_job(&id);
     let ask = || bob.call(&envelope("bob", "web1", "jobs.status", json!([minion_job_id]))).unwrap();
     let running = ask();
     open(&fleet, "secret");
@@ -259,7 +255,7 @@ fn a_silent_task_is_stopped_at_its_limit_to_the_second_and_one_that_exits_has_fa
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!((&web1["state"], &web1["error"]["data"]["rc"]), (&json!("failed"), &json!(3)), "{web1}");
 
-    let minion_job_id = minion_job(&fleet, &silent);
+    let minion_job_id = fleet.minion_job(&silent);
     let web1 = ended(&fleet, &silent)["hosts"]["web1"].clone();
     assert_eq!(web1["state"], "timed_out", "{web1}");
     let time = |name: &str| web1[name].as_str().unwrap().parse::<Timestamp>().unwrap();

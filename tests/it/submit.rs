@@ -2,6 +2,7 @@
 
 mod proof;
 mod socket;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -73,8 +74,14 @@ impl<'f> Parent<'f> {
     }
 
     fn spawn_with(&self, changed: &[(&str, &str)], args: &[&str]) -> Running {
+        self.spawn("submit", changed, args)
+    }
+
+    /// The same for another command of the minion's.
+    fn spawn(&self, command: &str, changed: &[(&str, &str)], args: &[&str]) -> Running {
+        let words = [&[command], args].concat();
         let mut command = Command::new(&binaries().minion);
-        command.arg("submit").args(args).env_clear().envs(&self.variables).envs(changed.iter().copied());
+        command.args(words).env_clear().envs(&self.variables).envs(changed.iter().copied());
         Running::start(command)
     }
 

@@ -52,10 +52,6 @@ fn report(fleet: &Fleet, minion_job_id: &str) -> Value {
     answer["result"]["result"].clone()
 }
 
-fn minion_job(fleet: &Fleet, id: &str) -> String {
-    wait_for("the job's id on the host", PATIENCE, || web1(&fleet.job_status(id))["minion_job_id"].as_str().map(str::to_owned))
-}
-
 fn followups(web1: &Value) -> Vec<String> {
     web1["followup"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
 }
@@ -142,6 +138,11 @@ fn a_subtask_that_is_not_waited_for_and_then_one_that_is_do_not_hang_on_one_plac
     let unknown = fleet.overlord(["job-logs", &id, "web1", "--child", "0000-0000-0000"]).expect(4);
     assert!(unknown.err().contains("knows no job"), "{}", unknown.err());
     let _ = fleet.overlord(["job-logs", &id, "--child", &children[1]]).expect(64);
+    // As any other job of the caller's there is, whoever has submitted it.
+    let other = run(&fleet, "echo other");
+    let _ = ended(&fleet, &other);
+    let logs = fleet.overlord(["job-logs", &id, "web1", "--child", &fleet.minion_job(&other)]).ok();
+    assert_eq!(logs.out(), "other\n");
 }
 
 /// The place is given back before the answer: two jobs that waited for one and the same go on one after the other, and both before who has only queued.
@@ -222,7 +223,7 @@ fn how_children_end_is_told_and_whoever_ends_badly_names_them_too() {
     );
     let id = run(&fleet, &line(&parent, ""));
     wait_until("the child to have failed", PATIENCE, || said(fleet.root(), "status").as_deref() == Some("status 2"));
-    let minion_job_id = minion_job(&fleet, &id);
+    let minion_job_id = fleet.minion_job(&id);
     let daemon = fleet.minion("web1").job_daemon(&minion_job_id).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     let lost = fleet.wait_for_state(&id, "LOST");
@@ -262,13 +263,34 @@ fn a_job_submits_no_more_than_it_may() {
     assert_eq!((followups(&web1).len(), fleet.minion("web1").spools().len()), (2, 3));
 }
 
+/// A job ends while others of its processes still submit: whatever comes to be is named.
+#[test]
+fn what_is_submitted_in_the_last_moment_is_named_or_never_comes_to_be() {
+    const PARENTS: usize = 24;
+    let fleet = Fleet::start(1);
+    let parent = program(
+        &fleet,
+        "parent",
+        "#!/bin/sh\nfor i in 1 2 3 4 5 6; do MINION submit --async test.echo $i > /dev/null & done\n\
+         sleep 0.0$1\n",
+    );
+    let ids: Vec<String> = (0..PARENTS).map(|number| run(&fleet, &line(&parent, &format!("{:02}", number * 4)))).collect();
+    let ended: Vec<Value> = ids.iter().map(|id| ended(&fleet, id)).collect();
+    let minion = fleet.minion("web1");
+    wait_until("all to have ended", PATIENCE, || minion.spools().iter().all(|id| minion.spool(id).join("outcome.json").exists()));
+    let mut known: Vec<String> = ended.iter().map(|web1| web1["minion_job_id"].as_str().unwrap().to_owned()).collect();
+    known.extend(ended.iter().filter(|web1| web1["followup"].is_array()).flat_map(followups));
+    let nameless: Vec<String> = minion.spools().into_iter().filter(|id| !known.contains(id)).collect();
+    assert_eq!(nameless, Vec::<String>::new(), "{} are known", known.len());
+}
+
 /// An overlord waits, too, for so long as a call may take.
 #[test]
 fn an_overlord_waits_for_jobs_of_a_host() {
     let fleet = Fleet::start(1);
     let gate = fleet.root().join("gate");
     let id = run(&fleet, &format!("while [ ! -e {} ]; do sleep 0.02; done; echo done", gate.display()));
-    let minion_job_id = minion_job(&fleet, &id);
+    let minion_job_id = fleet.minion_job(&id);
     let client = fleet.raw_overlord("web1");
     let wait =
         |wait_ms: u32| client.call(&envelope("admin", "web1", "jobs.wait", json!({ "ids": [minion_job_id], "wait_ms": wait_ms }))).unwrap();
@@ -281,25 +303,4 @@ fn an_overlord_waits_for_jobs_of_a_host() {
         (waiting.join().unwrap(), ())
     });
     assert_eq!(waited["result"]["result"]["jobs"][0]["result"]["stdout"], "done\n", "{waited}");
-}
-
-#[test]
-fn a_wait_ends_at_its_time_though_the_server_says_nothing() {
-    let fleet = Fleet::start(1);
-    let [gate, out, held] = ["gate", "out", "held"].map(|name| fleet.root().join(name));
-    let other = run(&fleet, &format!("while [ ! -e {} ]; do sleep 0.02; done", held.display()));
-    let other = minion_job(&fleet, &other);
-    let text = "while [ ! -e ROOT/gate ]; do sleep 0.02; done\nMINION wait $1 --timeout 1s >ROOT/said 2>ROOT/why\necho $? >ROOT/status\nmv ROOT/status ROOT/out\n";
-    let waits = program(&fleet, "waits", &format!("#!/bin/sh\n{text}"));
-    let id = run(&fleet, &line(&waits, &other));
-    let _running = minion_job(&fleet, &id);
-    fleet.minion("web1").pause();
-    fs::write(&gate, "").unwrap();
-    wait_until("the wait to end", PATIENCE, || out.exists());
-    fleet.minion("web1").resume();
-    assert_eq!(fs::read_to_string(&out).unwrap(), "75\n");
-    let [said, why] = ["said", "why"].map(|name| fs::read_to_string(fleet.root().join(name)).unwrap());
-    assert!(said.is_empty() && why.contains("has not said how the jobs stand"), "{said}{why}");
-    fs::write(&held, "").unwrap();
-    let _ended = ended(&fleet, &id);
 }

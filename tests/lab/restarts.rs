@@ -1,17 +1,6 @@
 //! What is done to the units while a job runs: it runs on, once, its result arrives, and the units run afterwards.
 
 use fleet::lab::{Host, Lab, SERVER, SPAWNER};
-use fleet::{PATIENCE, wait_until};
-
-/// Kills what a unit is, and waits until systemd has it again.
-fn kill9(host: &Host, unit: &str) {
-    let before = host.main_pid(unit);
-    let _ = host.run(&format!("systemctl kill --kill-who=main --signal=KILL {unit}")).ok();
-    wait_until(&format!("{unit} of {} to come back", host.name()), PATIENCE, || {
-        let now = host.main_pid(unit);
-        now != "0" && now != before && host.is_active(unit)
-    });
-}
 
 /// On each of three hosts something else happens in the middle of one job.
 fn a_job_survives(what: fn(&Host, &[&str])) {
@@ -33,5 +22,5 @@ fn a_job_survives_a_restart_of_either_unit() {
 
 #[test]
 fn a_job_survives_a_kill_of_either_unit() {
-    a_job_survives(|host, units| units.iter().for_each(|unit| kill9(host, unit)));
+    a_job_survives(|host, units| units.iter().for_each(|unit| host.kill_unit(unit)));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::job::MinionJobId;
 use common::method::MethodName;
-use common::outcome::{ErrorCode, Outcome};
+use common::outcome::Outcome;
 use common::period;
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments, JobReport, WAITED_MAX};
 use common::shown::{SAID_MAX_LETTERS, harmless_line};
@@ -132,33 +132,32 @@ async fn submit(submitter: &Submitter, words: &Words, args: Arguments) -> u8 {
 
 /// Waits for the jobs, and prints how they stand, as many at a time as fit into an answer.
 async fn wait(submitter: &Submitter, ids: &[MinionJobId], within: Option<Duration>) -> u8 {
-    let deadline = within.and_then(|within| Instant::now().checked_add(within));
+    let until = within.and_then(|within| Instant::now().checked_add(within));
     let (mut left, mut status) = (ids, 0);
     while !left.is_empty() {
         let asked = left.get(..WAITED_MAX).unwrap_or(left);
-        let outcome = match submitter.wait(asked, deadline).run().await {
-            Answer::Result(outcome) => outcome,
-            // Nothing is known of how they stand.
-            Answer::Error(silence) if silence.is(ErrorCode::TooEarly) => {
-                say(&silence.message);
-                return NOT_ENDED;
-            }
-            refusal => return together(status, print(refusal)),
+        let outcome = match submitter.wait(asked, until).run(say).await {
+            Some(Answer::Result(outcome)) => outcome,
+            Some(refusal) => return with(status, print(refusal)),
+            None => return NOT_ENDED,
         };
         let Some(reports) = outcome.pointer("/result/jobs").and_then(Value::as_array).filter(|reports| !reports.is_empty()) else {
-            return together(status, print(Answer::Result(outcome)));
+            return with(status, print(Answer::Result(outcome)));
         };
         for report in reports {
-            status = together(status, print(Answer::Result(report.clone())));
+            status = with(status, print(Answer::Result(report.clone())));
         }
         left = left.get(reports.len()..).unwrap_or_default();
     }
     status
 }
 
-/// The status of two: that something has not ended, or the bits of both.
-fn together(one: u8, other: u8) -> u8 {
-    if one == NOT_ENDED || other == NOT_ENDED { NOT_ENDED } else { one | other }
+/// The status of both: that one has not ended stands for all, and other statuses are bits.
+fn with(so_far: u8, next: u8) -> u8 {
+    match (so_far, next) {
+        (NOT_ENDED, _) | (_, NOT_ENDED) => NOT_ENDED,
+        (so_far, bits) => so_far | bits,
+    }
 }
 
 fn arguments(words: &Words) -> Result<Arguments, SubmitError> {

@@ -64,9 +64,6 @@ pub(super) enum Kind {
     Call,
     /// It starts a job, and no more than one, however often it is said.
     Job,
-    /// It changes nothing: it is said again as long as somebody listens, as another call each time, because it may last for days; until then, if that is
-    /// said.
-    Wait(Option<Instant>),
 }
 
 /// One call.
@@ -74,8 +71,16 @@ pub(super) struct Errand<'s> {
     submitter: &'s Submitter,
     envelope: Envelope,
     kind: Kind,
-    /// How long the answer may take; none: for ever.
-    within: Option<Duration>,
+    /// How long the answer may take.
+    within: Duration,
+}
+
+/// A wait for jobs. It changes nothing: it is said again until it is answered, as another call each time, because it may last for days.
+pub(super) struct Wait<'s> {
+    submitter: &'s Submitter,
+    ids: &'s [MinionJobId],
+    /// Until when; none: for ever.
+    until: Option<Instant>,
 }
 
 impl Submitter {
@@ -93,61 +98,89 @@ impl Submitter {
     pub(super) fn errand(&self, kind: Kind, method: String, args: Arguments, limit: Option<Duration>, within: Duration) -> Errand<'_> {
         let limit_ms = limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let (caller, audience) = (self.caller.clone(), vec![self.minion.clone()]);
-        let (call_id, start_before) = (fresh_call_id(), start_before());
+        let call_id = CallId::new(service::fresh_id(), 1);
+        let start_before = Timestamp::now().checked_add(START_WITHIN).unwrap_or(Timestamp::MAX);
         let envelope = Envelope { call_id, caller, audience, method, args, start_before, limit_ms };
-        Errand { submitter: self, envelope, kind, within: Some(within.saturating_add(ANSWER_GRACE)) }
+        Errand { submitter: self, envelope, kind, within: within.saturating_add(ANSWER_GRACE) }
     }
 
-    /// The wait for jobs, until then at most.
-    pub(super) fn wait(&self, ids: &[MinionJobId], until: Option<Instant>) -> Errand<'_> {
-        let args = Arguments::Json(json!({ "ids": ids }));
-        let errand = self.errand(Kind::Wait(until), "jobs.wait".to_owned(), args, None, Duration::ZERO);
-        Errand { within: None, ..errand }
+    /// The wait for jobs, no longer than `until`.
+    pub(super) fn wait<'s>(&'s self, ids: &'s [MinionJobId], until: Option<Instant>) -> Wait<'s> {
+        Wait { submitter: self, ids, until }
     }
 }
 
-fn fresh_call_id() -> CallId {
-    CallId::new(service::fresh_id(), 1)
-}
+impl<'s> Wait<'s> {
+    /// How the jobs stand once they have ended or the time is over; none if nobody has answered by then, for the reason that `tell` hears. It hears of a server
+    /// that is away for longer than other calls try it, too, and only once: whoever waits without an end goes on waiting.
+    pub(super) async fn run(&self, tell: impl Fn(&str)) -> Option<Answer<Value>> {
+        let (mut heard_at, mut is_told) = (Instant::now(), false);
+        loop {
+            let asked_at = Instant::now();
+            let problem = match self.ask().await {
+                Ok(answer) => return Some(answer),
+                Err(problem) => problem,
+            };
+            // What lasted so long was a wait with a server that listened.
+            if asked_at.elapsed() >= PATIENCE {
+                heard_at = Instant::now();
+            }
+            let socket = self.submitter.socket.display();
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                tell(&format!("the time is over, and how the jobs stand is not known: the minion at {socket} has not said it: {problem}"));
+                return None;
+            }
+            if !is_told && heard_at.elapsed() >= PATIENCE {
+                is_told = true;
+                tell(&format!("the minion cannot be asked at {socket}, and is tried on: {problem}; is `minion serve` running?"));
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
 
-fn start_before() -> Timestamp {
-    Timestamp::now().checked_add(START_WITHIN).unwrap_or(Timestamp::MAX)
+    /// Asks once. What is no answer is a problem: also that there is no place, or that the server is to end.
+    async fn ask(&self) -> Result<Answer<Value>, String> {
+        let (errand, mut was_sent) = (self.errand(), false);
+        let asked = errand.ask(&mut was_sent);
+        let answered = match self.until {
+            Some(_) => timeout(errand.within, asked).await.map_err(|_| "no answer came in time".to_owned())?,
+            None => asked.await,
+        };
+        match answered.map_err(|error| error.to_string())? {
+            Answer::Error(failure) if is_without_place(&failure) => Err(failure.message),
+            answer => Ok(answer),
+        }
+    }
+
+    /// The call that asks for what is left of the time.
+    fn errand(&self) -> Errand<'s> {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let args = match left {
+            Some(left) => json!({ "ids": self.ids, "wait_ms": u32::try_from(left.as_millis()).unwrap_or(u32::MAX) }),
+            None => json!({ "ids": self.ids }),
+        };
+        self.submitter.errand(Kind::Call, "jobs.wait".to_owned(), Arguments::Json(args), None, left.unwrap_or_default())
+    }
 }
 
 impl Errand<'_> {
     /// What comes of it. A server that is being started again is waited for; and a job, of which no more than one is ever started, is asked for again
     /// where no answer came.
     pub(super) async fn run(&self) -> Answer<Value> {
-        let mut deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         let mut was_sent = false;
         loop {
-            let left = self.left();
-            let within = self.within.or(left.map(|left| left.saturating_add(ANSWER_GRACE)));
-            let asked = match within {
-                Some(within) => timeout(within, self.ask(&mut was_sent)).await.map_err(|_| format!("no answer came within {within:?}")),
-                None => Ok(self.ask(&mut was_sent).await),
-            };
-            let (problem, was_heard) = match asked {
-                Ok(Ok(Answer::Error(failure))) if is_without_place(&failure) => (failure.message, true),
+            let problem = match timeout(self.within, self.ask(&mut was_sent)).await {
+                Ok(Ok(Answer::Error(failure))) if is_without_place(&failure) => failure.message,
                 Ok(Ok(answer)) => return answer,
-                Ok(Err(error)) => (error.to_string(), was_sent),
-                Err(problem) => (problem, was_sent),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer came within {:?}", self.within),
             };
-            if matches!(self.kind, Kind::Wait(_)) && was_heard {
-                (deadline, was_sent) = (Instant::now() + PATIENCE, false);
-            }
-            let is_over = Instant::now() >= deadline || left.is_some_and(|left| left.is_zero());
-            if was_sent && self.kind == Kind::Call || is_over {
+            if was_sent && self.kind == Kind::Call || Instant::now() >= deadline {
                 return Answer::Error(self.silence(was_sent, &problem));
             }
             sleep(RETRY_PAUSE).await;
         }
-    }
-
-    /// For how long it is waited still, if it is a wait that ends.
-    fn left(&self) -> Option<Duration> {
-        let Kind::Wait(until) = self.kind else { return None };
-        until.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     async fn ask(&self, was_sent: &mut bool) -> io::Result<Answer<Value>> {
@@ -168,16 +201,7 @@ impl Errand<'_> {
     }
 
     fn line(&self) -> io::Result<Vec<u8>> {
-        let call = match self.kind {
-            Kind::Call | Kind::Job => serde_json::to_string(&self.envelope)?,
-            Kind::Wait(_) => {
-                let mut envelope = Envelope { call_id: fresh_call_id(), start_before: start_before(), ..self.envelope.clone() };
-                if let (Arguments::Json(Value::Object(args)), Some(left)) = (&mut envelope.args, self.left()) {
-                    args.insert("wait_ms".to_owned(), json!(u32::try_from(left.as_millis()).unwrap_or(u32::MAX)));
-                }
-                serde_json::to_string(&envelope)?
-            }
-        };
+        let call = serde_json::to_string(&self.envelope)?;
         let Proof::Token { job, code } = self.submitter.token.proof(&call) else { return Ok(Vec::new()) };
         let mut line = serde_json::to_vec(&Submission { call, job, code })?;
         line.push(b'\n');
@@ -195,11 +219,6 @@ impl Errand<'_> {
 
     fn silence(&self, was_sent: bool, problem: &str) -> Failure {
         let socket = self.submitter.socket.display();
-        if self.left().is_some() {
-            let message =
-                format!("the minion that listens at {socket} has not said how the jobs stand: {problem}; `minion wait` may ask again");
-            return Failure::new(ErrorCode::TooEarly, message);
-        }
         if was_sent {
             let message = format!("the minion that listens at {socket} has not answered: {problem}; whether the call was run is not known");
             return Failure::new(ErrorCode::Lost, message);

@@ -162,6 +162,17 @@ impl Host {
         self.run(&format!("systemctl is-active {unit}")).out() == "active\n"
     }
 
+    /// Kills what a unit is, and waits until systemd has it again.
+    pub fn kill_unit(&self, unit: &str) {
+        let before = self.main_pid(unit);
+        let _ = self.run(&format!("systemctl kill --kill-who=main --signal=KILL {unit}")).ok();
+        let back = wait::until(PATIENCE, || {
+            let now = self.main_pid(unit);
+            now != "0" && now != before && self.is_active(unit)
+        });
+        assert!(back, "{unit} of {} does not come back", self.name());
+    }
+
     /// Runs a line of shell on it as root, to its end.
     pub fn run(&self, line: &str) -> Run {
         self.start(["sh", "-c", line]).wait()
