@@ -68,7 +68,9 @@ pub(crate) enum FlowError {
     Astray(String),
     #[error("the flow {flow} has ended: it is {state}")]
     Ended { flow: JobId, state: FlowState },
-    #[error("the flow {flow} has not ended: it is {state}; `overlord flow resume {flow}` goes on with it, `overlord flow cancel {flow}` ends it")]
+    #[error(
+        "the flow {flow} has not ended: it is {state}; `overlord flow resume {flow}` goes on with it, `overlord flow cancel {flow}` ends it"
+    )]
     NotEnded { flow: JobId, state: FlowState },
     #[error("no free flow id was found in {IDS_DRAWN_MAX} tries; try again")]
     Ids,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::identity::MinionName;
-use common::method::Catalogue;
 use common::job::{JobId, JobRecord, LogLine, MinionJobId};
+use common::method::Catalogue;
 use common::outcome::Verdict;
 use common::protocol::{JobLogs, Stream};
 use http_body_util::Full;
@@ -68,8 +68,10 @@ pub fn compressed(names: &[&MinionName]) -> String {
 pub struct FlowShape {
     /// How many nodes there are.
     pub nodes: usize,
-    /// All of them, in the order in which they may run.
+    /// All but the last of them, in the order in which they may run.
     pub order: Vec<usize>,
+    /// How many run in the end.
+    pub last: usize,
     /// The first of each has to have passed before the second begins.
     pub edges: Vec<(usize, usize)>,
     /// As it is printed, as text and for Graphviz.
@@ -90,7 +92,7 @@ pub fn flow(text: &str) -> Result<FlowShape, Vec<String>> {
     let ends = plan.graph.edge_indices().filter_map(|edge| plan.graph.edge_endpoints(edge));
     let edges = ends.map(|(from, to)| (from.index(), to.index())).collect();
     let order = plan.order.iter().map(|node| node.index()).collect();
-    Ok(FlowShape { nodes: plan.graph.node_count(), order, edges, printed: [plan.shown(), plan.dot()], problems })
+    Ok(FlowShape { nodes: plan.graph.node_count(), order, last: plan.finally.len(), edges, printed: [plan.shown(), plan.dot()], problems })
 }
 
 /// The lines of a job's log, or what is wrong with each, for a person; and how many bytes are whole lines.

@@ -84,7 +84,8 @@ fn chain_of(fleet: &Fleet, what: &str, lines: &str, mut bare: impl FnMut()) {
         }));
         let document = fleet.overlord(["flow", "run", &linear, "--output", "json"]).ok().json();
         let tasks = document.get("tasks").and_then(Value::as_array).unwrap();
-        let time = |task: &Value, name: &str| task.pointer(&format!("/runs/0/{name}")).unwrap().as_str().unwrap().parse::<Timestamp>().unwrap();
+        let time =
+            |task: &Value, name: &str| task.pointer(&format!("/runs/0/{name}")).unwrap().as_str().unwrap().parse::<Timestamp>().unwrap();
         let between = |from: Timestamp, to: Timestamp| Duration::try_from(to.duration_since(from)).unwrap_or_default();
         for (one, next) in tasks.iter().zip(tasks.iter().skip(1)) {
             cycles.push(between(time(one, "sent_at"), time(next, "sent_at")));

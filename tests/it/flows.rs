@@ -313,7 +313,7 @@ fn what_has_ended_is_deleted_on_request_and_else_goes_by_age_and_count() {
         let flows = fleet.overlord(["flow", "list", "--output", "json"]).ok().json();
         flows.as_array().unwrap().iter().map(|flow| flow["flow_id"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(left(), [running.clone()]);
+    assert_eq!(left(), std::slice::from_ref(&running));
     fs::write(fleet.root().join("gate"), "").unwrap();
     let _ended = wait_for_state(&fleet, &running, "SUCCESS");
     // An hour passes, and none more than one may be kept: the next flow gives up the one before it.
