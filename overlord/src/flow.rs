@@ -240,7 +240,7 @@ pub(crate) fn resume(fleet: &Fleet, text: &str) -> Result<Ready, FlowError> {
 /// What lines of a log add up to.
 fn folded(id: &JobId, lines: &[Line]) -> Result<Record, FlowError> {
     let mut lines = lines.iter();
-    let Some(Line { at, event: Event::Created(header) }) = lines.next() else {
+    let Some(Line { at, event: Event::Created(header), .. }) = lines.next() else {
         return Err(FlowError::Astray("it does not begin with what the flow is".to_owned()));
     };
     if header.flow_id != *id {
@@ -317,17 +317,23 @@ pub(crate) fn wish(fleet: &Fleet, text: &str, wish: Wish) -> Result<Granted, Flo
     }
     let by = fleet.link()?.caller.to_string();
     let at = Timestamp::now();
-    let asked = Line { at, event: Event::Wish { wish, by } };
+    let asked = Line::new(at, Event::Wish { wish, by });
     let mut lines = vec![asked];
     if is_ours && wish == Wish::Suspend && matches!(record.state, FlowState::Running | FlowState::Reverting) {
-        lines.push(Line { at, event: Event::Flow { state: FlowState::Suspended, cause: None } });
+        lines.push(Line::new(at, Event::Flow { state: FlowState::Suspended, cause: None }));
     }
     log.append(&lines)?;
     log.sync()?;
+    // Whoever worked on it may have stopped before it heard the wish.
+    let is_ours = is_ours || (wish == Wish::Cancel && !log.is_at_work()?);
     drop(log);
     match (is_ours, wish) {
         (false, _) => Ok(Granted::Told(id)),
         (true, Wish::Suspend) => Ok(Granted::Done(id)),
-        (true, Wish::Cancel) => resume(fleet, id.as_str()).map(|ready| Granted::Run(Box::new(ready))),
+        (true, Wish::Cancel) => match resume(fleet, id.as_str()) {
+            // Whoever worked on it has heard the wish after all.
+            Err(FlowError::Ended { .. } | FlowError::Log(LogError::AtWork { .. })) => Ok(Granted::Told(id)),
+            ready => ready.map(|ready| Granted::Run(Box::new(ready))),
+        },
     }
 }

@@ -28,7 +28,7 @@ pub(crate) trait Surroundings {
     /// The hosts of a target.
     fn hosts(&self, target: &str) -> Result<Vec<MinionName>, String>;
     /// The one of them that is to get the next cell of a task; none if none can take it now.
-    fn pick(&self, task: &Task, hosts: &[MinionName], record: &Record) -> Option<MinionName>;
+    fn pick(&self, task: usize, hosts: &[MinionName], record: &Record) -> Option<MinionName>;
     /// The time limit of a task that has none of its own.
     fn timeout(&self) -> std::time::Duration;
     /// So many calls are on their way at once when one of this task is sent.
@@ -91,7 +91,7 @@ impl Advance<'_> {
     }
 
     fn emit(&mut self, event: Event) -> Result<(), String> {
-        let line = Line { at: self.now, event };
+        let line = Line::new(self.now, event);
         self.record.apply(&line)?;
         self.lines.push(line);
         Ok(())
@@ -120,6 +120,11 @@ impl Advance<'_> {
 
     fn cancel(&mut self) -> Result<(), String> {
         let Some(by) = self.record.cancelled_by.clone().filter(|_| self.record.state == FlowState::Running) else { return Ok(()) };
+        // What runs in the end tells how it ended, and has begun to.
+        let has_begun = |index: &usize| self.record.tasks.get(*index).is_some_and(|task| task.state != TaskState::Pending);
+        if self.record.plan.finally.iter().any(has_begun) {
+            return Ok(());
+        }
         let error = Failure::new(ErrorCode::Cancelled, format!("the flow was cancelled by {by}")).with_data(json!({ "by": by }));
         let cause = Cause { task: None, undo: false, host: None, item: None, state: "cancelled".to_owned(), error, others: 0 };
         self.flow(FlowState::Reverting, Some(cause))

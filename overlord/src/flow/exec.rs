@@ -3,6 +3,7 @@
 //! Each step is a job: it is known by its call id, which stands in the log, synced, before it is sent. So whoever goes on after a kill asks the host what
 //! became of it, and never sends it again unless the host says that it never began, and never will.
 
+mod patience;
 mod step;
 
 use std::cell::{Cell as Flag, RefCell};
@@ -20,12 +21,14 @@ use jiff::Timestamp;
 
 use super::FlowError;
 use super::advance::{Advance, CallIds, Surroundings};
-use super::file::{HostsKind, RunKind};
+use super::file::RunKind;
 use super::log::{Event, FlowLog, Line};
 use super::plan::Task;
-use super::record::Record;
+use super::record::{Record, Seen};
 use super::state::FlowState;
+use super::value::NoValue;
 use crate::buckets::forks_max;
+use crate::envelope::later;
 use crate::fleet::{Fleet, Link, Stop, gossip};
 use crate::hosts::Roster;
 use step::{Errand, Pace, Steps, Work};
@@ -34,8 +37,8 @@ use step::{Errand, Pace, Steps, Work};
 const HEAR_EVERY: Duration = Duration::from_millis(50);
 /// How long a host that has not taken a task is left alone first; each time twice as long.
 const AVOID_FOR: Duration = Duration::from_millis(500);
-/// How long at most.
-const AVOID_LONGEST: Duration = Duration::from_secs(10);
+/// How long at most: less than a task is likely to have.
+const AVOID_LONGEST: Duration = Duration::from_secs(2);
 
 /// What is told of a flow while it runs.
 pub(crate) type Tell<'t> = &'t mut dyn FnMut(&Record, &[Line]);
@@ -46,7 +49,8 @@ pub(crate) struct Executor {
     record: Record,
     log: FlowLog,
     ids: CallIds,
-    since: Timestamp,
+    /// When it was taken up, by the wall and by the clock that nobody sets: all waits go by the latter.
+    since: (Timestamp, Instant),
     /// Lines that are not written yet.
     unwritten: Vec<Line>,
 }
@@ -56,11 +60,14 @@ struct Field {
     fleet: Fleet,
     roster: Roster,
     targets: RefCell<HashMap<String, Result<Vec<MinionName>, String>>>,
-    avoided: RefCell<BTreeMap<MinionName, (Instant, u32)>>,
+    avoided: RefCell<Avoided>,
     turn: Flag<usize>,
     pace: Pace,
     forks: usize,
 }
+
+/// Which hosts are given nothing, or not a certain task: until when, and how often that was found.
+type Avoided = BTreeMap<(MinionName, Option<usize>), (Instant, u32)>;
 
 /// What is to be sent now.
 struct Sending {
@@ -81,7 +88,12 @@ type Flying<'f> = FuturesUnordered<Pin<Box<dyn Future<Output = Arrival> + 'f>>>;
 
 impl Executor {
     pub(crate) fn new(fleet: &Fleet, record: Record, log: FlowLog, ids: CallIds) -> Self {
-        Self { fleet: fleet.clone(), record, log, ids, since: Timestamp::now(), unwritten: Vec::new() }
+        Self { fleet: fleet.clone(), record, log, ids, since: (Timestamp::now(), Instant::now()), unwritten: Vec::new() }
+    }
+
+    fn now(&self) -> Timestamp {
+        let (wall, instant) = self.since;
+        later(wall, instant.elapsed())
     }
 
     /// Runs it until it has ended or is suspended, or `stop` is stopped: then it is left as it is, for somebody to resume.
@@ -121,7 +133,7 @@ impl Executor {
                 // It may have been sent, or not: the host knows.
                 Some(errand) if is_job => flying.push(Box::pin(carry(&steps, errand, Work::Adopt))),
                 Some(_) => self.hear(field, run.call_id, &run.host, step::orphaned())?,
-                None => self.hear(field, run.call_id, &run.host, step::gone(&run.host))?,
+                None => self.hear(field, run.call_id, &run.host, step::gone(&run.host, HostState::Lost))?,
             }
         }
         let mut was_cancelled = false;
@@ -151,7 +163,7 @@ impl Executor {
                     calls.entry((host, errand.method.clone(), errand.limit)).or_default().push(errand);
                 }
                 Some(errand) => flying.push(Box::pin(carry(steps, errand, Work::Send))),
-                None => self.hear(field, call_id, &host, step::gone(&host))?,
+                None => self.hear(field, call_id, &host, step::gone(&host, HostState::Undelivered))?,
             }
         }
         for ((_, method, _), errands) in calls {
@@ -176,17 +188,14 @@ impl Executor {
     }
 
     fn note(&mut self, event: Event) -> Result<(), FlowError> {
-        let line = Line { at: Timestamp::now(), event };
+        let line = Line::new(self.now(), event);
         self.record.apply(&line).map_err(FlowError::Astray)?;
         self.unwritten.push(line);
         Ok(())
     }
 
     fn hear(&mut self, field: &Field, call_id: CallId, host: &MinionName, outcome: Outcome) -> Result<(), FlowError> {
-        // What was not begun because others took too long says nothing of the host.
-        if !outcome.verdict.error().is_some_and(|error| error.is(ErrorCode::Fenced)) {
-            field.judge(host, outcome.verdict.state());
-        }
+        field.judge(host, self.record.task_of(&call_id), &outcome);
         self.note(Event::Ended { call_id, outcome: Box::new(outcome) })
     }
 
@@ -199,12 +208,13 @@ impl Executor {
 
     /// Decides what is next, and writes it down; gives what is to be sent now.
     fn advance(&mut self, field: &Field, tell: Tell<'_>) -> Result<Vec<Sending>, FlowError> {
+        let now = self.now();
         let mut advance = Advance {
             record: &mut self.record,
             around: field,
             ids: &mut self.ids,
-            now: Timestamp::now(),
-            since: self.since,
+            now,
+            since: self.since.0,
             lines: Vec::new(),
             look_at: None,
         };
@@ -260,28 +270,28 @@ impl Executor {
         let Some((cell, undo)) = cell else { return Some(errand) };
         let record = self.record.tasks.get(task)?;
         let cell = record.cells.get(cell)?;
-        let args = match task_plan.undo.as_ref().filter(|_| undo) {
+        let (args, run) = match task_plan.undo.as_ref().filter(|_| undo) {
             Some(undo) => {
                 errand.method.clone_from(&undo.call);
                 errand.limit = undo.timeout.unwrap_or(limit);
-                &undo.args
+                let undone = cell.to_undo(undo.also_failed).into_iter().find(|run| run.host == errand.host.name)?;
+                let may_go_on = undone.state() == Some(HostState::Lost) && task_plan.run == RunKind::Job;
+                errand.behind = may_go_on.then(|| undone.call_id.clone());
+                (&undo.args, undone)
             }
-            None => &task_plan.args,
+            None => (&task_plan.args, cell.runs.last()?),
         };
-        let name = errand.host.name.clone();
-        errand.args =
-            args.render(&|reference| self.record.value(task_plan.scope, reference, Some((record, cell, &name)))).map_err(|no_value| {
-                match no_value {
-                    super::value::NoValue::Ignored(why) | super::value::NoValue::Missing(why) => why,
-                }
-            });
+        let seen = Seen { task: record, cell, run };
+        let args = args.render(&|reference| self.record.value(task_plan.scope, reference, Some(seen)));
+        errand.args = args.map_err(|(NoValue::Ignored(why) | NoValue::Missing(why))| why);
         Some(errand)
     }
 
+    /// The jobs that are stopped when the flow is cancelled: neither what undoes nor what runs in the end.
     fn open_jobs(&self, field: &Field) -> Vec<Errand> {
         let open = self.record.open_calls().into_iter().filter(|(_, _, undo, _)| !undo);
-        let is_job = |task: usize| self.record.plan.task(task).is_some_and(|task| task.run == RunKind::Job);
-        open.filter(|(task, ..)| is_job(*task))
+        let is_meant = |task: &Task| task.run == RunKind::Job && !task.is_finally;
+        open.filter(|(task, ..)| self.record.plan.task(*task).is_some_and(is_meant))
             .filter_map(|(task, _, _, run)| self.errand(field, task, &run.host, &run.call_id, None))
             .collect()
     }
@@ -304,16 +314,20 @@ async fn cancel(steps: &Steps<'_>, errand: Errand) -> Arrival {
 }
 
 impl Field {
-    /// Remembers who has not taken what was offered.
-    fn judge(&self, host: &MinionName, state: HostState) {
+    /// Remembers who has not taken what was offered: one that has not the method may be offered anything else.
+    fn judge(&self, host: &MinionName, task: Option<usize>, outcome: &Outcome) {
         let mut avoided = self.avoided.borrow_mut();
-        match state {
+        let is = |code| outcome.verdict.error().is_some_and(|error| error.is(code));
+        let key = (host.clone(), task.filter(|_| is(ErrorCode::UnknownMethod)));
+        match outcome.verdict.state() {
+            // What was not begun because others took too long says nothing of the host.
+            HostState::Undelivered if is(ErrorCode::Fenced) => {}
             HostState::Undelivered | HostState::Lost => {
-                let times = avoided.get(host).map_or(0, |(_, times)| *times);
+                let times = avoided.get(&key).map_or(0, |(_, times)| *times);
                 let pause = AVOID_FOR.saturating_mul(2_u32.saturating_pow(times)).min(AVOID_LONGEST);
-                avoided.insert(host.clone(), (Instant::now() + pause, times + 1));
+                avoided.insert(key, (Instant::now() + pause, times.saturating_add(1)));
             }
-            _ => drop(avoided.remove(host)),
+            _ => avoided.retain(|(avoided, _), _| avoided != host),
         }
     }
 }
@@ -324,10 +338,12 @@ impl Surroundings for Field {
         self.targets.borrow_mut().entry(target.to_owned()).or_insert_with(found).clone()
     }
 
-    fn pick(&self, task: &Task, hosts: &[MinionName], record: &Record) -> Option<MinionName> {
-        debug_assert_eq!(task.hosts, HostsKind::Any, "others have their hosts");
+    fn pick(&self, task: usize, hosts: &[MinionName], record: &Record) -> Option<MinionName> {
         let (avoided, now) = (self.avoided.borrow(), Instant::now());
-        let is_free = |host: &&MinionName| avoided.get(*host).is_none_or(|(until, _)| *until <= now);
+        let is_free = |host: &&MinionName| {
+            let keys = [((*host).clone(), None), ((*host).clone(), Some(task))];
+            keys.iter().all(|key| avoided.get(key).is_none_or(|(until, _)| *until <= now))
+        };
         let busy = |host: &MinionName| record.busy.get(host).copied().unwrap_or(0);
         // Of those with the least to do the next in turn, so that no host is always the first.
         let turn = self.turn.get();

@@ -30,8 +30,17 @@ const PROBED_EVERY: Duration = Duration::from_millis(5);
 /// A line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Line {
+    /// Which line it is, from 0, so that one that is missing is noticed. A wish has none: whoever has it appends it, at any time. Given as it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    number: Option<u64>,
     pub(crate) at: Timestamp,
     pub(crate) event: Event,
+}
+
+impl Line {
+    pub(crate) fn new(at: Timestamp, event: Event) -> Self {
+        Self { number: None, at, event }
+    }
 }
 
 /// What happens in a flow.
@@ -122,6 +131,8 @@ pub(crate) struct FlowLog {
     path: PathBuf,
     /// How far others' lines have been looked for.
     heard: u64,
+    /// The number of the next line.
+    next: u64,
 }
 
 impl FlowLog {
@@ -139,8 +150,8 @@ impl FlowLog {
             Err(error) => return Err(failed(error)),
         };
         file.lock().map_err(failed)?;
-        let mut log = Self { file, path: path.clone(), heard: 0 };
-        log.append(&[Line { at: Timestamp::now(), event: Event::Created(Box::new(header)) }])?;
+        let mut log = Self { file, path: path.clone(), heard: 0, next: 0 };
+        log.append(&[Line::new(Timestamp::now(), Event::Created(Box::new(header)))])?;
         log.sync()?;
         File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         Ok(Some(log))
@@ -149,7 +160,7 @@ impl FlowLog {
     pub(crate) fn open(home: &Home, flow: &JobId) -> Result<Self, LogError> {
         let path = home.flow_log(flow);
         match OpenOptions::new().read(true).append(true).open(&path) {
-            Ok(file) => Ok(Self { file, path, heard: 0 }),
+            Ok(file) => Ok(Self { file, path, heard: 0, next: 0 }),
             Err(source) if source.kind() == io::ErrorKind::NotFound => Err(LogError::Unknown { text: flow.to_string() }),
             Err(source) => Err(LogError::Io { doing: "opening", path, source }),
         }
@@ -181,22 +192,30 @@ impl FlowLog {
         LogError::Io { doing, path: self.path.clone(), source }
     }
 
-    /// Appends lines by one write, so that those of several writers never mix.
+    /// Appends lines by one write, so that those of several writers never mix. Others than wishes only who has locked it and read it to its end.
     pub(crate) fn append(&mut self, lines: &[Line]) -> Result<(), LogError> {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut next) = (Vec::new(), self.next);
         for line in lines {
             // Whoever wrote last may have been cut off: what is left of that line must not swallow this one.
             if !matches!(line.event, Event::Created(_)) && bytes.is_empty() {
                 bytes.push(b'\n');
             }
-            bytes.extend(text_of(line).map_err(|source| self.failed("writing to", source))?);
+            let mut line = line.clone();
+            if !matches!(line.event, Event::Wish { .. }) {
+                line.number = Some(next);
+                next += 1;
+            }
+            bytes.extend(text_of(&line).map_err(|source| self.failed("writing to", source))?);
             bytes.push(b'\n');
         }
         if bytes.is_empty() {
             return Ok(());
         }
         match self.file.write(&bytes) {
-            Ok(length) if length == bytes.len() => Ok(()),
+            Ok(length) if length == bytes.len() => {
+                self.next = next;
+                Ok(())
+            }
             Ok(length) => {
                 let reason = format!("{length} of {} bytes were written; is the disk full?", bytes.len());
                 Err(self.failed("writing to", io::Error::new(io::ErrorKind::StorageFull, reason)))
@@ -215,12 +234,13 @@ impl FlowLog {
         fs::remove_file(&self.path).map_err(|source| self.failed("deleting", source))
     }
 
-    /// Every line from the beginning. What is left of lines that were cut off is passed over: nothing was done by them.
+    /// Every line from the beginning. What is left of a line that was cut off is passed over: nothing was done by it, and nobody went on behind it but by
+    /// the line of the same number. So a line that is missing was lost later, and the log is damaged.
     pub(crate) fn read(&mut self) -> Result<Vec<Line>, LogError> {
         let mut bytes = Vec::new();
         let read = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.read_to_end(&mut bytes));
         read.map_err(|source| self.failed("reading", source))?;
-        let (mut lines, mut offset) = (Vec::new(), 0);
+        let (mut lines, mut offset, mut next, mut torn) = (Vec::new(), 0, 0, None);
         for text in bytes.split_inclusive(|byte| *byte == b'\n') {
             let at = offset;
             offset += text.len();
@@ -233,12 +253,23 @@ impl FlowLog {
                     if let Event::Created(header) = &line.event {
                         FORMAT.age("it", &header.stamp).map_err(|error| damaged(error.to_string()))?;
                     }
+                    match line.number {
+                        Some(number) if number == next => next += 1,
+                        None if matches!(line.event, Event::Wish { .. }) => {}
+                        _ => return Err(damaged(format!("line {next} is missing before it"))),
+                    }
                     lines.push(line);
+                    torn = None;
                 }
-                Err(SealError::Torn) if at > 0 => {}
+                Err(SealError::Torn) if at > 0 => torn = Some(damaged(SealError::Torn.to_string())),
                 Err(error) => return Err(damaged(error.to_string())),
             }
         }
+        // What was cut off has no end, but by a line behind it.
+        if let Some(damaged) = torn {
+            return Err(damaged);
+        }
+        self.next = next;
         self.heard = u64::try_from(offset).unwrap_or(0);
         Ok(lines)
     }
@@ -272,7 +303,7 @@ fn text_of(line: &Line) -> io::Result<Vec<u8>> {
     };
     let outcome = Outcome::not_run(common::outcome::Verdict::lost(format!("what the host said cannot be kept: {problem}")), line.at);
     let event = Event::Ended { call_id: call_id.clone(), outcome: Box::new(outcome) };
-    Ok(seal::seal(&Line { at: line.at, event })?)
+    Ok(seal::seal(&Line { event, ..line.clone() })?)
 }
 
 /// What a header says of the format.

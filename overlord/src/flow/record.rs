@@ -3,6 +3,8 @@
 
 mod values;
 
+pub(crate) use values::Seen;
+
 use std::collections::{BTreeMap, HashMap};
 
 use common::identity::MinionName;
@@ -123,16 +125,24 @@ impl Cell {
         self.result().is_some()
     }
 
-    /// Whether something is to be undone here.
-    pub(crate) fn is_to_undo(&self, also_failed: bool) -> bool {
+    /// What is to be undone here, on each host the last of it: what was done, what may have run as its end is not known, and with `also_failed` what
+    /// has begun and failed.
+    pub(crate) fn to_undo(&self, also_failed: bool) -> Vec<&Run> {
         let has_begun = |run: &Run| run.outcome.as_ref().is_some_and(|outcome| outcome.started_at.is_some());
-        let may_have_run = |run: &Run| run.state() == Some(HostState::Lost) || has_begun(run);
-        self.is_ok() || (also_failed && self.runs.iter().any(may_have_run))
+        let is_meant = |run: &Run| match run.state() {
+            Some(HostState::Ok | HostState::Lost) => true,
+            _ => also_failed && has_begun(run),
+        };
+        let mut last: BTreeMap<&MinionName, &Run> = BTreeMap::new();
+        for run in self.runs.iter().filter(|run| is_meant(run)) {
+            last.insert(&run.host, run);
+        }
+        last.into_values().collect()
     }
 
-    /// Where it was run last.
-    pub(crate) fn last_host(&self) -> Option<&MinionName> {
-        self.runs.iter().rev().find(|run| run.state() != Some(HostState::Undelivered)).map(|run| &run.host)
+    /// The calls that undo it on that host, or try to.
+    pub(crate) fn undone_on(&self, host: &MinionName) -> impl DoubleEndedIterator<Item = &Run> {
+        self.undo.iter().filter(move |run| run.host == *host)
     }
 }
 
@@ -157,7 +167,7 @@ impl TaskRecord {
             TaskState::Success => true,
             TaskState::Failure => {
                 let also_failed = task.undo.as_ref().is_some_and(|undo| undo.also_failed);
-                task.undo.is_some() && self.cells.iter().any(|cell| cell.is_to_undo(also_failed))
+                task.undo.is_some() && self.cells.iter().any(|cell| !cell.to_undo(also_failed).is_empty())
             }
             _ => false,
         }
@@ -193,6 +203,11 @@ impl Record {
         }
     }
 
+    /// The task that a call is for.
+    pub(crate) fn task_of(&self, call_id: &CallId) -> Option<usize> {
+        self.calls.get(call_id).map(|(task, ..)| *task)
+    }
+
     /// The calls that were sent and of which no end is known: task, cell, and whether it undoes.
     pub(crate) fn open_calls(&self) -> Vec<(usize, usize, bool, Run)> {
         let open = |(call, (task, cell, undo)): (&CallId, &(usize, usize, bool))| {
@@ -225,7 +240,11 @@ impl Record {
             Event::Wish { wish, by } => {
                 match wish {
                     Wish::Suspend => self.is_to_suspend = !self.state.has_ended(),
-                    Wish::Cancel => self.cancelled_by = self.cancelled_by.take().or_else(|| Some(by.clone())),
+                    // Who wants it undone wants it undone now.
+                    Wish::Cancel => {
+                        self.is_to_suspend = false;
+                        self.cancelled_by = self.cancelled_by.take().or_else(|| Some(by.clone()));
+                    }
                 }
                 Ok(())
             }
@@ -307,7 +326,8 @@ impl Record {
         let attempt = record.attempt;
         let cell_record = record.cells.get_mut(cell).ok_or("a call of a cell that the task has not")?;
         let runs = if undo { &mut cell_record.undo } else { &mut cell_record.runs };
-        if runs.last().is_some_and(|run| run.outcome.is_none()) {
+        // What is undone on several hosts is undone on all of them at once.
+        if runs.iter().any(|run| run.outcome.is_none() && (!undo || run.host == *host)) {
             return Err("a call while another is on its way".to_owned());
         }
         runs.push(Run { host: host.clone(), call_id: call_id.clone(), attempt, sent_at: at, outcome: None, ended_at: None });

@@ -23,7 +23,7 @@ impl Surroundings for Hosts {
         Ok((1..=count).map(|host| format!("web{host}").parse().unwrap()).collect())
     }
 
-    fn pick(&self, _: &Task, hosts: &[common::identity::MinionName], record: &Record) -> Option<common::identity::MinionName> {
+    fn pick(&self, _: usize, hosts: &[common::identity::MinionName], record: &Record) -> Option<common::identity::MinionName> {
         hosts.iter().min_by_key(|host| record.busy.get(*host).copied().unwrap_or(0)).cloned()
     }
 
@@ -94,13 +94,15 @@ fn written(steps: &[Made]) -> String {
 
 fn outcome(choice: u8, at: Timestamp) -> Outcome {
     let error = |code| Failure::new(code, "no");
-    match choice % 16 {
+    match choice % 18 {
         0..=8 => Outcome::ran(Verdict::Ok { result: json!("pong") }, at, at),
         9 | 10 => Outcome::ran(Verdict::Failed { error: error(ErrorCode::Failed) }, at, at),
         11 => Outcome::not_run(Verdict::lost("gone"), at),
         12 => Outcome::not_run(Verdict::Undelivered { error: error(ErrorCode::Fenced) }, at),
         13 => Outcome::not_run(Verdict::undelivered("down"), at),
         14 => Outcome::not_run(Verdict::Undelivered { error: error(ErrorCode::LimitReached) }, at),
+        15 => Outcome::not_run(Verdict::Denied { error: error(ErrorCode::Denied) }, at),
+        16 => Outcome::not_run(Verdict::Failed { error: error(ErrorCode::Failed) }, at),
         _ => Outcome::ran(Verdict::TimedOut { error: error(ErrorCode::TimedOut) }, at, at),
     }
 }
@@ -126,7 +128,7 @@ impl Run {
             vars: Map::new(),
             stamp: log::stamp(),
         };
-        let created = Line { at: now, event: Event::Created(Box::new(header)) };
+        let created = Line::new(now, Event::Created(Box::new(header)));
         let lines = vec![created];
         let record = folded(&id, &lines).unwrap();
         Self { ids: CallIds { base: id.clone(), next: 1 }, id, lines, record, now, open: Vec::new() }
@@ -154,7 +156,7 @@ impl Run {
     }
 
     fn hear(&mut self, call_id: CallId, outcome: Outcome) {
-        let line = Line { at: self.now, event: Event::Ended { call_id, outcome: Box::new(outcome) } };
+        let line = Line::new(self.now, Event::Ended { call_id, outcome: Box::new(outcome) });
         self.record.apply(&line).unwrap();
         self.lines.push(line);
     }
@@ -185,7 +187,7 @@ fn check_end(run: &Run) {
             _ => {}
         }
     }
-    // Nothing is undone where nothing was done.
+    // Nothing is undone where nothing was done, and in the end nothing is left that was done or may have been.
     let ended: BTreeMap<&CallId, HostState> = run
         .lines
         .iter()
@@ -195,13 +197,41 @@ fn check_end(run: &Run) {
         })
         .rev()
         .collect();
+    let mut left = BTreeSet::new();
     for line in &run.lines {
         let Event::Sent { task, cell, undo, host, call_id } = &line.event else { continue };
-        let may_have_run = !matches!(ended.get(call_id), Some(HostState::Undelivered));
+        let (state, place) = (ended.get(call_id).copied(), (*task, *cell, host.clone()));
         if *undo {
-            assert!(ran.contains(&(*task, *cell, host.clone())), "{host} undid what it had not done");
-        } else if may_have_run {
-            ran.insert((*task, *cell, host.clone()));
+            assert!(ran.contains(&place), "{host} undid what it had not done");
+            if state == Some(HostState::Ok) {
+                left.remove(&place);
+            }
+            continue;
+        }
+        if !matches!(state, Some(HostState::Undelivered | HostState::Denied)) {
+            ran.insert(place.clone());
+        }
+        let plan = &record.plan.tasks[*task];
+        if plan.undo.is_some() && !plan.is_finally && matches!(state, Some(HostState::Ok | HostState::Lost)) {
+            left.insert(place);
+        }
+    }
+    assert!(record.state != FlowState::Reverted || left.is_empty(), "this was done, and not undone: {left:?}");
+    in_reverse(run);
+}
+
+/// When the whole flow is undone, the task that ended last comes first.
+fn in_reverse(run: &Run) {
+    let (mut ends, mut is_reverting, mut last) = (BTreeMap::new(), false, usize::MAX);
+    for (at, line) in run.lines.iter().enumerate() {
+        match &line.event {
+            Event::Task { task, state: TaskState::Success | TaskState::Failure, .. } => drop(ends.insert(*task, at)),
+            Event::Flow { state: FlowState::Reverting, .. } => is_reverting = true,
+            Event::Task { task, state: TaskState::Reverting, .. } if is_reverting => {
+                assert!(ends[task] < last, "the task {task} ended after one that is undone already");
+                last = ends[task];
+            }
+            _ => {}
         }
     }
 }
@@ -222,7 +252,7 @@ proptest! {
             run.advance();
             if run.record.state == FlowState::Suspended {
                 prop_assert!(run.open.is_empty(), "nothing is on its way");
-                let line = Line { at: run.now, event: Event::Flow { state: run.record.before, cause: None } };
+                let line = Line::new(run.now, Event::Flow { state: run.record.before, cause: None });
                 run.record.apply(&line).unwrap();
                 run.lines.push(line);
                 continue;
@@ -236,7 +266,7 @@ proptest! {
                 _ => None,
             };
             if let Some(wish) = wish {
-                let line = Line { at: run.now, event: Event::Wish { wish, by: "admin".into() } };
+                let line = Line::new(run.now, Event::Wish { wish, by: "admin".into() });
                 run.record.apply(&line).unwrap();
                 run.lines.push(line);
             }

@@ -269,3 +269,147 @@ fn a_damaged_log_is_refused_and_the_place_named() {
     assert_eq!(fleet.overlord(["flow", "resume", id, "--output", "json"]).ok().json()["state"], "SUCCESS");
     assert_eq!(ran(&fleet), ["one web1"]);
 }
+
+/// One flipped bit anywhere in what was done makes the log one that is not gone by: what was done would be done again.
+#[test]
+fn a_log_of_which_a_line_is_lost_is_refused_wherever_it_is_damaged() {
+    let fleet = Fleet::start(1);
+    let text = [mark(&fleet, "one", "web1", ""), held(&fleet, "two", "")].concat();
+    let file = file(&fleet, &text);
+    let running = fleet.overlord_spawn(["flow", "run", &file]);
+    wait_for_line(&fleet, "two");
+    running.kill9();
+    drop(running.wait());
+    let id = fleet.overlord(["flow", "list", "--output", "json"]).ok().json()[0]["flow_id"].as_str().unwrap().to_owned();
+    let log = fleet.home().join(format!("flows/{id}.log"));
+    let whole = fs::read(&log).unwrap();
+    let mut begin = 0;
+    for line in whole.split_inclusive(|byte| *byte == b'\n') {
+        let end = begin + line.len();
+        for at in [begin, begin + 4, end.saturating_sub(2)].into_iter().filter(|_| line.len() > 1) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&log, damaged).unwrap();
+            let run = fleet.overlord(["flow", "resume", &id]).expect(4);
+            assert!(run.err().contains("is damaged at byte"), "{at}: {}", run.err());
+        }
+        begin = end;
+    }
+    fs::write(&log, whole).unwrap();
+    open_gate(&fleet);
+    assert_eq!(fleet.overlord(["flow", "resume", &id, "--output", "json"]).ok().json()["state"], "SUCCESS");
+    assert_eq!(ran(&fleet), ["one web1", "two", "two-end"]);
+}
+
+/// Every host on which it ran, or may have, has it undone there, and with the value that it had there.
+#[test]
+fn a_task_is_undone_on_each_host_where_it_ran_with_what_it_had_there() {
+    let fleet = Fleet::start(2);
+    let undo = format!(
+        "undo = {{ call = \"command.run\", args = {{ line = \"echo undo $MINION_NAME ${{m}} >> {}\" }}, also_failed = true }}",
+        ran_file(&fleet)
+    );
+    let any = format!(
+        "[[step]]\nname = \"a\"\ntarget = \"web*\"\nhosts = \"any\"\ncall = \"command.run\"\nargs = {{ line = \"exit 1\" }}\n\
+         retry = {{ for_each = [\"A\", \"B\"], as = \"m\" }}\n{undo}\n"
+    );
+    let document = run(&fleet, &any).expect(2).json();
+    assert_eq!(document["state"], "REVERTED");
+    let mut undone = ran(&fleet);
+    undone.sort();
+    assert!(undone == ["undo web1 A", "undo web2 B"] || undone == ["undo web1 B", "undo web2 A"], "{undone:?}");
+
+    fs::remove_file(ran_file(&fleet)).unwrap();
+    let each = format!(
+        "[[step]]\nname = \"a\"\ntarget = \"web*\"\ncall = \"command.run\"\nargs = {{ line = \"test $MINION_NAME = web1 || test ${{m}} = B\" }}\n\
+         retry = {{ for_each = [\"A\", \"B\"], as = \"m\" }}\n{undo}\n[[step]]\nname = \"b\"\ntarget = \"web1\"\ncall = \"test.explode\"\nargs = [\"x\"]\n"
+    );
+    assert_eq!(run(&fleet, &each).expect(2).json()["state"], "REVERTED");
+    let mut undone = ran(&fleet);
+    undone.sort();
+    assert_eq!(undone, ["undo web1 A", "undo web2 B"]);
+}
+
+/// A task that was lost may still run when its host is back: it is stopped first, and then undone; never beside it.
+#[test]
+fn what_was_lost_and_still_runs_is_stopped_before_it_is_undone() {
+    let fleet = Fleet::start(1);
+    let undo =
+        format!("undo = {{ call = \"command.run\", args = {{ line = \"echo undo-one >> {}\" }}, timeout = \"60s\" }}", ran_file(&fleet));
+    let file = file(&fleet, &held(&fleet, "one", &format!("lost_after = \"1s\"\n{undo}")));
+    let running = fleet.overlord_spawn(["flow", "run", &file, "--output", "json"]);
+    wait_for_line(&fleet, "one");
+    let web1 = fleet.minion("web1");
+    web1.kill9();
+    let id = fleet.overlord(["flow", "list", "--output", "json"]).ok().json()[0]["flow_id"].as_str().unwrap().to_owned();
+    wait_until("the task to be undone", PATIENCE, || status(&fleet, &id)["tasks"][0]["state"] == "REVERTING");
+    web1.start();
+    let document = running.wait().expect(4).json();
+    assert_eq!(document["state"], "REVERTED", "{document}");
+    open_gate(&fleet);
+    assert_eq!(ran(&fleet), ["one", "undo-one"], "it was stopped, and did not come to its end");
+    fleet.assert_no_leaks();
+}
+
+#[test]
+fn a_host_that_is_being_started_again_is_waited_for_to_undo_what_it_did() {
+    let fleet = Fleet::start(2);
+    let text = mark(&fleet, "one", "web1", "")
+        + &held(&fleet, "two", "").replace("web1", "web2").replace("undo-", "")
+        + "[[step]]\nname = \"three\"\ntarget = \"web2\"\ncall = \"test.explode\"\nargs = [\"x\"]\n";
+    let file = file(&fleet, &text);
+    let running = fleet.overlord_spawn(["flow", "run", &file, "--output", "json"]);
+    wait_for_line(&fleet, "two");
+    fleet.minion("web1").kill9();
+    open_gate(&fleet);
+    let id = fleet.overlord(["flow", "list", "--output", "json"]).ok().json()[0]["flow_id"].as_str().unwrap().to_owned();
+    wait_until("it to be tried", PATIENCE, || status(&fleet, &id)["tasks"][0]["runs"][0]["undo"]["state"] == "undelivered");
+    fleet.minion("web1").start();
+    assert_eq!(running.wait().expect(2).json()["state"], "REVERTED");
+    assert_eq!(ran(&fleet), ["one web1", "two", "two-end", "undo-one web1"]);
+}
+
+#[test]
+fn a_cancelled_flow_runs_what_runs_in_the_end_though_it_was_to_be_suspended() {
+    let fleet = Fleet::start(1);
+    let tell = format!(
+        "[[finally]]\nname = \"tell\"\ntarget = \"web1\"\ncall = \"command.run\"\nargs = {{ line = \"sleep 0.3; echo ${{flow.state}} >> {}\" }}\n",
+        ran_file(&fleet)
+    );
+    let text = [mark(&fleet, "one", "web1", ""), held(&fleet, "two", ""), tell].concat();
+    let id = begin(&fleet, &text);
+    wait_for_line(&fleet, "two");
+    let _to_be_suspended = fleet.overlord(["flow", "suspend", &id]).ok();
+    let _told = fleet.overlord(["flow", "cancel", &id]).ok();
+    let document = wait_for_state(&fleet, &id, "REVERTED");
+    assert_eq!(states(&document), [("one", "REVERTED"), ("two", "FAILURE"), ("tell", "SUCCESS")]);
+    assert_eq!(ran(&fleet), ["one web1", "two", "undo-one web1", "REVERTED"]);
+}
+
+/// Whatever a host says of a job that should long have ended, the flow goes on.
+#[test]
+fn a_job_that_its_host_calls_running_for_ever_is_lost_in_the_end() {
+    let fleet = Fleet::start(1);
+    let text = held(&fleet, "one", "timeout = \"1s\"\nlost_after = \"1s\"");
+    let file = file(&fleet, &text);
+    let running = fleet.overlord_spawn(["flow", "run", &file, "--output", "json"]);
+    wait_for_line(&fleet, "one");
+    let minion = fleet.minion("web1");
+    let daemon = minion.job_daemon(&minion.spools()[0]).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let document = running.wait().expect(4).json();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid), nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert_eq!((&document["state"], &document["cause"]["state"]), (&json!("REVERTED"), &json!("lost")), "{document}");
+    let message = document["cause"]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("its host says that it is running, long after its limit of 1s"), "{message}");
+}
+
+#[test]
+fn what_a_host_has_not_costs_it_nothing_else_and_a_host_that_is_gone_was_sent_nothing() {
+    let fleet = Fleet::start(1);
+    let text = "block = \"unordered\"\n[[step]]\nname = \"a\"\ntarget = \"web1\"\nhosts = \"any\"\ncall = \"worker.run\"\nargs = [\"nobody\", \"x\"]\ntimeout = \"3s\"\nmax_fail = 1\n\
+                [[step]]\nname = \"b\"\ntarget = \"web1\"\nhosts = \"any\"\ncall = \"test.ping\"\ntimeout = \"1s\"\nretry = { for_each = [1, 2], as = \"t\" }\n";
+    let document = run(&fleet, text).ok().json();
+    assert_eq!(states(&document), [("a", "SUCCESS"), ("b", "SUCCESS")], "{document}");
+    assert!(document["tasks"][1]["duration_ms"].is_null() && document["tasks"][1]["attempt"] == 1, "{document}");
+}

@@ -16,12 +16,14 @@ use crate::flow::state::{FlowState, TaskState};
 /// So often a cell that was lost is run again, where that is allowed: what it does may be what kills hosts.
 const LOST_AGAIN_MAX: usize = 3;
 /// So often a cell is sent again that a host has been kept from beginning.
-const FENCED_MAX: usize = 20;
-/// How long to wait before a cell that no host has taken is offered again.
-const OFFER_AGAIN: SignedDuration = SignedDuration::from_millis(500);
+pub(super) const FENCED_MAX: usize = 20;
+/// How long to wait before a cell that no host has taken is offered again, at first; each time twice as long.
+pub(super) const OFFER_AGAIN: SignedDuration = SignedDuration::from_millis(500);
+/// The same at most.
+const OFFER_AGAIN_LONGEST: SignedDuration = SignedDuration::from_secs(10);
 
-/// What is to be done with a cell.
-enum Fate {
+/// What is to be done with a cell, or to undo it.
+pub(super) enum Fate {
     Done,
     Failed,
     InFlight,
@@ -97,13 +99,11 @@ impl Advance<'_> {
                 if is_fenced(outcome) && fenced <= FENCED_MAX {
                     return Fate::Ready;
                 }
-                let at =
-                    run.ended_at.map_or(self.now, |at| at + if task.hosts == HostsKind::Any { SignedDuration::ZERO } else { OFFER_AGAIN });
-                match (self.now >= deadline, at <= self.now) {
-                    (true, _) => Fate::Failed,
-                    (false, true) => Fate::Ready,
-                    (false, false) => Fate::Later(at),
-                }
+                let of_this_attempt = |run: &&Run| run.attempt == record.attempt && run.state() == Some(HostState::Undelivered);
+                let offers = cell.runs.iter().filter(of_this_attempt).count();
+                // Another host may be offered it at once.
+                let pause = if task.hosts == HostsKind::Any { SignedDuration::ZERO } else { pause_behind_offers(offers) };
+                if self.now >= deadline { Fate::Failed } else { self.not_before(run.ended_at.unwrap_or(self.now) + pause) }
             }
             Some(HostState::Lost) if task.lost == LostPolicy::Again => {
                 let lost = cell.runs.iter().filter(|run| run.state() == Some(HostState::Lost)).count();
@@ -111,6 +111,10 @@ impl Advance<'_> {
             }
             _ => Fate::Failed,
         }
+    }
+
+    pub(super) fn not_before(&self, at: Timestamp) -> Fate {
+        if at <= self.now { Fate::Ready } else { Fate::Later(at) }
     }
 
     /// Of a cell that was not sent yet.
@@ -126,7 +130,7 @@ impl Advance<'_> {
             Some(host) => Some(host),
             None => {
                 let target = target_of(self.record, task).ok().and_then(|target| self.around.hosts(&target).ok());
-                target.and_then(|hosts| self.around.pick(task, &hosts, self.record))
+                target.and_then(|hosts| self.around.pick(index, &hosts, self.record))
             }
         };
         let Some(host) = host else { return Ok(false) };
@@ -166,10 +170,16 @@ pub(super) fn is_fenced(outcome: &Outcome) -> bool {
     outcome.verdict.error().is_some_and(|error| error.is(ErrorCode::Fenced))
 }
 
-/// Whether what was not taken may be taken later, or elsewhere.
+/// How long a host that has not taken something so many times is left alone.
+pub(super) fn pause_behind_offers(offers: usize) -> SignedDuration {
+    let times = u32::try_from(offers.saturating_sub(1)).unwrap_or(u32::MAX);
+    OFFER_AGAIN.saturating_mul(2_i32.saturating_pow(times)).min(OFFER_AGAIN_LONGEST)
+}
+
+/// Whether what was not taken may be taken later, or elsewhere: all but what the host will not take at any time.
 fn is_offered_again(task: &Task, outcome: &Outcome) -> bool {
-    let Some(error) = outcome.verdict.error() else { return false };
-    task.hosts == HostsKind::Any || error.is(ErrorCode::Fenced) || error.is(ErrorCode::LimitReached) || error.is(ErrorCode::UnknownMethod)
+    let is_final = |error: &Failure| error.is(ErrorCode::WrongAudience);
+    task.hosts == HostsKind::Any || !outcome.verdict.error().is_some_and(is_final)
 }
 
 fn cause_of(record: &Record, task: &Task, items: Option<&[Value]>, cell: &Cell, others: usize) -> Cause {

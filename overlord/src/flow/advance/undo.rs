@@ -1,12 +1,14 @@
 //! Undoing: the task that ended last first, in a block that begins anew or in the whole flow.
 
 use common::job::HostState;
+use jiff::Timestamp;
 
 use super::Advance;
-use super::cells::{cause_of_run, is_fenced};
+use super::cells::{FENCED_MAX, Fate, OFFER_AGAIN, cause_of_run, is_fenced, pause_behind_offers};
 use crate::envelope::later;
 use crate::flow::log::Event;
-use crate::flow::plan::Task;
+use crate::flow::plan::{Task, Undo};
+use crate::flow::record::Run;
 use crate::flow::state::{FlowState, TaskState};
 
 impl Advance<'_> {
@@ -53,41 +55,71 @@ impl Advance<'_> {
         }
     }
 
+    /// Looks at a task that is being undone: sends what can be sent, and decides whether all of it is undone.
     pub(super) fn settle_reverting(&mut self, index: usize) -> Result<(), String> {
         let Some((task, record)) = self.record.plan.task(index).zip(self.record.tasks.get(index)) else { return Ok(()) };
         let at_once = self.around.forks(task);
         let Some(undo) = &task.undo else { return self.task(index, TaskState::Reverted, None) };
-        let (mut flying, mut ready, mut failed) = (0, Vec::new(), None);
-        for (at, cell) in record.cells.iter().enumerate().filter(|(_, cell)| cell.is_to_undo(undo.also_failed)) {
-            match cell.undo.last() {
-                None => ready.push(at),
-                Some(run) if run.outcome.is_none() => flying += 1,
-                Some(run) if run.state() == Some(HostState::Ok) => {}
-                Some(run) => {
-                    let tries = cell.undo.iter().filter(|run| !run.outcome.as_ref().is_some_and(is_fenced)).count();
-                    let may_again = run.outcome.as_ref().is_some_and(is_fenced) || tries < usize::try_from(undo.times).unwrap_or(1);
-                    if may_again { ready.push(at) } else { failed = failed.or(Some(at)) }
+        let (mut flying, mut ready, mut waiting, mut failed) = (0, Vec::new(), None::<Timestamp>, None);
+        for (at, cell) in record.cells.iter().enumerate() {
+            for done in cell.to_undo(undo.also_failed) {
+                match self.fate_of_undo(task, undo, cell.undone_on(&done.host)) {
+                    Fate::Done => {}
+                    Fate::InFlight => flying += 1,
+                    Fate::Ready => ready.push((at, done.host.clone())),
+                    Fate::Later(again) => waiting = Some(waiting.map_or(again, |before| before.min(again))),
+                    Fate::Failed => failed = failed.or_else(|| Some((at, done.host.clone()))),
                 }
             }
         }
-        for cell in ready.iter().copied() {
+        if let Some(again) = waiting {
+            self.look_at(again);
+        }
+        for (cell, host) in ready.iter().cloned() {
             if self.record.is_to_suspend || self.record.in_flight >= at_once {
                 return Ok(());
             }
-            let host = self.record.tasks.get(index).and_then(|task| task.cells.get(cell)?.last_host().cloned());
-            let Some(host) = host else { continue };
             let call_id = self.ids.draw();
             self.emit(Event::Sent { task: index, cell, undo: true, host, call_id })?;
             flying += 1;
         }
-        if flying > 0 {
+        if flying > 0 || waiting.is_some() {
             return Ok(());
         }
-        let Some(cell) = failed else { return self.task(index, TaskState::Reverted, None) };
+        let Some((cell, host)) = failed else { return self.task(index, TaskState::Reverted, None) };
         let Some((task, record)) = self.record.plan.task(index).zip(self.record.tasks.get(index)) else { return Ok(()) };
-        let cause =
-            record.cells.get(cell).and_then(|cell| Some(cause_of_run(task, record.items.as_deref(), cell, cell.undo.last()?, true, 0)));
+        let run = record.cells.get(cell).and_then(|cell| Some((cell, cell.undone_on(&host).next_back()?)));
+        let cause = run.map(|(cell, run)| cause_of_run(task, record.items.as_deref(), cell, run, true, 0));
         self.task(index, TaskState::RevertFailure, cause)
+    }
+
+    /// What is to be done where these calls were to undo something. One that a host has not taken is offered again for as long as one may run; others count.
+    fn fate_of_undo<'r>(&self, task: &Task, undo: &Undo, mut tries: impl DoubleEndedIterator<Item = &'r Run>) -> Fate {
+        let Some(last) = tries.next_back() else { return Fate::Ready };
+        let Some((outcome, ended_at)) = last.outcome.as_ref().zip(last.ended_at) else { return Fate::InFlight };
+        if last.state() == Some(HostState::Ok) {
+            return Fate::Done;
+        }
+        let (mut taken, mut offered, mut first) = (0_u32, 0_usize, last.sent_at);
+        for run in tries.chain(std::iter::once(last)) {
+            if run.state() == Some(HostState::Undelivered) {
+                offered += 1
+            } else {
+                taken += 1
+            }
+            first = first.min(run.sent_at);
+        }
+        if last.state() != Some(HostState::Undelivered) {
+            return if taken < undo.times { self.not_before(ended_at + OFFER_AGAIN) } else { Fate::Failed };
+        }
+        if is_fenced(outcome) && offered <= FENCED_MAX {
+            return Fate::Ready;
+        }
+        let timeout = undo.timeout.or(task.timeout).unwrap_or_else(|| self.around.timeout());
+        match self.now >= later(first.max(self.since), timeout) {
+            true => Fate::Failed,
+            false => self.not_before(ended_at + pause_behind_offers(offered)),
+        }
     }
 
     /// What was done in a block is undone: it begins anew, or what is around it gives up, too.

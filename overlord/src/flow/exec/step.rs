@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::patience::{Patience, Silence, Waiting, unheard};
 use crate::client::{Line, NoAnswer, Sent};
 use crate::envelope::{Letter, Message};
 use crate::fleet::{ANSWER_GRACE, Link};
@@ -25,8 +26,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long it is asked to wait for a step's end, in one question.
 const WAIT_AT_ONCE: Duration = Duration::from_secs(20);
 /// The pause before a host that did not answer is asked again, at first; each time twice as long.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-const ASK_AGAIN_LONGEST: Duration = Duration::from_secs(2);
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
+pub(super) const ASK_AGAIN_LONGEST: Duration = Duration::from_secs(2);
 /// The method by which resident workers work.
 const WORKER_RUN: &str = "worker.run";
 
@@ -46,6 +47,8 @@ pub(super) struct Errand {
     pub(super) args: Result<Value, String>,
     pub(super) limit: Duration,
     pub(super) lost_after: Duration,
+    /// The call of a job that was lost and may still run: its end comes first.
+    pub(super) behind: Option<CallId>,
 }
 
 /// Whether it is sent now, or may have been.
@@ -69,13 +72,16 @@ pub(super) type Pace = RefCell<HashMap<MethodName, usize>>;
 
 impl Errand {
     pub(super) fn new(host: Host, call_id: CallId, method: &MethodName, limit: Duration, lost_after: Duration) -> Self {
-        Self { host, call_id, method: method.clone(), args: Ok(Value::Null), limit, lost_after }
+        Self { host, call_id, method: method.clone(), args: Ok(Value::Null), limit, lost_after, behind: None }
     }
 }
 
-/// The outcome of a step on a host that cannot be found.
-pub(super) fn gone(host: &MinionName) -> Outcome {
-    not_run(Verdict::lost(format!("{host} is no longer in hosts.toml, so it cannot be asked what became of it")))
+/// The outcome of a step on a host that cannot be found: `lost` if it may have been sent, and else `undelivered`.
+pub(super) fn gone(host: &MinionName, state: HostState) -> Outcome {
+    match state {
+        HostState::Lost => not_run(Verdict::lost(format!("{host} is no longer in hosts.toml, so it cannot be asked what became of it"))),
+        _ => not_run(Verdict::undelivered(format!("{host} is no longer in hosts.toml"))),
+    }
 }
 
 /// The outcome of a call that was under way when whoever ran the flow died.
@@ -85,7 +91,7 @@ pub(super) fn orphaned() -> Outcome {
     ))
 }
 
-fn not_run(verdict: Verdict) -> Outcome {
+pub(super) fn not_run(verdict: Verdict) -> Outcome {
     Outcome::not_run(verdict, Timestamp::now())
 }
 
@@ -132,24 +138,15 @@ impl<'l> Steps<'l> {
     async fn call_by(&self, line: &Line, errands: &[Errand]) -> Vec<Outcome> {
         let all = |outcome: Outcome| errands.iter().map(|_| outcome.clone()).collect::<Vec<_>>();
         let Some(first) = errands.first() else { return Vec::new() };
-        let args: Result<Vec<Value>, String> = errands.iter().map(|errand| errand.args.clone()).collect();
-        let args = match args {
-            Ok(args) => args,
-            // One that cannot be said costs the others nothing.
-            Err(problem) if errands.len() == 1 => return all(not_run(Verdict::Failed { error: Failure::of_kind("flow_value", problem) })),
-            Err(_) => {
-                let alone = |errand: &Errand| match &errand.args {
-                    Ok(_) => not_begun(),
-                    Err(problem) => not_run(Verdict::Failed { error: Failure::of_kind("flow_value", problem.clone()) }),
-                };
-                return errands.iter().map(alone).collect();
-            }
-        };
-        for args in &args {
-            if let Err(verdict) = self.look_for_method(line, first, args).await {
-                return all(not_run(verdict));
-            }
+        let mut checked = Vec::with_capacity(errands.len());
+        for errand in errands {
+            checked.push(self.arguments(line, errand).await);
         }
+        // One that cannot be sent costs the others nothing: they are sent without it.
+        if checked.iter().any(Result::is_err) {
+            return checked.into_iter().map(|checked| checked.map_or_else(not_run, |_| not_begun())).collect();
+        }
+        let args = checked.into_iter().filter_map(Result::ok).collect();
         match self.call_together(line, first, args).await {
             Ok(outcomes) if outcomes.len() == errands.len() => outcomes,
             Ok(_) => {
@@ -190,16 +187,21 @@ impl<'l> Steps<'l> {
         if work == Work::Adopt {
             return self.ask_after(line, errand).await;
         }
-        let args = match &errand.args {
-            Ok(args) => args.clone(),
-            Err(problem) => return not_run(Verdict::Failed { error: Failure::of_kind("flow_value", problem.clone()) }),
+        let args = match self.arguments(line, errand).await {
+            Ok(args) => args,
+            Err(verdict) => return not_run(verdict),
         };
-        if let Err(verdict) = self.look_for_method(line, errand, &args).await {
-            return not_run(verdict);
+        if let Some(behind) = &errand.behind {
+            match self.see_it_end(line, errand, behind).await {
+                Ok(true) => {}
+                // There is nothing to undo then.
+                Ok(false) => return not_run(Verdict::Ok { result: Value::from("it had never begun") }),
+                Err(verdict) => return not_run(verdict),
+            }
         }
         let letter =
             self.letter(errand, format!("{ASYNC_PREFIX}{}", errand.method), Arguments::Json(args), Some((&errand.call_id, errand.limit)));
-        let Some(letter) = letter else { return gone(&errand.host.name) };
+        let Some(letter) = letter else { return gone(&errand.host.name, HostState::Undelivered) };
         match self.link.client.ask_by::<Accepted>(line, &letter, ANSWER_WITHIN, &Sent::default()).await {
             Ok(accepted) if accepted.minion_job_id == letter.minion_job_id() => self.wait(line, errand, &accepted.minion_job_id).await,
             Ok(_) | Err(NoAnswer::Silent(_)) => self.ask_after(line, errand).await,
@@ -209,6 +211,32 @@ impl<'l> Steps<'l> {
             }
             Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::UnknownMethod) => not_run(Verdict::Undelivered { error: failure }),
             Err(no_answer) => not_run(no_answer.into_verdict()),
+        }
+    }
+
+    /// The arguments of a step that its host has the method for.
+    async fn arguments(&self, line: &Line, errand: &Errand) -> Result<Value, Verdict> {
+        let args = errand.args.clone().map_err(|problem| Verdict::Failed { error: Failure::of_kind("flow_value", problem) })?;
+        self.look_for_method(line, errand, &args).await.map(|()| args)
+    }
+
+    /// Stops a job that was lost, if it still runs: what undoes it must not run beside it. `false` if it had never begun, and never will. What cannot be
+    /// learnt leaves the undoing for later.
+    async fn see_it_end(&self, line: &Line, errand: &Errand, call_id: &CallId) -> Result<bool, Verdict> {
+        let lost = Errand {
+            call_id: call_id.clone(),
+            args: Ok(Value::Null),
+            behind: None,
+            host: errand.host.clone(),
+            method: errand.method.clone(),
+            ..*errand
+        };
+        let id = MinionJobId::derive(&errand.host.name, &self.link.caller, call_id);
+        let _ended_or_unknown = self.question::<Value>(line, errand, "jobs.cancel", json!({ "id": id }), ANSWER_WITHIN).await;
+        match self.ask_after(line, &lost).await.verdict {
+            Verdict::Undelivered { .. } => Ok(false),
+            Verdict::Lost { error } if error.data == Some(unheard()) => Err(Verdict::undelivered(error.message)),
+            _ => Ok(true),
         }
     }
 
@@ -281,13 +309,25 @@ impl<'l> Steps<'l> {
     async fn wait(&self, line: &Line, errand: &Errand, id: &MinionJobId) -> Outcome {
         let wait_ms = u64::try_from(WAIT_AT_ONCE.as_millis()).unwrap_or(u64::MAX);
         let args = json!({ "ids": [id], "wait_ms": wait_ms });
-        let mut silence = Silence::new(errand.lost_after);
+        let (mut silence, mut patience) = (Silence::new(errand.lost_after), Patience::new(errand));
         loop {
+            let asked_at = Instant::now();
             let waited = self.question::<JobsWaited>(line, errand, "jobs.wait", args.clone(), WAIT_AT_ONCE + ANSWER_GRACE).await;
             match waited.and_then(|waited| waited.jobs.into_iter().next().ok_or_else(|| NoAnswer::Silent("it told of no job".to_owned()))) {
-                Ok(report) => match self.end_of(errand, report) {
-                    Ok(Some(outcome)) => return outcome,
-                    Ok(None) => silence = Silence::new(errand.lost_after),
+                Ok(report) => match self.end_of(errand, &report) {
+                    Ok(Some(outcome)) => return patience.judged(outcome),
+                    Ok(None) => {
+                        silence = Silence::new(errand.lost_after);
+                        match patience.after(report.progress.state()) {
+                            Waiting::On => {}
+                            Waiting::Stop => self.stop(line, errand, id).await,
+                            Waiting::Over(lost) => return *lost,
+                        }
+                        // It was asked to wait, and did not.
+                        if asked_at.elapsed() < ASK_AGAIN_LONGEST {
+                            tokio::time::sleep(ASK_AGAIN).await;
+                        }
+                    }
                     Err(problem) => {
                         if let Some(lost) = silence.goes_on(&problem).await {
                             return lost;
@@ -314,7 +354,7 @@ impl<'l> Steps<'l> {
             match self.question::<JobReport>(line, errand, "jobs.fence", args.clone(), ANSWER_WITHIN).await {
                 Ok(report) => {
                     let id = report.minion_job_id.clone();
-                    match self.end_of(errand, report) {
+                    match self.end_of(errand, &report) {
                         Ok(Some(outcome)) => return fenced(outcome),
                         Ok(None) => return self.wait(line, errand, &id).await,
                         Err(problem) => {
@@ -335,16 +375,21 @@ impl<'l> Steps<'l> {
     }
 
     /// How it ended, if it has. A host must not make that up by what it says of another job.
-    fn end_of(&self, errand: &Errand, report: JobReport) -> Result<Option<Outcome>, String> {
+    fn end_of(&self, errand: &Errand, report: &JobReport) -> Result<Option<Outcome>, String> {
         let id = MinionJobId::derive(&errand.host.name, &self.link.caller, &errand.call_id);
         if report.call_id != errand.call_id || report.minion_job_id != id {
             return Err("it answered about another job".to_owned());
         }
-        match report.progress {
-            JobProgress::Ended(outcome) => Ok(Some(outcome)),
+        match &report.progress {
+            JobProgress::Ended(outcome) => Ok(Some(outcome.clone())),
             JobProgress::Going { state: HostState::Queued | HostState::Running, .. } => Ok(None),
             JobProgress::Going { state, .. } => Err(format!("it says that the step is {state}, and not how it came to that")),
         }
+    }
+
+    /// Has the host stop it, if it can be asked now.
+    async fn stop(&self, line: &Line, errand: &Errand, id: &MinionJobId) {
+        let _learnt_by_its_end = self.question::<Value>(line, errand, "jobs.cancel", json!({ "id": id }), ANSWER_WITHIN).await;
     }
 
     /// Has the host stop it. That it could not be told is found by waiting for its end.
@@ -380,29 +425,5 @@ fn fenced(outcome: Outcome) -> Outcome {
             Outcome { verdict: Verdict::Undelivered { error }, ..outcome }
         }
         _ => outcome,
-    }
-}
-
-/// A host that does not answer, for how long.
-struct Silence {
-    since: Instant,
-    longest: Duration,
-    pause: Duration,
-}
-
-impl Silence {
-    fn new(longest: Duration) -> Self {
-        Self { since: Instant::now(), longest, pause: ASK_AGAIN }
-    }
-
-    /// Pauses; or says that it is lost, as nothing was heard for too long.
-    async fn goes_on(&mut self, reason: &str) -> Option<Outcome> {
-        if self.since.elapsed() >= self.longest {
-            let longest = self.longest;
-            return Some(not_run(Verdict::lost(format!("it may have run: nothing was heard of it for {longest:?}; at last: {reason}"))));
-        }
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(ASK_AGAIN_LONGEST);
-        None
     }
 }

@@ -5,27 +5,30 @@ use std::collections::BTreeMap;
 use common::identity::MinionName;
 use serde_json::{Map, Value, json};
 
-use super::{Cell, FOLLOWED_MAX, Record, TaskRecord};
+use super::{Cell, FOLLOWED_MAX, Record, Run, TaskRecord};
 use crate::flow::file::Kind;
 use crate::flow::plan::build::{kind_name, kind_of};
 use crate::flow::plan::{Source, Task};
 use crate::flow::state::{FlowState, TaskState};
 use crate::flow::value::{NoValue, Reference, Template, part};
 
+/// Of which run a value is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    pub(crate) task: &'a TaskRecord,
+    pub(crate) cell: &'a Cell,
+    pub(crate) run: &'a Run,
+}
+
 impl Record {
-    /// The value of a reference in `scope`, as seen by the cell, which may be one that is undone.
-    pub(crate) fn value(
-        &self,
-        scope: usize,
-        reference: &Reference,
-        cell: Option<(&TaskRecord, &Cell, &MinionName)>,
-    ) -> Result<Value, NoValue> {
-        let whole = match (reference.name.as_str(), cell) {
-            ("host", Some((_, _, host))) => json!(host),
-            ("item", Some((task, cell, _))) => task.item(cell).cloned().unwrap_or_default(),
-            ("result", Some((_, cell, _))) => cell.result().cloned().unwrap_or_default(),
+    /// The value of a reference in `scope`, as seen by a run, which is to be sent, or is undone.
+    pub(crate) fn value(&self, scope: usize, reference: &Reference, seen: Option<Seen<'_>>) -> Result<Value, NoValue> {
+        let whole = match (reference.name.as_str(), seen) {
+            ("host", Some(seen)) => json!(seen.run.host),
+            ("item", Some(seen)) => seen.task.item(seen.cell).cloned().unwrap_or_default(),
+            ("result", Some(seen)) => seen.run.result().cloned().unwrap_or_default(),
             ("flow", _) => self.own_value(),
-            (name, _) => self.named(scope, name, FOLLOWED_MAX)?,
+            (name, seen) => self.named(scope, name, seen.map(|seen| seen.run.attempt), FOLLOWED_MAX)?,
         };
         part(&whole, &reference.path).cloned().ok_or_else(|| NoValue::Missing(format!("there is no {}", reference.shown())))
     }
@@ -46,17 +49,17 @@ impl Record {
         self.tasks.iter().any(|task| task.state == TaskState::RevertFailure)
     }
 
-    fn named(&self, scope: usize, name: &str, more: usize) -> Result<Value, NoValue> {
+    fn named(&self, scope: usize, name: &str, attempt: Option<u32>, more: usize) -> Result<Value, NoValue> {
         let missing = || NoValue::Missing(format!("{name} is not there"));
         let more = more.checked_sub(1).ok_or_else(missing)?;
         match self.plan.source(scope, name).ok_or_else(missing)? {
             Source::Value(value) => Ok(value.clone()),
             Source::Bound { scope, template } => template.render(&|reference| {
-                let value = if reference.name == "flow" { self.own_value() } else { self.named(*scope, &reference.name, more)? };
+                let value = if reference.name == "flow" { self.own_value() } else { self.named(*scope, &reference.name, attempt, more)? };
                 part(&value, &reference.path).cloned().ok_or_else(|| NoValue::Missing(format!("there is no {}", reference.shown())))
             }),
             Source::Provided { task, path, kind } => self.provided(*task, name, path, *kind),
-            Source::Alias { scope, name } => self.named(*scope, name, more),
+            Source::Alias { scope, name } => self.named(*scope, name, attempt, more),
             Source::Round(block) => {
                 let round = self.blocks.get(*block).map_or(0, |block| block.round);
                 let plan = self.plan.blocks.get(*block).ok_or_else(missing)?;
@@ -64,7 +67,8 @@ impl Record {
                 values.and_then(|values| values.get(usize::try_from(round).ok()?).cloned()).ok_or_else(missing)
             }
             Source::Attempt(index) => {
-                let attempt = self.tasks.get(*index).map_or(1, |task| task.attempt.max(1));
+                // What is undone was done in its own attempt, and not in the last one.
+                let attempt = attempt.unwrap_or_else(|| self.tasks.get(*index).map_or(1, |task| task.attempt)).max(1);
                 let task = self.plan.task(*index).ok_or_else(missing)?;
                 let values = self.retry_values(task.scope, task.retry.as_ref().and_then(|retry| retry.values.as_ref()), more);
                 values.and_then(|values| values.get(usize::try_from(attempt - 1).ok()?).cloned()).ok_or_else(missing)
@@ -75,7 +79,7 @@ impl Record {
     /// The values of a retry for each of several.
     pub(crate) fn retry_values(&self, scope: usize, values: Option<&Template>, more: usize) -> Option<Vec<Value>> {
         let rendered = values?.render(&|reference| {
-            let value = self.named(scope, &reference.name, more)?;
+            let value = self.named(scope, &reference.name, None, more)?;
             part(&value, &reference.path).cloned().ok_or_else(|| NoValue::Missing(reference.shown()))
         });
         match rendered {
