@@ -218,7 +218,7 @@ impl From<FlowError> for Refusal {
             FlowError::Log(FlowLogError::Unknown { .. } | FlowLogError::Ambiguous { .. }) => USAGE,
             FlowError::Log(FlowLogError::AtWork { .. }) | FlowError::NotEnded { .. } => NOT_ENDED,
             FlowError::Log(FlowLogError::Damaged { .. }) => HOST_UNKNOWN,
-            FlowError::Log(FlowLogError::Io { .. })
+            FlowError::Log(FlowLogError::Io { .. } | FlowLogError::Newer(_))
             | FlowError::Link(_)
             | FlowError::Roster(_)
             | FlowError::Call(_)

@@ -40,12 +40,13 @@ use log::{Event, FlowLog, Header, Line, LogError, Wish};
 use plan::{At, Plan};
 use record::Record;
 use state::FlowState;
-use value::Template;
 
 /// How often an id is drawn before it is given up.
 const IDS_DRAWN_MAX: usize = 16;
-/// So many of the oldest flows are looked at when a new one begins.
+/// So many flows are given up at most when a new one begins.
 const TIDIED_AT_ONCE: usize = 20;
+/// So many are looked at for that: those that nobody has ended stay.
+const LOOKED_AT_ONCE: usize = 200;
 /// How long hosts may take to say whether they have a method, before a flow begins.
 const DESCRIBE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -122,20 +123,20 @@ pub(crate) fn checked(fleet: &Fleet, path: &Path, vars: &Map<String, Value>) -> 
 fn learn(fleet: &Fleet, plan: &Plan, problems: &mut Vec<ConfigError>) -> Result<BTreeMap<MethodName, MethodSpec>, FlowError> {
     let builtin = Catalogue::builtin();
     let mut learnt = BTreeMap::new();
-    let mut asked: BTreeSet<(&str, &MethodName)> = BTreeSet::new();
-    let mut wrong_targets: BTreeSet<&str> = BTreeSet::new();
+    let mut asked: BTreeSet<(String, &MethodName)> = BTreeSet::new();
+    let mut wrong_targets: BTreeSet<String> = BTreeSet::new();
     for task in &plan.tasks {
-        let Template::Literal(Value::String(target)) = &task.target else { continue };
+        let Some(Value::String(target)) = plan.known(task.scope, &task.target) else { continue };
         let calls = std::iter::once(&task.call).chain(task.undo.as_ref().map(|undo| &undo.call));
         for call in calls {
-            if !asked.insert((target, call)) || wrong_targets.contains(target.as_str()) {
+            if !asked.insert((target.clone(), call)) || wrong_targets.contains(target.as_str()) {
                 continue;
             }
-            let found = fleet.target(target);
+            let found = fleet.target(&target);
             let found = match found {
                 Ok(found) => found,
                 Err(error) => {
-                    wrong_targets.insert(target);
+                    wrong_targets.insert(target.clone());
                     problems.push(content(&task.at, format!("the task {}: {}", task.path, crate::chain(&error))));
                     continue;
                 }
@@ -195,23 +196,41 @@ pub(crate) fn begin(fleet: &Fleet, path: &Path, vars: Map<String, Value>) -> Res
 
 /// Gives up some of the flows that ended so long ago, or are so many, that `retention` of overlord.toml lets them go: none in the 60 minutes after its end.
 fn tidy(fleet: &Fleet) -> Result<(), FlowError> {
-    let (limits, now) = (&fleet.config().retention, Timestamp::now());
+    let limits = &fleet.config().retention;
     let ids = log::list(fleet.home())?;
     let mut surplus = ids.len().saturating_sub(limits.count);
-    for id in ids.iter().take(TIDIED_AT_ONCE) {
-        let mut log = FlowLog::open(fleet.home(), id)?;
-        // What cannot be read is left for a person to look at.
-        if !log.lock()? {
+    let (mut looks, mut deleted) = (0, 0);
+    for id in &ids {
+        if looks == LOOKED_AT_ONCE || deleted == TIDIED_AT_ONCE {
+            break;
+        }
+        let log = FlowLog::open(fleet.home(), id)?;
+        let kept_for = if surplus > 0 { KEPT_AT_LEAST } else { limits.age };
+        // What was written to since has not ended before.
+        if log.quiet_for()? < kept_for {
             continue;
         }
-        let Ok(record) = log.read().map_err(FlowError::from).and_then(|lines| folded(id, &lines)) else { continue };
-        let kept_for = if surplus > 0 { KEPT_AT_LEAST } else { limits.age };
-        if record.finished_at.is_some_and(|end| later(end, kept_for) <= now) {
-            log.delete()?;
+        looks += 1;
+        if is_given_up(log, id, kept_for)? {
             surplus = surplus.saturating_sub(1);
+            deleted += 1;
         }
     }
     Ok(())
+}
+
+/// Deletes a flow that ended so long ago, and what somebody has left who died before he had begun one. What cannot be read is left for a person to look at.
+fn is_given_up(mut log: FlowLog, id: &JobId, kept_for: Duration) -> Result<bool, FlowError> {
+    if !log.try_lock()? {
+        return Ok(false);
+    }
+    let Ok(lines) = log.read() else { return Ok(false) };
+    let is_over = |record: Record| record.finished_at.is_some_and(|end| later(end, kept_for) <= Timestamp::now());
+    let goes = lines.is_empty() || folded(id, &lines).is_ok_and(is_over);
+    if goes {
+        log.delete()?;
+    }
+    Ok(goes)
 }
 
 /// Takes up a flow that was suspended, or that nobody works on any more.
@@ -319,8 +338,11 @@ pub(crate) fn wish(fleet: &Fleet, text: &str, wish: Wish) -> Result<Granted, Flo
     let at = Timestamp::now();
     let asked = Line::new(at, Event::Wish { wish, by });
     let mut lines = vec![asked];
-    if is_ours && wish == Wish::Suspend && matches!(record.state, FlowState::Running | FlowState::Reverting) {
-        lines.push(Line::new(at, Event::Flow { state: FlowState::Suspended, cause: None }));
+    if is_ours && wish == Wish::Suspend && record.state != FlowState::Suspended {
+        // Whoever was to run it may have died before it began.
+        let begun = (record.state == FlowState::Pending).then_some(FlowState::Running);
+        let states = begun.into_iter().chain([FlowState::Suspended]);
+        lines.extend(states.map(|state| Line::new(at, Event::Flow { state, cause: None })));
     }
     log.append(&lines)?;
     log.sync()?;

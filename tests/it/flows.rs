@@ -1,6 +1,7 @@
 //! `overlord flow`: what flows from one call to the next, what is refused before anything runs, what is undone and in which order, and that a kill at any
 //! moment repeats nothing and loses nothing.
 
+mod checks;
 mod faults;
 
 use std::fs;
@@ -141,7 +142,7 @@ fn an_undo_that_fails_is_another_end_than_one_that_works() {
     let bad = "[[step]]\nname = \"second\"\ntarget = \"web1\"\ncall = \"test.ping\"\nundo = { call = \"test.explode\", args = [\"stuck\"], times = 2 }\n";
     let fail = "[[step]]\nname = \"third\"\ntarget = \"web1\"\ncall = \"test.explode\"\nargs = [\"first cause\"]\n";
     let tell = format!(
-        "[[finally]]\nname = \"tell\"\ntarget = \"web1\"\ncall = \"command.run\"\nargs = {{ line = \"echo '${{flow.state}} ${{flow.error.message}}' >> {}\" }}\n",
+        "[[finally]]\nname = \"tell\"\ntarget = \"web1\"\ncall = \"command.run\"\nargs = {{ line = \"echo ${{flow.state}} $WHY >> {}\", env = {{ WHY = \"${{flow.error.message}}\" }} }}\n",
         ran_file(&fleet)
     );
     let document = run(&fleet, &[&mark(&fleet, "first", "web1", ""), bad, fail, &tell].concat()).expect(2).json();

@@ -120,7 +120,7 @@ fn carry_out(mut output: Output, ready: Ready) -> Result<u8, Refusal> {
     }
     print(&mut output, &record, false)?;
     if stop.is_stopped() && !record.state.has_ended() {
-        remark(&format!("interrupted: what was sent goes on; `overlord flow resume {id}` goes on with the rest"));
+        remark(&format!("interrupted: jobs that were sent go on, calls were stopped; `overlord flow resume {id}` goes on"));
         return Ok(INTERRUPTED);
     }
     Ok(status_of(&record))

@@ -27,6 +27,13 @@ pub(crate) fn problems(plan: &Plan, find: &dyn Fn(&MethodName) -> Option<MethodS
                 tell(&task.at, format!("the task {}: {what}{problem}", task.path));
             }
         }
+        if let Some(name) = shell_line(task).and_then(|line| said_by_a_host(plan, task, line)) {
+            let advice = "give it in `env`, where a shell takes it for nothing but a text, or say in `provides` that it is a number";
+            tell(
+                &task.at,
+                format!("the task {}: ${{{name}}} is what a host says, and would be run by the shell of others: {advice}", task.path),
+            );
+        }
         if let Some(items) = &task.for_each
             && !may_be(kinds.of(task.scope, items), "array")
         {
@@ -40,6 +47,49 @@ pub(crate) fn problems(plan: &Plan, find: &dyn Fn(&MethodName) -> Option<MethodS
         }
     }
     problems
+}
+
+/// What a task has a shell run. What undoes it is given nothing but its own host's results, and is not looked at.
+fn shell_line(task: &Task) -> Option<&Template> {
+    match (task.call.as_str(), &task.args) {
+        ("command.run", Template::List(args)) => args.first(),
+        ("command.run", Template::Object(args)) => args.iter().find_map(|(name, value)| (name == "line").then_some(value)),
+        _ => None,
+    }
+}
+
+/// What in a template is a text that a host has given. Numbers and decisions are no danger, and are checked when they are there.
+fn said_by_a_host(plan: &Plan, task: &Task, template: &Template) -> Option<String> {
+    let is_said = |reference: &&Reference| is_said_by_a_host(plan, task, (task.scope, reference), FOLLOWED_MAX);
+    template.references().into_iter().find(is_said).map(Reference::shown)
+}
+
+fn is_said_by_a_host(plan: &Plan, task: &Task, (scope, reference): (usize, &Reference), more: usize) -> bool {
+    let Some(more) = more.checked_sub(1) else { return true };
+    let any_in = |scope: usize, template: &Template| {
+        template.references().into_iter().any(|inner| is_said_by_a_host(plan, task, (scope, inner), more))
+    };
+    match (reference.name.as_str(), plan.source(scope, &reference.name)) {
+        ("flow", _) => reference.path.first().is_some_and(|field| field == "error"),
+        ("item", _) => task.for_each.as_ref().is_some_and(|items| any_in(task.scope, items)),
+        ("host" | "result", _) | (_, Some(Source::Value(_)) | None) => false,
+        (_, Some(Source::Provided { kind: Some(Kind::Integer | Kind::Number | Kind::Boolean), .. })) => false,
+        (_, Some(Source::Provided { .. })) => true,
+        (_, Some(Source::Bound { scope, template })) => any_in(*scope, template),
+        (_, Some(Source::Alias { scope, name })) => {
+            let inside = Reference { name: name.clone(), path: reference.path.clone() };
+            is_said_by_a_host(plan, task, (*scope, &inside), more)
+        }
+        (_, Some(Source::Round(block))) => {
+            let block = plan.blocks.get(*block);
+            block
+                .is_some_and(|block| block.retry.iter().filter_map(|retry| retry.values.as_ref()).any(|values| any_in(block.scope, values)))
+        }
+        (_, Some(Source::Attempt(index))) => {
+            let of = plan.task(*index);
+            of.is_some_and(|of| of.retry.iter().filter_map(|retry| retry.values.as_ref()).any(|values| any_in(of.scope, values)))
+        }
+    }
 }
 
 /// What is known of the types of values, in one task.

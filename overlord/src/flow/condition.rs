@@ -2,6 +2,8 @@
 //!
 //! Values are compared as JSON: `==` and `!=` for all, the others for two numbers or two texts. A condition that is one value must be true or false.
 
+use std::cmp::Ordering;
+
 use serde_json::Value;
 
 use super::value::{NoValue, Reference};
@@ -106,12 +108,12 @@ impl Comparison {
     fn holds(self, left: &Value, right: &Value) -> Result<bool, Undecided> {
         if let Self::Equal | Self::Different = self {
             // 1 and 1.0 are one number.
-            let numbers = left.as_f64().zip(right.as_f64()).map(|(left, right)| left == right);
-            return Ok(numbers.unwrap_or_else(|| left == right) == (self == Self::Equal));
+            let are_equal = numbers(left, right).map_or_else(|| left == right, Ordering::is_eq);
+            return Ok(are_equal == (self == Self::Equal));
         }
         let order = match (left, right) {
             (Value::String(left), Value::String(right)) => Some(left.cmp(right)),
-            _ => left.as_f64().zip(right.as_f64()).and_then(|(left, right)| left.partial_cmp(&right)),
+            _ => numbers(left, right),
         };
         let order = order
             .ok_or_else(|| Undecided::Type(format!("{left} and {right} cannot be compared: they are not two numbers or two texts")))?;
@@ -122,6 +124,15 @@ impl Comparison {
             Self::MoreOrEqual => order.is_ge(),
             Self::Equal | Self::Different => order.is_eq(),
         })
+    }
+}
+
+/// How two numbers stand to each other; whole ones to the last digit.
+fn numbers(left: &Value, right: &Value) -> Option<Ordering> {
+    let whole = |value: &Value| value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
+    match (whole(left), whole(right)) {
+        (Some(left), Some(right)) => Some(left.cmp(&right)),
+        _ => left.as_f64()?.partial_cmp(&right.as_f64()?),
     }
 }
 

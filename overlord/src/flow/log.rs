@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::format::{Format, Program, Stamp};
+use common::format::{Format, FormatError, Program, Stamp};
 use common::identity::{CallerName, MinionName};
 use common::job::{CallId, JobId, normal_prefix};
 use common::outcome::{Failure, Outcome};
@@ -115,6 +115,8 @@ pub(crate) struct Cause {
 pub(crate) enum LogError {
     #[error("{doing} the flow log {}", .path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Newer(#[from] FormatError),
     #[error("the flow log {} is damaged at byte {offset} ({problem}): what the flow has done is not known from there on", .path.display())]
     Damaged { path: PathBuf, offset: u64, problem: String },
     #[error("\"{text}\" is the beginning of no flow's id; `overlord flow list` lists those that are known")]
@@ -169,14 +171,28 @@ impl FlowLog {
     /// Whether nobody else works on the flow; nobody does from now on while this is open.
     pub(crate) fn lock(&self) -> Result<bool, LogError> {
         let deadline = Instant::now() + PROBED_WITHIN;
-        loop {
-            match self.file.try_lock() {
-                Ok(()) => return Ok(true),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(PROBED_EVERY),
-                Err(TryLockError::WouldBlock) => return Ok(false),
-                Err(TryLockError::Error(source)) => return Err(self.failed("locking", source)),
+        while !self.try_lock()? {
+            if Instant::now() >= deadline {
+                return Ok(false);
             }
+            sleep(PROBED_EVERY);
         }
+        Ok(true)
+    }
+
+    /// The same, not waiting for who merely probes it.
+    pub(crate) fn try_lock(&self) -> Result<bool, LogError> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(source)) => Err(self.failed("locking", source)),
+        }
+    }
+
+    /// For how long nobody has written to it, by the clock on the wall.
+    pub(crate) fn quiet_for(&self) -> Result<Duration, LogError> {
+        let written = self.file.metadata().and_then(|about| about.modified()).map_err(|source| self.failed("reading", source))?;
+        Ok(written.elapsed().unwrap_or_default())
     }
 
     /// Whether somebody works on it.
@@ -248,11 +264,13 @@ impl FlowLog {
             if text.last() != Some(&b'\n') || text.trim_ascii().is_empty() {
                 continue;
             }
+            if at == 0
+                && let Ok(Stamped { event: StampedEvent { created } }) = seal::open(text)
+            {
+                FORMAT.age(self.path.display(), &created)?;
+            }
             match seal::open::<Line>(text) {
                 Ok(line) => {
-                    if let Event::Created(header) = &line.event {
-                        FORMAT.age("it", &header.stamp).map_err(|error| damaged(error.to_string()))?;
-                    }
                     match line.number {
                         Some(number) if number == next => next += 1,
                         None if matches!(line.event, Event::Wish { .. }) => {}
@@ -304,6 +322,17 @@ fn text_of(line: &Line) -> io::Result<Vec<u8>> {
     let outcome = Outcome::not_run(common::outcome::Verdict::lost(format!("what the host said cannot be kept: {problem}")), line.at);
     let event = Event::Ended { call_id: call_id.clone(), outcome: Box::new(outcome) };
     Ok(seal::seal(&Line { event, ..line.clone() })?)
+}
+
+/// A first line, of which only the format is asked for: one that is newer may say anything else.
+#[derive(Deserialize)]
+struct Stamped {
+    event: StampedEvent,
+}
+
+#[derive(Deserialize)]
+struct StampedEvent {
+    created: Stamp,
 }
 
 /// What a header says of the format.

@@ -17,11 +17,13 @@ use serde_json::{Map, Value};
 
 use super::condition::Condition;
 use super::file::{HostsKind, Kind, LostPolicy, MaxFail, RetryFile, RunKind, Texts};
-use super::value::Template;
+use super::value::{NoValue, Reference, Template, part};
 use crate::config::ConfigError;
 
 /// The most tasks of a flow. Its items and hosts come on top.
 pub(crate) const TASKS_MAX: usize = 100_000;
+/// How often something is tried at most: each time is kept.
+const RETRY_TIMES_MAX: u32 = 1000;
 /// How deep sub-flows and blocks may stand in each other.
 const DEPTH_MAX: usize = 32;
 
@@ -145,6 +147,9 @@ impl Retry {
         if file.times == Some(0) {
             return Err("retry.times is 0: it would never run".to_owned());
         }
+        if file.times.is_some_and(|times| times > RETRY_TIMES_MAX) {
+            return Err(format!("retry.times is {RETRY_TIMES_MAX} at most"));
+        }
         let factor = file.factor.unwrap_or(2.0);
         if !(1.0..=100.0).contains(&factor) {
             return Err("retry.factor is between 1 and 100".to_owned());
@@ -162,6 +167,9 @@ impl Retry {
 
     /// How long to pause behind the `round`th time, from 0.
     pub(crate) fn pause_behind(&self, round: u32) -> Duration {
+        if self.pause.is_zero() {
+            return Duration::ZERO;
+        }
         let grown = self.pause.as_secs_f64() * self.factor.powi(i32::try_from(round.min(1000)).unwrap_or(i32::MAX));
         Duration::try_from_secs_f64(grown).unwrap_or(self.most).min(self.most)
     }
@@ -198,6 +206,22 @@ impl Plan {
     /// The source of a name where it is used.
     pub(crate) fn source(&self, scope: usize, name: &str) -> Option<&Source> {
         self.names.get(&(scope, name.to_owned()))
+    }
+
+    /// What a template comes to, if that is known before anything runs: by vars and inputs alone.
+    pub(crate) fn known(&self, scope: usize, template: &Template) -> Option<Value> {
+        template.render(&|reference| self.known_name(scope, reference, DEPTH_MAX)).ok()
+    }
+
+    fn known_name(&self, scope: usize, reference: &Reference, more: usize) -> Result<Value, NoValue> {
+        let missing = || NoValue::Missing(reference.shown());
+        let more = more.checked_sub(1).ok_or_else(missing)?;
+        let whole = match self.source(scope, &reference.name) {
+            Some(Source::Value(value)) => value.clone(),
+            Some(Source::Bound { scope, template }) => template.render(&|inner| self.known_name(*scope, inner, more))?,
+            _ => return Err(missing()),
+        };
+        part(&whole, &reference.path).cloned().ok_or_else(missing)
     }
 
     /// The nodes that must have passed before this one may.

@@ -13,13 +13,15 @@ use serde_json::{Map, Value};
 use super::{At, Block, DEPTH_MAX, Node, Plan, Retry, Source, TASKS_MAX, Task};
 use crate::config::ConfigError;
 use crate::flow::condition::Condition;
-use crate::flow::file::{BlockKind, FlowFile, Kind, Part, Provides, Step, Texts, beside};
+use crate::flow::file::{BlockKind, FlowFile, HostsKind, Kind, Part, Provides, Step, Texts, beside};
 use crate::flow::value::{Reference, Template, is_name};
 use task::{coerced, task_key, task_of};
 pub(in crate::flow) use task::{kind_name, kind_of};
 
 /// A host that has not answered for so long has lost a task, unless the task says otherwise.
 const LOST_AFTER: Duration = Duration::from_secs(60);
+/// The most sub-flows of a flow, each counted as often as it is run.
+const SUB_FLOWS_MAX: usize = 1000;
 /// Names that mean something of their own where they are used.
 const OWN_NAMES: [&str; 4] = ["item", "host", "result", "flow"];
 
@@ -34,8 +36,16 @@ pub(super) fn build(texts: &Texts, given: &Map<String, Value>) -> Result<Plan, V
         finally: Vec::new(),
         names: HashMap::new(),
     };
-    let mut builder =
-        Builder { texts, plan, problems: Vec::new(), steps: HashMap::new(), wishes: Vec::new(), kinds: Vec::new(), scopes: 0 };
+    let mut builder = Builder {
+        texts,
+        plan,
+        problems: Vec::new(),
+        steps: HashMap::new(),
+        wishes: Vec::new(),
+        kinds: Vec::new(),
+        ends: Vec::new(),
+        scopes: 0,
+    };
     builder.main(given);
     builder.connect();
     builder.sort();
@@ -52,6 +62,8 @@ struct Builder<'t> {
     wishes: Vec<Wish>,
     /// How the children of each block stand to each other, and which block each is in.
     kinds: Vec<(BlockKind, Option<usize>)>,
+    /// The end of each block.
+    ends: Vec<NodeIndex>,
     scopes: usize,
 }
 
@@ -84,6 +96,8 @@ struct Around<'t> {
     when: Vec<(usize, Condition)>,
     is_finally: bool,
     depth: usize,
+    /// The files of the flows around it, the outermost first.
+    files: Vec<&'t Path>,
 }
 
 impl Around<'_> {
@@ -118,8 +132,17 @@ impl<'t> Builder<'t> {
         if let Some(name) = &file.name {
             self.plan.name.clone_from(name);
         }
-        let around =
-            Around { path, text, scope: 0, prefix: String::new(), blocks: Vec::new(), when: Vec::new(), is_finally: false, depth: 0 };
+        let around = Around {
+            path,
+            text,
+            scope: 0,
+            prefix: String::new(),
+            blocks: Vec::new(),
+            when: Vec::new(),
+            is_finally: false,
+            depth: 0,
+            files: Vec::new(),
+        };
         self.scopes = 1;
         let mut known: HashSet<&str> = HashSet::new();
         for (name, default) in &file.vars {
@@ -193,6 +216,7 @@ impl<'t> Builder<'t> {
         self.plan.blocks.push(Block { path, retry: None, scope: around.scope, outer: around.blocks.clone() });
         self.kinds.push((kind, around.blocks.last().copied()));
         let ends = (self.plan.graph.add_node(Node::Start(index)), self.plan.graph.add_node(Node::End(index)));
+        self.ends.push(ends.1);
         let mut inner = around.clone();
         inner.blocks.push(index);
         inner.depth += 1;
@@ -310,6 +334,17 @@ impl<'t> Builder<'t> {
             return None;
         }
         let (path, text, sub) = self.read(&beside(around.path, file.get_ref()))?;
+        if path == around.path || around.files.contains(&path) {
+            self.problem(at, format!("the sub-flow {name} is in {}, which runs it itself: it would have no end", path.display()));
+            return None;
+        }
+        if self.scopes > SUB_FLOWS_MAX {
+            if self.scopes == SUB_FLOWS_MAX + 1 {
+                self.problem(at, format!("a flow runs {SUB_FLOWS_MAX} sub-flows at most"));
+                self.scopes += 1;
+            }
+            return None;
+        }
         if step.retry.is_some() && sub.retry.is_some() {
             self.problem(at, format!("retry stands here and in {} itself", path.display()));
         }
@@ -317,6 +352,7 @@ impl<'t> Builder<'t> {
         self.scopes += 1;
         let prefix = format!("{}{name}/", around.prefix);
         let inner = Around { path, text, scope, prefix: around.prefix.clone(), depth: around.depth + 1, ..around.clone() };
+        let inner = Around { files: [around.files.as_slice(), &[around.path]].concat(), ..inner };
         let (mut bound, mut wanted) = (step.vars.clone(), Vec::new());
         for (var, default) in &sub.vars {
             let value = bound.remove(var).unwrap_or_else(|| default.clone());
@@ -399,6 +435,7 @@ impl<'t> Builder<'t> {
             self.provide(around.scope, name, Source::Provided { task: index, path: path.clone(), kind: *kind }, at);
         }
         let retry = self.retry(step.retry.as_ref(), Source::Attempt(index), (around, node), at);
+        let values = retry.as_ref().filter(|retry| retry.values.is_some()).map(|retry| retry.name.clone());
         let task = match task_of(step, around, at) {
             Ok(task) => task,
             Err(problem) => {
@@ -407,6 +444,13 @@ impl<'t> Builder<'t> {
             }
         };
         let task = Task { retry, provides: provides.into_iter().map(|(name, (path, kind))| (name, path, kind)).collect(), ..task };
+        if let Some(key) = values.as_deref().and_then(|name| found_once(&task, name)) {
+            let problem = format!(
+                "the task {}: its {key} is found once, and its retry has another value each time: put the retry around it, on a block",
+                task.path
+            );
+            self.problem(at, problem);
+        }
         let item = task.for_each.is_some();
         let own: &'static [&'static str] = if item { &["flow", "host", "item"] } else { &["flow", "host"] };
         let of_undo: &'static [&'static str] = if item { &["flow", "host", "item", "result"] } else { &["flow", "host", "result"] };
@@ -420,4 +464,13 @@ impl<'t> Builder<'t> {
         self.plan.tasks.push(task);
         Some((node, node))
     }
+}
+
+/// What of a task is found once, and refers to that name all the same.
+fn found_once(task: &Task, name: &str) -> Option<&'static str> {
+    let uses = |template: &Template| template.references().iter().any(|reference| reference.name == name);
+    if task.for_each.as_ref().is_some_and(uses) {
+        return Some("for_each");
+    }
+    (task.hosts == HostsKind::Each && uses(&task.target)).then_some("target")
 }

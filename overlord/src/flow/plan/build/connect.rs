@@ -73,6 +73,10 @@ impl Builder<'_> {
                 format!("{name} comes from a step of the same unordered block, whose steps do not wait for each other: make it a graph");
             return self.problem(&wish.at, problem);
         }
+        // What stands in a block that may begin anew is there for others once that block is done.
+        let has_retry = |block: &&usize| self.plan.blocks.get(**block).is_some_and(|block| block.retry.is_some());
+        let around = of_others.get(common..).unwrap_or_default().iter().find(has_retry);
+        let from = around.and_then(|block| self.ends.get(*block).copied()).unwrap_or(from);
         self.plan.graph.add_edge(from, wish.node, ());
     }
 
