@@ -77,7 +77,7 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Run a method for each of many items, on whichever hosts of the target have time, and print the results in the order of the items
     Map(MapArgs),
-    /// Run several calls with dependencies, retries and undo, which survive this machine
+    /// Run several calls with dependencies, retries and undo
     #[command(subcommand)]
     Flow(FlowCommand),
     /// Say how a job stands, asking the hosts that have not ended

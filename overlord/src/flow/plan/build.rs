@@ -165,7 +165,11 @@ impl<'t> Builder<'t> {
         let at = around.at(around.text.find(name).unwrap_or(0));
         match value {
             Ok(value) => self.provide(around.scope, name, Source::Value(value), &at),
-            Err(problem) => self.problem(&at, problem),
+            Err(problem) => {
+                // Whatever refers to it is not to blame.
+                self.provide(around.scope, name, Source::Value(Value::Null), &at);
+                self.problem(&at, problem);
+            }
         }
     }
 
