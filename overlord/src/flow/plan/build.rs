@@ -1,10 +1,12 @@
 //! Making the graph of a flow's files: first every step is put in its place, then every reference is followed to what provides it.
 
 mod connect;
+mod sub_flow;
 mod task;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -13,15 +15,13 @@ use serde_json::{Map, Value};
 use super::{At, Block, DEPTH_MAX, Node, Plan, Retry, Source, TASKS_MAX, Task};
 use crate::config::ConfigError;
 use crate::flow::condition::Condition;
-use crate::flow::file::{BlockKind, FlowFile, HostsKind, Kind, Part, Provides, Step, Texts, beside};
+use crate::flow::file::{BlockKind, FlowFile, Kind, Part, Provides, RetryFile, Step, Texts};
 use crate::flow::value::{Reference, Template, is_name};
-use task::{coerced, task_key, task_of};
+use task::{coerced, found_once, task_key, task_of};
 pub(in crate::flow) use task::{kind_name, kind_of};
 
 /// A host that has not answered for so long has lost a task, unless the task says otherwise.
 const LOST_AFTER: Duration = Duration::from_secs(60);
-/// The most sub-flows of a flow, each counted as often as it is run.
-const SUB_FLOWS_MAX: usize = 1000;
 /// Names that mean something of their own where they are used.
 const OWN_NAMES: [&str; 4] = ["item", "host", "result", "flow"];
 
@@ -89,6 +89,8 @@ enum Need {
 struct Around<'t> {
     path: &'t Path,
     text: &'t str,
+    /// Where each line of it begins.
+    lines: Rc<[usize]>,
     scope: usize,
     /// The names of the sub-flows that it is in, each with a `/` behind it.
     prefix: String,
@@ -102,8 +104,7 @@ struct Around<'t> {
 
 impl Around<'_> {
     fn at(&self, offset: usize) -> At {
-        let line = self.text.get(..offset).unwrap_or_default().matches('\n').count() + 1;
-        At { path: self.path.to_owned(), line }
+        At { path: self.path.to_owned(), line: self.lines.partition_point(|begin| *begin <= offset) }
     }
 }
 
@@ -135,6 +136,7 @@ impl<'t> Builder<'t> {
         let around = Around {
             path,
             text,
+            lines: lines_of(text),
             scope: 0,
             prefix: String::new(),
             blocks: Vec::new(),
@@ -212,7 +214,7 @@ impl<'t> Builder<'t> {
         around: &Around<'t>,
         name: &str,
         kind: BlockKind,
-        retry: Option<&crate::flow::file::RetryFile>,
+        retry: Option<&RetryFile>,
         at: &At,
     ) -> ((NodeIndex, NodeIndex), Around<'t>) {
         let index = self.plan.blocks.len();
@@ -231,13 +233,7 @@ impl<'t> Builder<'t> {
         (ends, inner)
     }
 
-    fn retry(
-        &mut self,
-        file: Option<&crate::flow::file::RetryFile>,
-        source: Source,
-        (around, node): (&Around<'t>, NodeIndex),
-        at: &At,
-    ) -> Option<Retry> {
+    fn retry(&mut self, file: Option<&RetryFile>, source: Source, (around, node): (&Around<'t>, NodeIndex), at: &At) -> Option<Retry> {
         match file.map(Retry::of)? {
             Ok(retry) => {
                 if let Some(values) = &retry.values {
@@ -331,80 +327,6 @@ impl<'t> Builder<'t> {
         }
     }
 
-    fn sub_flow(&mut self, step: Step, around: &Around<'t>, at: &At) -> Option<(NodeIndex, NodeIndex)> {
-        let (name, file) = (step.name.get_ref().clone(), step.flow?);
-        if around.depth >= DEPTH_MAX {
-            self.problem(at, format!("sub-flows may stand {DEPTH_MAX} deep in each other at most; does {} run itself?", file.get_ref()));
-            return None;
-        }
-        let (path, text, sub) = self.read(&beside(around.path, file.get_ref()))?;
-        if path == around.path || around.files.contains(&path) {
-            self.problem(at, format!("the sub-flow {name} is in {}, which runs it itself: it would have no end", path.display()));
-            return None;
-        }
-        if self.scopes > SUB_FLOWS_MAX {
-            if self.scopes == SUB_FLOWS_MAX + 1 {
-                self.problem(at, format!("a flow runs {SUB_FLOWS_MAX} sub-flows at most"));
-                self.scopes += 1;
-            }
-            return None;
-        }
-        if step.retry.is_some() && sub.retry.is_some() {
-            self.problem(at, format!("retry stands here and in {} itself", path.display()));
-        }
-        let scope = self.scopes;
-        self.scopes += 1;
-        let prefix = format!("{}{name}/", around.prefix);
-        let inner = Around { path, text, scope, prefix: around.prefix.clone(), depth: around.depth + 1, ..around.clone() };
-        let inner = Around { files: [around.files.as_slice(), &[around.path]].concat(), ..inner };
-        let (mut bound, mut wanted) = (step.vars.clone(), Vec::new());
-        for (var, default) in &sub.vars {
-            let value = bound.remove(var).unwrap_or_else(|| default.clone());
-            wanted.push((var.clone(), value));
-        }
-        for input in sub.inputs.keys() {
-            match bound.remove(input) {
-                Some(value) => wanted.push((input.clone(), value)),
-                None => self.problem(at, format!("the sub-flow {name} is not given its input {input}")),
-            }
-        }
-        for unknown in bound.keys() {
-            self.problem(at, format!("{} has no var or input {unknown}", path.display()));
-        }
-        let mut needed = Vec::new();
-        for (var, value) in wanted {
-            match Template::parse(&value) {
-                Ok(template) => {
-                    needed.extend(template.references().into_iter().cloned());
-                    self.provide(scope, &var, Source::Bound { scope: around.scope, template }, at);
-                }
-                Err(problem) => self.problem(at, format!("vars.{var}: {problem}")),
-            }
-        }
-        let retry = step.retry.clone().or_else(|| sub.retry.clone());
-        let mut outer = inner.clone();
-        outer.prefix.clone_from(&around.prefix);
-        let ends = self.sub_body(FlowFile { retry, ..sub }, &outer, &name, &prefix);
-        self.wish_all(needed.iter().collect(), ends.0, around, &["flow"], at);
-        for (outside, part) in self.parts(step.provides.as_ref(), true, at) {
-            let inside = part.0.join(".");
-            self.provide(around.scope, &outside, Source::Alias { scope, name: inside.clone() }, at);
-            // Whatever uses it outside waits for the sub-flow as a whole.
-            self.steps.insert((usize::MAX, format!("{}/{outside}", around.scope)), ends);
-        }
-        Some(ends)
-    }
-
-    fn sub_body(&mut self, file: FlowFile, around: &Around<'t>, name: &str, prefix: &str) -> (NodeIndex, NodeIndex) {
-        let (ends, mut inner) = self.open(around, name, file.block, file.retry.as_ref(), &around.at(0));
-        inner.prefix = prefix.to_owned();
-        if !file.finally.is_empty() {
-            self.problem(&around.at(0), "a sub-flow cannot have steps that run in the end: write them into the flow that runs it");
-        }
-        self.children(file.step, &inner, file.block, ends);
-        ends
-    }
-
     /// Names, and where in the result they are.
     fn parts(&mut self, provides: Option<&Provides>, is_sub_flow: bool, at: &At) -> BTreeMap<String, (Vec<String>, Option<Kind>)> {
         let path = |text: &str| -> Vec<String> { text.split('.').filter(|part| !part.is_empty()).map(str::to_owned).collect() };
@@ -470,11 +392,7 @@ impl<'t> Builder<'t> {
     }
 }
 
-/// What of a task is found once, and refers to that name all the same.
-fn found_once(task: &Task, name: &str) -> Option<&'static str> {
-    let uses = |template: &Template| template.references().iter().any(|reference| reference.name == name);
-    if task.for_each.as_ref().is_some_and(uses) {
-        return Some("for_each");
-    }
-    (task.hosts == HostsKind::Each && uses(&task.target)).then_some("target")
+/// Where the lines of a text begin.
+fn lines_of(text: &str) -> Rc<[usize]> {
+    std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect()
 }

@@ -136,3 +136,12 @@ pub(in crate::flow) fn kind_name(kind: Kind) -> &'static str {
         Kind::Any => "any",
     }
 }
+
+/// What of a task is found once, and refers to that name all the same.
+pub(super) fn found_once(task: &Task, name: &str) -> Option<&'static str> {
+    let uses = |template: &Template| template.references().iter().any(|reference| reference.name == name);
+    if task.for_each.as_ref().is_some_and(uses) {
+        return Some("for_each");
+    }
+    (task.hosts == HostsKind::Each && uses(&task.target)).then_some("target")
+}
