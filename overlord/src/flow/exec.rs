@@ -3,6 +3,7 @@
 //! Each step is a job: it is known by its call id, which stands in the log, synced, before it is sent. So whoever goes on after a kill asks the host what
 //! became of it, and never sends it again unless the host says that it never began, and never will.
 
+mod calls;
 mod patience;
 mod step;
 

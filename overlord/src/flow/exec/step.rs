@@ -9,7 +9,6 @@ use common::identity::MinionName;
 use common::job::{CallId, HostState, MinionJobId};
 use common::method::{Catalogue, MethodName, MethodSpec};
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
-use common::protocol::map::{CHUNK_PERIOD, Chunk, Chunked, MAP_PREFIX};
 use common::protocol::{ASYNC_PREFIX, Accepted, Arguments, JobProgress, JobReport, JobsWaited};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -30,13 +29,6 @@ pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) const ASK_AGAIN_LONGEST: Duration = Duration::from_secs(2);
 /// The method by which resident workers work.
 const WORKER_RUN: &str = "worker.run";
-
-/// How long a host is to be busy with calls that are sent together.
-const TOGETHER_AIM: Duration = Duration::from_millis(50);
-/// So many calls are sent together at most.
-const TOGETHER_MAX: usize = 64;
-/// So many times more than the time before.
-const GROWTH: usize = 8;
 
 /// What is to be done on one host.
 pub(super) struct Errand {
@@ -60,11 +52,11 @@ pub(super) enum Work {
 
 /// The way to hosts: connections that are kept, and which host has which method.
 pub(super) struct Steps<'l> {
-    link: &'l Link,
-    catalogue: Catalogue,
-    lines: RefCell<HashMap<MinionName, Vec<Line>>>,
-    capable: RefCell<HashSet<(MinionName, String)>>,
-    pace: &'l Pace,
+    pub(super) link: &'l Link,
+    pub(super) catalogue: Catalogue,
+    pub(super) lines: RefCell<HashMap<MinionName, Vec<Line>>>,
+    pub(super) capable: RefCell<HashSet<(MinionName, String)>>,
+    pub(super) pace: &'l Pace,
 }
 
 /// How many calls of a method are sent together; one, unless it is known to be quick.
@@ -108,81 +100,6 @@ impl<'l> Steps<'l> {
         outcome
     }
 
-    /// How many calls of this method are to be sent together.
-    pub(super) fn together(&self, method: &MethodName) -> usize {
-        self.pace.borrow().get(method).copied().unwrap_or(1)
-    }
-
-    /// What becomes of calls of one method to one host, which end with us.
-    pub(super) async fn call(&self, errands: Vec<Errand>) -> Vec<Outcome> {
-        let Some(first) = errands.first() else { return Vec::new() };
-        let line = self.lines.borrow_mut().get_mut(&first.host.name).and_then(Vec::pop).unwrap_or_default();
-        let outcomes = self.call_by(&line, &errands).await;
-        self.lines.borrow_mut().entry(first.host.name.clone()).or_default().push(line);
-        self.learn_pace(&first.method, &outcomes);
-        outcomes
-    }
-
-    /// By the hosts' own clocks, which do not count the way there and back.
-    fn learn_pace(&self, method: &MethodName, outcomes: &[Outcome]) {
-        let spans = outcomes.iter().filter_map(|outcome| Duration::try_from(outcome.finished_at?.duration_since(outcome.started_at?)).ok());
-        let (took, count) = spans.fold((Duration::ZERO, 0_usize), |(took, count), span| (took + span, count + 1));
-        if count == 0 {
-            return;
-        }
-        let each = took.as_nanos() / u128::try_from(count).unwrap_or(1);
-        let fit = usize::try_from(TOGETHER_AIM.as_nanos() / each.max(1)).unwrap_or(usize::MAX);
-        self.pace.borrow_mut().insert(method.clone(), fit.clamp(1, count.saturating_mul(GROWTH).min(TOGETHER_MAX)));
-    }
-
-    async fn call_by(&self, line: &Line, errands: &[Errand]) -> Vec<Outcome> {
-        let all = |outcome: Outcome| errands.iter().map(|_| outcome.clone()).collect::<Vec<_>>();
-        let Some(first) = errands.first() else { return Vec::new() };
-        let mut checked = Vec::with_capacity(errands.len());
-        for errand in errands {
-            checked.push(self.arguments(line, errand).await);
-        }
-        // One that cannot be sent costs the others nothing: they are sent without it.
-        if checked.iter().any(Result::is_err) {
-            return checked.into_iter().map(|checked| checked.map_or_else(not_run, |_| not_begun())).collect();
-        }
-        let args = checked.into_iter().filter_map(Result::ok).collect();
-        match self.call_together(line, first, args).await {
-            Ok(outcomes) if outcomes.len() == errands.len() => outcomes,
-            Ok(_) => {
-                all(not_run(Verdict::lost("it answered for another number of calls than it was asked: what became of them is not known")))
-            }
-            Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::UnknownMethod) => {
-                all(not_run(Verdict::Undelivered { error: failure }))
-            }
-            Err(no_answer) => all(not_run(no_answer.into_verdict())),
-        }
-    }
-
-    /// One call, or several as a chunk of a map.
-    async fn call_together(&self, line: &Line, first: &Errand, mut args: Vec<Value>) -> Result<Vec<Outcome>, NoAnswer> {
-        let nobody = || NoAnswer::NotSent("there is nobody to ask".to_owned());
-        let step = Some((&first.call_id, first.limit));
-        if args.len() == 1 {
-            let args = args.pop().unwrap_or_default();
-            let letter = self.letter(first, first.method.to_string(), Arguments::Json(args), step).ok_or_else(nobody)?;
-            let within = first.limit.saturating_add(ANSWER_GRACE);
-            return self.link.client.ask_by::<Outcome>(line, &letter, within, &Sent::default()).await.map(|outcome| vec![outcome]);
-        }
-        let chunk = Chunk { first: 0, items: args.into_iter().map(Arguments::Json).collect() };
-        let chunk = serde_json::to_value(&chunk).map_err(|error| NoAnswer::NotSent(error.to_string()))?;
-        let letter = self.letter(first, format!("{MAP_PREFIX}{}", first.method), Arguments::Json(chunk), step).ok_or_else(nobody)?;
-        let within = first.limit.saturating_add(CHUNK_PERIOD).saturating_add(ANSWER_GRACE);
-        let outcome = self.link.client.ask_by::<Outcome>(line, &letter, within, &Sent::default()).await?;
-        match outcome.verdict {
-            Verdict::Ok { result } => {
-                let chunked = serde_json::from_value::<Chunked>(result).map_err(|error| NoAnswer::Silent(error.to_string()))?;
-                Ok(chunked.outcomes.into_iter().map(fenced).collect())
-            }
-            other => Err(NoAnswer::Silent(other.error().map(|error| error.message.clone()).unwrap_or_default())),
-        }
-    }
-
     async fn carry_by(&self, line: &Line, errand: &Errand, work: Work) -> Outcome {
         if work == Work::Adopt {
             return self.ask_after(line, errand).await;
@@ -215,7 +132,7 @@ impl<'l> Steps<'l> {
     }
 
     /// The arguments of a step that its host has the method for.
-    async fn arguments(&self, line: &Line, errand: &Errand) -> Result<Value, Verdict> {
+    pub(super) async fn arguments(&self, line: &Line, errand: &Errand) -> Result<Value, Verdict> {
         let args = errand.args.clone().map_err(|problem| Verdict::Failed { error: Failure::of_kind("flow_value", problem) })?;
         self.look_for_method(line, errand, &args).await.map(|()| args)
     }
@@ -241,7 +158,7 @@ impl<'l> Steps<'l> {
     }
 
     /// A letter to the errand's host; of a step its call id and its limit.
-    fn letter(&self, errand: &Errand, method: String, args: Arguments, step: Option<(&CallId, Duration)>) -> Option<Letter> {
+    pub(super) fn letter(&self, errand: &Errand, method: String, args: Arguments, step: Option<(&CallId, Duration)>) -> Option<Letter> {
         let call_id = step.map_or_else(|| CallId::new(service::fresh_id(), 1), |(call_id, _)| call_id.clone());
         let message = Message { call_id, caller: self.link.caller.clone(), method, args, limit: step.map(|(_, limit)| limit) };
         message.letters([&errand.host]).pop()
@@ -412,13 +329,8 @@ impl<'l> Steps<'l> {
     }
 }
 
-/// It is to be sent again, alone.
-fn not_begun() -> Outcome {
-    not_run(Verdict::Undelivered { error: Failure::new(ErrorCode::Fenced, "it was not sent yet") })
-}
-
 /// A step that a fence has kept from ever beginning was never sent, whoever asks.
-fn fenced(outcome: Outcome) -> Outcome {
+pub(super) fn fenced(outcome: Outcome) -> Outcome {
     match outcome.verdict {
         Verdict::Undelivered { error } => {
             let error = Failure { code: ErrorCode::Fenced as i32, ..error };
