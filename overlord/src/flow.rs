@@ -87,6 +87,8 @@ fn listed(problems: &[ConfigError]) -> String {
 pub(crate) struct Known {
     pub(crate) record: Record,
     pub(crate) is_at_work: bool,
+    /// How long its log is.
+    pub(crate) bytes: u64,
 }
 
 /// One of all flows, or why it cannot be known.
@@ -281,8 +283,17 @@ pub(crate) fn known(fleet: &Fleet, text: &str) -> Result<Known, FlowError> {
     let id = log::find(fleet.home(), text)?;
     let mut log = FlowLog::open(fleet.home(), &id)?;
     // Whoever begins to work on it after this is seen by what it writes.
-    let is_at_work = log.is_at_work()?;
-    Ok(Known { record: folded(&id, &log.read()?)?, is_at_work })
+    let (is_at_work, bytes) = (log.is_at_work()?, log.bytes()?);
+    Ok(Known { record: folded(&id, &log.read()?)?, is_at_work, bytes })
+}
+
+/// Whether anything is other than it was known.
+///
+/// # Errors
+/// Its log cannot be read.
+pub(crate) fn has_changed(fleet: &Fleet, known: &Known) -> Result<bool, FlowError> {
+    let log = FlowLog::open(fleet.home(), &known.record.header.flow_id)?;
+    Ok(log.is_at_work()? != known.is_at_work || log.bytes()? != known.bytes)
 }
 
 /// Every flow that is known, oldest first; those that cannot be read with the reason.

@@ -185,7 +185,9 @@ fn watch(fleet: &Fleet, output: &mut Output, mut known: Known) -> Result<Known, 
         if is_unread_within(WATCH_EVERY) {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
         }
-        known = flow::known(fleet, id.as_str())?;
+        if flow::has_changed(fleet, &known)? {
+            known = flow::known(fleet, id.as_str())?;
+        }
     }
 }
 
@@ -213,7 +215,7 @@ fn print_list(fleet: &Fleet, mut output: Output) -> Result<u8, Refusal> {
         Format::Text => output.print(&list(&flows))?,
         Format::Json | Format::Jsonl => {
             let documents = flows.iter().rev().map(|(id, known)| match known {
-                Ok(Known { record, is_at_work }) => Value::Object(fields(record, *is_at_work)),
+                Ok(Known { record, is_at_work, .. }) => Value::Object(fields(record, *is_at_work)),
                 Err(error) => json!({ "flow_id": id, "state": null, "reason": crate::chain(error) }),
             });
             match output.format() {

@@ -189,6 +189,11 @@ impl FlowLog {
         }
     }
 
+    /// How long it is.
+    pub(crate) fn bytes(&self) -> Result<u64, LogError> {
+        self.file.metadata().map(|about| about.len()).map_err(|source| self.failed("reading", source))
+    }
+
     /// For how long nobody has written to it, by the clock on the wall.
     pub(crate) fn quiet_for(&self) -> Result<Duration, LogError> {
         let written = self.file.metadata().and_then(|about| about.modified()).map_err(|source| self.failed("reading", source))?;
@@ -294,8 +299,7 @@ impl FlowLog {
 
     /// What others have wished since it was last asked for or read.
     pub(crate) fn wishes(&mut self) -> Result<Vec<Line>, LogError> {
-        let length = self.file.metadata().map_err(|source| self.failed("reading", source))?.len();
-        if length <= self.heard {
+        if self.bytes()? <= self.heard {
             return Ok(Vec::new());
         }
         let mut bytes = Vec::new();

@@ -176,7 +176,7 @@ pub(crate) fn exit_bits(record: &Record) -> u8 {
 /// The flows for a person, a line each.
 pub(crate) fn list(flows: &[Listed]) -> String {
     let row = |(id, known): &Listed| match known {
-        Ok(Known { record, is_at_work }) => {
+        Ok(Known { record, is_at_work, .. }) => {
             let done = record.tasks.iter().filter(|task| task.state.is_passed()).count();
             let state = if record.state.has_ended() || *is_at_work || record.state == FlowState::Suspended {
                 record.state.to_string()
