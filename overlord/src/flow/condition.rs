@@ -45,6 +45,21 @@ enum Token {
     Close,
 }
 
+impl Token {
+    fn shown(&self) -> String {
+        match self {
+            Self::Value(value) => value.to_string(),
+            Self::Reference(reference) => reference.shown(),
+            Self::Compare(_) => "a comparison".to_owned(),
+            Self::And => "&&".to_owned(),
+            Self::Or => "||".to_owned(),
+            Self::Not => "!".to_owned(),
+            Self::Open => "(".to_owned(),
+            Self::Close => ")".to_owned(),
+        }
+    }
+}
+
 /// Why nothing was decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Undecided {
@@ -70,7 +85,7 @@ impl Condition {
         let condition = parser.either()?;
         match parser.tokens.pop() {
             None => Ok(condition),
-            Some(token) => Err(format!("the condition goes on with {token:?} where it should end")),
+            Some(token) => Err(format!("the condition goes on with {} where it should end", token.shown())),
         }
     }
 
@@ -198,7 +213,7 @@ impl Parser {
                 let inner = self.either()?;
                 if self.takes(&Token::Close) { Ok(inner) } else { Err("a parenthesis is not closed".to_owned()) }
             }
-            Some(token) => Err(format!("a value is missing before {token:?}")),
+            Some(token) => Err(format!("a value is missing before {}", token.shown())),
             None => Err("the condition ends where a value is missing".to_owned()),
         }
     }

@@ -156,22 +156,20 @@ impl Executor {
 
     /// Sends what was decided: jobs one by one, and calls of one method to one host together, as many as it is quick with.
     fn send<'f>(&mut self, sent: Vec<Sending>, steps: &'f Steps<'f>, field: &Field, flying: &Flying<'f>) -> Result<(), FlowError> {
-        let mut calls: BTreeMap<(MinionName, MethodName, Duration), Vec<Errand>> = BTreeMap::new();
+        let mut quick: BTreeMap<(MinionName, MethodName, Duration), Vec<Errand>> = BTreeMap::new();
         for Sending { task, cell, undo, host, call_id } in sent {
             let is_call = !undo && self.record.plan.task(task).is_some_and(|task| task.run == RunKind::Call);
             match self.errand(field, task, &host, &call_id, Some((cell, undo))) {
                 Some(errand) if is_call => {
-                    calls.entry((host, errand.method.clone(), errand.limit)).or_default().push(errand);
+                    quick.entry((host, errand.method.clone(), errand.limit)).or_default().push(errand);
                 }
                 Some(errand) => flying.push(Box::pin(carry(steps, errand, Work::Send))),
                 None => self.hear(field, call_id, &host, step::gone(&host, HostState::Undelivered))?,
             }
         }
-        for ((_, method, _), errands) in calls {
-            let together = steps.together(&method);
-            let mut errands = errands.into_iter().peekable();
-            while errands.peek().is_some() {
-                flying.push(Box::pin(call(steps, errands.by_ref().take(together).collect())));
+        for ((_, method, _), errands) in quick {
+            for together in calls::packed(errands, calls::together(&field.pace, &method)) {
+                flying.push(Box::pin(call(steps, together)));
             }
         }
         Ok(())
@@ -361,7 +359,7 @@ impl Surroundings for Field {
     fn forks(&self, task: &Task) -> usize {
         let together = match task.run {
             RunKind::Job => 1,
-            RunKind::Call => self.pace.borrow().get(&task.call).copied().unwrap_or(1),
+            RunKind::Call => calls::together(&self.pace, &task.call),
         };
         self.forks.saturating_mul(together)
     }

@@ -206,6 +206,25 @@ fn calls_of_one_method_that_travel_together_keep_apart() {
     assert!((1..150).contains(&together), "{together}");
 }
 
+/// Neither what is sent nor what comes back need fit into one body.
+#[test]
+fn large_calls_travel_in_as_many_bodies_as_they_need() {
+    let fleet = Fleet::start(1);
+    let text = "[[step]]\nname = \"make\"\ntarget = \"web1\"\nhosts = \"any\"\ncall = \"command.run\"\n\
+                args = { line = \"head -c 200000 /dev/zero | tr '\\\\0' x\" }\nprovides = { text = \"stdout\" }\n\
+                [[step]]\nname = \"echo\"\ntarget = \"web1\"\nhosts = \"any\"\ncall = \"test.echo\"\nargs = [\"${text}${item}\"]\nrun = \"call\"\nprovides = \"all\"\n";
+    let items: Vec<String> = (0..60).map(|item| item.to_string()).collect();
+    let document = run(&fleet, &format!("{text}for_each = [{}]\n", items.join(", "))).ok().json();
+    let all = document["values"]["all"].as_array().unwrap();
+    assert!(
+        all.iter()
+            .enumerate()
+            .all(|(at, text)| text.as_str().is_some_and(|text| text.len() > 200_000 && text.ends_with(&format!("x{at}"))))
+    );
+    let sent = document["tasks"][1]["runs"].as_array().unwrap().iter().map(|run| run["tries"].as_u64().unwrap()).max();
+    assert!(sent < Some(10), "{sent:?} times");
+}
+
 /// A minion that is killed and started again in the middle of a task has the task all the same.
 #[test]
 fn a_minion_that_comes_back_tells_what_became_of_its_task() {
@@ -346,8 +365,10 @@ fn what_was_lost_and_still_runs_is_stopped_before_it_is_undone() {
     web1.start();
     let document = running.wait().expect(4).json();
     assert_eq!(document["state"], "REVERTED", "{document}");
-    open_gate(&fleet);
-    assert_eq!(ran(&fleet), ["one", "undo-one"], "it was stopped, and did not come to its end");
+    let lost = document["tasks"][0]["runs"][0]["minion_job_id"].as_str().unwrap();
+    let told = fleet.overlord(["web1", "jobs.status", lost, "--output", "json"]).ok().json();
+    assert_eq!(told["hosts"]["web1"]["result"]["state"], "cancelled", "it was stopped, and did not come to its end: {told}");
+    assert_eq!(ran(&fleet), ["one", "undo-one"]);
     fleet.assert_no_leaks();
 }
 
@@ -386,22 +407,38 @@ fn a_cancelled_flow_runs_what_runs_in_the_end_though_it_was_to_be_suspended() {
     assert_eq!(ran(&fleet), ["one web1", "two", "undo-one web1", "REVERTED"]);
 }
 
+/// Nothing is under way then but what runs in the end, and that is not what was to be stopped.
+#[test]
+fn a_flow_that_is_cancelled_while_it_pauses_runs_what_runs_in_the_end() {
+    let fleet = Fleet::start(1);
+    let pauses = "[[step]]\nname = \"pauses\"\ntarget = \"web1\"\ncall = \"test.explode\"\nargs = [\"x\"]\nretry = { times = 2, pause = \"1h\", most = \"1h\" }\n";
+    let tell = mark(&fleet, "tell", "web1", "").replace("[[step]]", "[[finally]]").replace("line = \"", "line = \"sleep 0.5; ");
+    let tell: String = tell.lines().filter(|line| !line.starts_with("undo")).map(|line| line.to_owned() + "\n").collect();
+    let id = begin(&fleet, &(pauses.to_owned() + &tell));
+    wait_until("it to pause", PATIENCE, || status(&fleet, &id)["tasks"][0]["again_at"].is_string());
+    let _told = fleet.overlord(["flow", "cancel", &id]).ok();
+    let document = wait_for_state(&fleet, &id, "REVERTED");
+    assert_eq!(states(&document), [("pauses", "FAILURE"), ("tell", "SUCCESS")]);
+    assert_eq!(ran(&fleet), ["tell web1"]);
+}
+
 /// Whatever a host says of a job that should long have ended, the flow goes on.
 #[test]
 fn a_job_that_its_host_calls_running_for_ever_is_lost_in_the_end() {
     let fleet = Fleet::start(1);
-    let text = held(&fleet, "one", "timeout = \"1s\"\nlost_after = \"1s\"");
+    // Long enough to be stopped before it is over.
+    let text = held(&fleet, "one", "timeout = \"6s\"\nlost_after = \"1s\"");
     let file = file(&fleet, &text);
     let running = fleet.overlord_spawn(["flow", "run", &file, "--output", "json"]);
     wait_for_line(&fleet, "one");
     let minion = fleet.minion("web1");
-    let daemon = minion.job_daemon(&minion.spools()[0]).unwrap();
+    let daemon = fleet::wait_for("the job's daemon", PATIENCE, || minion.job_daemon(&minion.spools()[0]));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
     let document = running.wait().expect(4).json();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid), nix::sys::signal::Signal::SIGCONT).unwrap();
     assert_eq!((&document["state"], &document["cause"]["state"]), (&json!("REVERTED"), &json!("lost")), "{document}");
     let message = document["cause"]["error"]["message"].as_str().unwrap();
-    assert!(message.contains("its host says that it is running, long after its limit of 1s"), "{message}");
+    assert!(message.contains("its host says that it is running, long after its limit of 6s"), "{message}");
 }
 
 #[test]

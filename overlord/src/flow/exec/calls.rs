@@ -8,7 +8,7 @@ use common::protocol::Arguments;
 use common::protocol::map::{CHUNK_PERIOD, Chunk, Chunked, MAP_PREFIX};
 use serde_json::Value;
 
-use super::step::{Errand, Steps, fenced, not_run};
+use super::step::{Errand, Pace, Steps, fenced, not_run};
 use crate::client::{Line, NoAnswer, Sent};
 use crate::fleet::ANSWER_GRACE;
 
@@ -18,13 +18,48 @@ const TOGETHER_AIM: Duration = Duration::from_millis(50);
 const TOGETHER_MAX: usize = 64;
 /// So many times more than the time before.
 const GROWTH: usize = 8;
+/// So many bytes of arguments, or of one call: a host takes bodies of a few times that.
+const TOGETHER_BYTES: usize = 256 << 10;
+
+/// How many calls of a method are sent together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Together {
+    now: usize,
+    /// More were too large.
+    most: usize,
+}
+
+impl Default for Together {
+    fn default() -> Self {
+        Self { now: 1, most: TOGETHER_MAX }
+    }
+}
+
+/// How many calls of this method are to be sent together.
+pub(super) fn together(pace: &Pace, method: &MethodName) -> usize {
+    pace.borrow().get(method).copied().unwrap_or_default().now
+}
+
+/// Those that are sent together: so many, and no more than fit.
+pub(super) fn packed(errands: Vec<Errand>, most: usize) -> Vec<Vec<Errand>> {
+    let (mut packs, mut bytes) = (Vec::<Vec<Errand>>::new(), 0);
+    for errand in errands {
+        let own = errand.args.as_ref().map_or(0, |args| args.to_string().len());
+        match packs.last_mut().filter(|pack| pack.len() < most && bytes + own <= TOGETHER_BYTES) {
+            Some(pack) => {
+                bytes += own;
+                pack.push(errand);
+            }
+            None => {
+                bytes = own;
+                packs.push(vec![errand]);
+            }
+        }
+    }
+    packs
+}
 
 impl Steps<'_> {
-    /// How many calls of this method are to be sent together.
-    pub(super) fn together(&self, method: &MethodName) -> usize {
-        self.pace.borrow().get(method).copied().unwrap_or(1)
-    }
-
     /// What becomes of calls of one method to one host, which end with us.
     pub(super) async fn call(&self, errands: Vec<Errand>) -> Vec<Outcome> {
         let Some(first) = errands.first() else { return Vec::new() };
@@ -44,7 +79,9 @@ impl Steps<'_> {
         }
         let each = took.as_nanos() / u128::try_from(count).unwrap_or(1);
         let fit = usize::try_from(TOGETHER_AIM.as_nanos() / each.max(1)).unwrap_or(usize::MAX);
-        self.pace.borrow_mut().insert(method.clone(), fit.clamp(1, count.saturating_mul(GROWTH).min(TOGETHER_MAX)));
+        let mut pace = self.pace.borrow_mut();
+        let together = pace.entry(method.clone()).or_default();
+        together.now = fit.clamp(1, count.saturating_mul(GROWTH)).min(together.most);
     }
 
     async fn call_by(&self, line: &Line, errands: &[Errand]) -> Vec<Outcome> {
@@ -63,6 +100,12 @@ impl Steps<'_> {
             Ok(outcomes) if outcomes.len() == errands.len() => outcomes,
             Ok(_) => {
                 all(not_run(Verdict::lost("it answered for another number of calls than it was asked: what became of them is not known")))
+            }
+            // Alone each may be small enough.
+            Err(NoAnswer::TooLarge(_)) if errands.len() > 1 => {
+                let most = errands.len() / 2;
+                self.pace.borrow_mut().insert(first.method.clone(), Together { now: most, most });
+                all(not_begun())
             }
             Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::UnknownMethod) => {
                 all(not_run(Verdict::Undelivered { error: failure }))

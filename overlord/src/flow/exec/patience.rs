@@ -4,14 +4,8 @@ use std::time::{Duration, Instant};
 
 use common::job::HostState;
 use common::outcome::{ErrorCode, Failure, Outcome, Verdict};
-use serde_json::{Value, json};
 
 use super::step::{ASK_AGAIN, ASK_AGAIN_LONGEST, Errand, not_run};
-
-/// What stands with the error of a step of which its host has said nothing.
-pub(super) fn unheard() -> Value {
-    json!({ "type": "unheard" })
-}
 
 /// How long it is waited for a job that its host says is there. The host keeps the job's time limit: one that does not, or cannot, is not believed for ever.
 pub(super) struct Patience {
@@ -82,7 +76,7 @@ impl Silence {
         if self.since.elapsed() >= self.longest {
             let longest = self.longest;
             let why = format!("it may have run: for {longest:?} its host has not said how it ended; at last: {reason}");
-            return Some(not_run(Verdict::Lost { error: Failure::new(ErrorCode::Lost, why).with_data(unheard()) }));
+            return Some(not_run(Verdict::lost(why)));
         }
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(ASK_AGAIN_LONGEST);

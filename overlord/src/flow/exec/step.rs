@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::patience::{Patience, Silence, Waiting, unheard};
+use super::calls::Together;
+use super::patience::{Patience, Silence, Waiting};
 use crate::client::{Line, NoAnswer, Sent};
 use crate::envelope::{Letter, Message};
 use crate::fleet::{ANSWER_GRACE, Link};
@@ -60,7 +61,7 @@ pub(super) struct Steps<'l> {
 }
 
 /// How many calls of a method are sent together; one, unless it is known to be quick.
-pub(super) type Pace = RefCell<HashMap<MethodName, usize>>;
+pub(super) type Pace = RefCell<HashMap<MethodName, Together>>;
 
 impl Errand {
     pub(super) fn new(host: Host, call_id: CallId, method: &MethodName, limit: Duration, lost_after: Duration) -> Self {
@@ -148,12 +149,24 @@ impl<'l> Steps<'l> {
             method: errand.method.clone(),
             ..*errand
         };
-        let id = MinionJobId::derive(&errand.host.name, &self.link.caller, call_id);
-        let _ended_or_unknown = self.question::<Value>(line, errand, "jobs.cancel", json!({ "id": id }), ANSWER_WITHIN).await;
-        match self.ask_after(line, &lost).await.verdict {
-            Verdict::Undelivered { .. } => Ok(false),
-            Verdict::Lost { error } if error.data == Some(unheard()) => Err(Verdict::undelivered(error.message)),
-            _ => Ok(true),
+        let mut silence = Silence::new(errand.lost_after);
+        loop {
+            let told = self.question::<JobReport>(line, errand, "jobs.fence", json!({ "call_id": call_id }), ANSWER_WITHIN).await;
+            let problem = match told {
+                Ok(report) => match self.end_of(&lost, &report) {
+                    Ok(Some(outcome)) => return Ok(outcome.verdict.state() != HostState::Undelivered),
+                    Ok(None) => {
+                        self.stop(line, errand, &report.minion_job_id).await;
+                        "what is to be undone has not been stopped yet".to_owned()
+                    }
+                    Err(problem) => problem,
+                },
+                Err(NoAnswer::Refused(failure)) if failure.is(ErrorCode::Lost) => return Ok(true),
+                Err(no_answer) => no_answer.reason().to_owned(),
+            };
+            if silence.goes_on(&problem).await.is_some() {
+                return Err(Verdict::undelivered(problem));
+            }
         }
     }
 
