@@ -5,6 +5,7 @@
 
 mod certs;
 mod deploy;
+mod flow;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub(crate) use certs::{
     CertsTokenArgs, IssuedRole,
 };
 pub(crate) use deploy::DeployArgs;
+pub(crate) use flow::{FlowCommand, FlowFileArgs, FlowGraphArgs, FlowResumeArgs, FlowRunArgs, FlowStatusArgs};
 
 const CALL_LOOKS_LIKE: &str = "overlord [OPTIONS] TARGET MODULE.METHOD [ARG | KEY=VALUE]...";
 
@@ -75,6 +77,9 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Run a method for each of many items, on whichever hosts of the target have time, and print the results in the order of the items
     Map(MapArgs),
+    /// Run several calls with dependencies, retries and undo
+    #[command(subcommand)]
+    Flow(FlowCommand),
     /// Say how a job stands, asking the hosts that have not ended
     JobStatus(JobStatusArgs),
     /// List the jobs that have not ended and the newest that have, newest first, as far as is known here

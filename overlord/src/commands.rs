@@ -6,6 +6,7 @@ mod completions;
 mod deploy;
 mod detached;
 mod doc;
+mod flow;
 mod hosts;
 mod job_cancel;
 mod job_delete;
@@ -36,6 +37,8 @@ use crate::cli::{Cli, Command, Options};
 use crate::daemon::DaemonError;
 use crate::deploy::DeployError;
 use crate::fleet::{AnyError, CallError, CheckError, Fleet, FleetError, LinkError};
+use crate::flow::FlowError;
+use crate::flow::log::LogError as FlowLogError;
 use crate::home::{Home, HomeError};
 use crate::hosts::RosterError;
 use crate::jobs::{JobError, RetryError, StartError};
@@ -91,6 +94,7 @@ fn execute(cli: Cli) -> Result<u8, Refusal> {
     match command {
         Command::Call(args) if args.as_job => call::start(&options, output, args),
         Command::Call(args) => call::run(&open(&options)?, output, args),
+        Command::Flow(command) => flow::run(&options, output, command),
         Command::Map(args) if args.as_job => map::start(&options, output, &args),
         Command::Map(args) => map::run(&open(&options)?, output, &args),
         Command::JobStatus(args) => job_status::run(&open(&options)?, output, &args),
@@ -204,6 +208,26 @@ impl From<CallError> for Refusal {
             CallError::Check(error) => error.into(),
             CallError::Link(_) | CallError::Buckets(_) => Self::of(INTERNAL, &error),
         }
+    }
+}
+
+impl From<FlowError> for Refusal {
+    fn from(error: FlowError) -> Self {
+        let status = match &error {
+            FlowError::Problems(_) | FlowError::Ended { .. } => USAGE,
+            FlowError::Log(FlowLogError::Unknown { .. } | FlowLogError::Ambiguous { .. }) => USAGE,
+            FlowError::Log(FlowLogError::AtWork { .. }) | FlowError::NotEnded { .. } => NOT_ENDED,
+            FlowError::Log(FlowLogError::Damaged { .. }) => HOST_UNKNOWN,
+            FlowError::Log(FlowLogError::Io { .. } | FlowLogError::Newer(_))
+            | FlowError::Link(_)
+            | FlowError::Roster(_)
+            | FlowError::Call(_)
+            | FlowError::Runtime(_)
+            | FlowError::Astray(_)
+            | FlowError::Ids
+            | FlowError::OtherCaller { .. } => INTERNAL,
+        };
+        Self::of(status, &error)
     }
 }
 

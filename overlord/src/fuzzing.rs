@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::identity::MinionName;
 use common::job::{JobId, JobRecord, LogLine, MinionJobId};
+use common::method::Catalogue;
 use common::outcome::Verdict;
 use common::protocol::{JobLogs, Stream};
 use http_body_util::Full;
@@ -19,6 +20,9 @@ use crate::aggregate;
 use crate::client::{self, Exchanged, Question, Sent};
 use crate::config::{Config, ConfigError};
 use crate::deploy;
+use crate::flow;
+use crate::flow::file::Texts;
+use crate::flow::plan::Plan;
 use crate::hosts::{Host, Roster, RosterError};
 use crate::jobs::log;
 use crate::jobs::logs::answer::Asked;
@@ -58,6 +62,37 @@ pub fn hosts<'r>(expression: &str, roster: &'r Roster, record: &JobRecord) -> Re
 #[must_use]
 pub fn compressed(names: &[&MinionName]) -> String {
     aggregate::compressed(names)
+}
+
+/// What the file of a flow comes to.
+pub struct FlowShape {
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// All but the last of them, in the order in which they may run.
+    pub order: Vec<usize>,
+    /// How many run in the end.
+    pub last: usize,
+    /// The first of each has to have passed before the second begins.
+    pub edges: Vec<(usize, usize)>,
+    /// As it is printed, as text and for Graphviz.
+    pub printed: [String; 2],
+    /// What is found wrong with it later: with references, types and arguments.
+    pub problems: Vec<String>,
+}
+
+/// The flow in `text`.
+///
+/// # Errors
+/// What makes that it is none, each for a person.
+pub fn flow(text: &str) -> Result<FlowShape, Vec<String>> {
+    let told = |problems: Vec<ConfigError>| problems.iter().map(|problem| crate::chain(problem)).collect::<Vec<_>>();
+    let plan = Plan::make(&Texts::of(text), &serde_json::Map::new()).map_err(told)?;
+    let builtin = Catalogue::builtin();
+    let problems = told(flow::check::problems(&plan, &|name| builtin.find(name).cloned()));
+    let ends = plan.graph.edge_indices().filter_map(|edge| plan.graph.edge_endpoints(edge));
+    let edges = ends.map(|(from, to)| (from.index(), to.index())).collect();
+    let order = plan.order.iter().map(|node| node.index()).collect();
+    Ok(FlowShape { nodes: plan.graph.node_count(), order, last: plan.finally.len(), edges, printed: [plan.shown(), plan.dot()], problems })
 }
 
 /// The lines of a job's log, or what is wrong with each, for a person; and how many bytes are whole lines.

@@ -110,6 +110,14 @@ impl Home {
         self.state.join("jobs")
     }
 
+    pub(crate) fn flows_dir(&self) -> PathBuf {
+        self.state.join("flows")
+    }
+
+    pub(crate) fn flow_log(&self, flow: &JobId) -> PathBuf {
+        self.flows_dir().join(format!("{flow}.log"))
+    }
+
     pub(crate) fn job_log(&self, job: &JobId) -> PathBuf {
         self.jobs_dir().join(format!("{job}.log"))
     }

@@ -28,6 +28,7 @@ mod envelope;
 #[cfg(test)]
 mod fake_minion;
 mod fleet;
+mod flow;
 #[doc(hidden)]
 pub mod fuzzing;
 mod home;

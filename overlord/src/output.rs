@@ -2,6 +2,7 @@
 //! its way to a terminal: control characters are made visible, and nothing that a host says can look like a line of ours.
 
 pub(crate) mod call;
+pub(crate) mod flow;
 pub(crate) mod job;
 pub(crate) mod logs;
 pub(crate) mod map;
@@ -119,6 +120,11 @@ pub(crate) fn progress(hosts: usize) -> ProgressBar {
 /// The same while items are worked on, with how long it may still take.
 pub(crate) fn progress_of(items: u64) -> ProgressBar {
     bar(items, "{bar:30} {pos}/{len} items  {elapsed}, {eta} to go")
+}
+
+/// The same while the tasks of a flow are.
+pub(crate) fn progress_of_tasks(tasks: usize) -> ProgressBar {
+    bar(u64::try_from(tasks).unwrap_or(u64::MAX), "{bar:30} {pos}/{len} tasks  {elapsed}")
 }
 
 fn bar(count: u64, template: &str) -> ProgressBar {

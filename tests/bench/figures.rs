@@ -10,6 +10,7 @@
 
 mod async_start;
 mod calls;
+mod flow;
 mod idle;
 mod kept;
 mod map;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn()); 11] = [
+    let all: [(&str, fn()); 12] = [
         ("calls", calls::run),
         ("async", async_start::run),
         ("idle", idle::run),
@@ -38,6 +39,7 @@ fn main() {
         ("round_trip", round_trip::run),
         ("workers", workers::run),
         ("progress", progress::run),
+        ("flow", flow::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {

@@ -9,6 +9,7 @@ mod authority_records;
 mod certificates;
 mod configs;
 mod deploy;
+mod flows;
 mod job_log;
 mod requests;
 mod rules;
@@ -29,6 +30,7 @@ pub use authority_records::authority_records;
 pub use certificates::{certificate, crl, csr};
 pub use configs::{configs, roster};
 pub use deploy::{deploy_report, package};
+pub use flows::flows;
 pub use job_log::job_log;
 pub use requests::requests;
 pub use rules::rules;
@@ -41,7 +43,7 @@ pub use workers::workers;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("answers", answers),
     ("arguments", arguments),
     ("authority_records", authority_records),
@@ -50,6 +52,7 @@ pub const TARGETS: [(&str, Target); 17] = [
     ("crl", crl),
     ("csr", csr),
     ("deploy_report", deploy_report),
+    ("flows", flows),
     ("job_log", job_log),
     ("package", package),
     ("requests", requests),

@@ -19,6 +19,7 @@ mod deploy;
 mod enrolment;
 mod faults;
 mod flood;
+mod flows;
 mod fuzz;
 mod handshake;
 mod harness;

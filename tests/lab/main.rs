@@ -15,6 +15,7 @@ mod install;
 mod power;
 mod removal;
 mod restarts;
+mod rollout;
 mod rpm;
 mod upgrades;
 mod workers;
