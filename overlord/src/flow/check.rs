@@ -22,17 +22,20 @@ pub(crate) fn problems(plan: &Plan, find: &dyn Fn(&MethodName) -> Option<MethodS
         let kinds = Kinds { plan, task: index };
         let calls = [Some(("", &task.call, &task.args)), task.undo.as_ref().map(|undo| ("undo: ", &undo.call, &undo.args))];
         for (what, call, args) in calls.into_iter().flatten() {
+            if let Some(name) = shell_line(call, args).and_then(|line| said_by_a_host(plan, task, line)) {
+                let advice = "give it in `env`, where a shell takes it for nothing but a text, or say in `provides` that it is a number";
+                tell(
+                    &task.at,
+                    format!(
+                        "the task {}: {what}${{{name}}} is what a host says, and would be run by the shell of others: {advice}",
+                        task.path
+                    ),
+                );
+            }
             let Some(spec) = find(call) else { continue };
             if let Err(problem) = fits(&spec, args, &kinds) {
                 tell(&task.at, format!("the task {}: {what}{problem}", task.path));
             }
-        }
-        if let Some(name) = shell_line(task).and_then(|line| said_by_a_host(plan, task, line)) {
-            let advice = "give it in `env`, where a shell takes it for nothing but a text, or say in `provides` that it is a number";
-            tell(
-                &task.at,
-                format!("the task {}: ${{{name}}} is what a host says, and would be run by the shell of others: {advice}", task.path),
-            );
         }
         if let Some(items) = &task.for_each
             && !may_be(kinds.of(task.scope, items), "array")
@@ -49,16 +52,17 @@ pub(crate) fn problems(plan: &Plan, find: &dyn Fn(&MethodName) -> Option<MethodS
     problems
 }
 
-/// What a task has a shell run. What undoes it is given nothing but its own host's results, and is not looked at.
-fn shell_line(task: &Task) -> Option<&Template> {
-    match (task.call.as_str(), &task.args) {
+/// What a call has a shell run.
+fn shell_line<'a>(call: &MethodName, args: &'a Template) -> Option<&'a Template> {
+    match (call.as_str(), args) {
         ("command.run", Template::List(args)) => args.first(),
         ("command.run", Template::Object(args)) => args.iter().find_map(|(name, value)| (name == "line").then_some(value)),
         _ => None,
     }
 }
 
-/// What in a template is a text that a host has given. Numbers and decisions are no danger, and are checked when they are there.
+/// What in a template is a text that a host has given. Numbers and decisions are no danger, and are checked when they are there; and an undo's `result` is
+/// what the host that runs it has said itself.
 fn said_by_a_host(plan: &Plan, task: &Task, template: &Template) -> Option<String> {
     let is_said = |reference: &&Reference| is_said_by_a_host(plan, task, (task.scope, reference), FOLLOWED_MAX);
     template.references().into_iter().find(is_said).map(Reference::shown)
@@ -70,7 +74,7 @@ fn is_said_by_a_host(plan: &Plan, task: &Task, (scope, reference): (usize, &Refe
         template.references().into_iter().any(|inner| is_said_by_a_host(plan, task, (scope, inner), more))
     };
     match (reference.name.as_str(), plan.source(scope, &reference.name)) {
-        ("flow", _) => reference.path.first().is_some_and(|field| field == "error"),
+        ("flow", _) => reference.path.first().is_none_or(|field| field == "error"),
         ("item", _) => task.for_each.as_ref().is_some_and(|items| any_in(task.scope, items)),
         ("host" | "result", _) | (_, Some(Source::Value(_)) | None) => false,
         (_, Some(Source::Provided { kind: Some(Kind::Integer | Kind::Number | Kind::Boolean), .. })) => false,

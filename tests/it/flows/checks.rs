@@ -31,7 +31,17 @@ fn what_a_host_says_never_becomes_a_line_of_shell_on_another() {
     let refusal = "is what a host says, and would be run by the shell of others";
     assert_refused(&fleet, &(says.clone() + &line("said")), &format!("flow.toml:8: the task runs: ${{said}} {refusal}"));
     assert_refused(&fleet, &(says.clone() + &line("item") + "for_each = \"${said}\""), refusal);
-    assert_refused(&fleet, &(says.clone() + &line("flow.error.message").replace("[[step]]", "[[finally]]")), refusal);
+    for of_flow in ["flow.error.message", "flow"] {
+        assert_refused(&fleet, &(says.clone() + &line(of_flow).replace("[[step]]", "[[finally]]")), refusal);
+    }
+    // What undoes a task is run by a shell as well, and may be given what others have said.
+    let undone = |reference: &str| {
+        let undo = format!("undo = {{ call = \"command.run\", args = {{ line = \"echo ${{{reference}}}\" }} }}");
+        step("runs", "test.ping", "[]", &undo)
+    };
+    for reference in ["said", "flow.error.message", "flow"] {
+        assert_refused(&fleet, &(says.clone() + &undone(reference)), &format!("the task runs: undo: ${{{reference}}} {refusal}"));
+    }
     fs::write(fleet.root().join("sub.toml"), "inputs = { x = \"string\" }\n".to_owned() + &line("x")).unwrap();
     let sub = "[[step]]\nname = \"sub\"\nflow = \"sub.toml\"\nvars = { x = \"${said}\" }\n";
     assert_refused(&fleet, &(says.clone() + sub), refusal);
@@ -40,6 +50,7 @@ fn what_a_host_says_never_becomes_a_line_of_shell_on_another() {
     let _done = run(&fleet, &(says + &env)).ok();
     assert_eq!(super::ran(&fleet), ["; touch /tmp/owned"]);
     let _done = run(&fleet, &(typed + &line("said"))).ok();
+    let _what_it_said_itself = run(&fleet, &undone("result")).ok();
 }
 
 #[test]
