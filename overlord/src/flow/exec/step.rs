@@ -237,12 +237,14 @@ impl<'l> Steps<'l> {
 
     /// Waits for the end of a step that the host has.
     async fn wait(&self, line: &Line, errand: &Errand, id: &MinionJobId) -> Outcome {
-        let wait_ms = u64::try_from(WAIT_AT_ONCE.as_millis()).unwrap_or(u64::MAX);
+        // Of what is short it is heard sooner that it does not end.
+        let at_once = WAIT_AT_ONCE.min(errand.limit.saturating_add(errand.lost_after));
+        let wait_ms = u64::try_from(at_once.as_millis()).unwrap_or(u64::MAX);
         let args = json!({ "ids": [id], "wait_ms": wait_ms });
         let (mut silence, mut patience) = (Silence::new(errand.lost_after), Patience::new(errand));
         loop {
             let asked_at = Instant::now();
-            let waited = self.question::<JobsWaited>(line, errand, "jobs.wait", args.clone(), WAIT_AT_ONCE + ANSWER_GRACE).await;
+            let waited = self.question::<JobsWaited>(line, errand, "jobs.wait", args.clone(), at_once + ANSWER_GRACE).await;
             match waited.and_then(|waited| waited.jobs.into_iter().next().ok_or_else(|| NoAnswer::Silent("it told of no job".to_owned()))) {
                 Ok(report) => match self.end_of(errand, &report) {
                     Ok(Some(outcome)) => return patience.judged(outcome),
